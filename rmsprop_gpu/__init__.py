@@ -1,0 +1,17 @@
+"""RMSProp in place on NumPy and CuPy arrays: one pass over memory, the same bits everywhere, every framework's form."""
+
+from .backends import array_module, available_backends, backend_of
+from .functional import adagrad_update, rmsprop_update
+from .optimizer import AdaGrad, RMSProp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaGrad",
+    "RMSProp",
+    "adagrad_update",
+    "array_module",
+    "available_backends",
+    "backend_of",
+    "rmsprop_update",
+]

@@ -1,0 +1,215 @@
+"""The CPU backend: a loop over chunks around the rule, on all threads or on one.
+
+One driver serves every Variant: it calls chunk kernels by their address, so it is compiled once, and a Variant is one
+small serial function (about 0.15 s). All batches of a step go through one call of the driver, so that a Ctrl-C, which
+Python delivers between calls, cannot leave a step half done.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numba import cfunc, njit, prange, types
+
+from ..intrinsics import HOST, call, memory
+from ..norms import make_advance
+from ..rule import Scalars, Variant, make_rule
+from ..table import (
+    COLUMNS,
+    FACTORS,
+    GRAD_AVG,
+    GRADS,
+    MOMENTUM_BUFFER,
+    PARAM,
+    SCALARS,
+    SCALARS_ROW,
+    SQUARE_AVG,
+    TABLE,
+)
+
+CHUNK = 16_384  # elements: 64 KiB of each float32 stream, enough to forget the call, little enough to share work evenly
+SERIAL_BELOW = 32_768  # elements of a step below which waking the threads costs more than they bring
+PARTS = 64  # equal shares of a step's elements; threads take neighbouring ones
+
+WORK = 5  # int64 an item of work: kernel, batch, row, start, stop
+_load, _store = memory(np.int64, HOST)
+
+
+class Batch(Protocol):
+    """What this backend needs to know of a batch (plan.py)."""
+
+    variant: Variant
+    dtype: np.dtype[Any]
+    block: np.ndarray[Any, Any]  # addresses of table, gradient column, scalars, factors
+    sizes: list[int]
+
+
+def _make_scalars(T: Any) -> Any:
+    """``scalars(table row, batch)``: the row of scalars of a tensor, as the rule takes it."""
+    load, _ = memory(T, HOST)
+    stride = len(Scalars._fields) * np.dtype(T).itemsize
+
+    @njit(inline="always", error_model="numpy")
+    def scalars(batch, row):  # type: ignore[no-untyped-def]
+        s = _load(batch, SCALARS) + _load(row, SCALARS_ROW) * stride
+        return Scalars(
+            load(s, 0), load(s, 1), load(s, 2), load(s, 3), load(s, 4), load(s, 5), load(s, 6), load(s, 7), load(s, 8)
+        )
+
+    return scalars
+
+
+def _make_update_kernel(variant: Variant, T: Any) -> Any:
+    """The kernel of one chunk: elements start to stop of one tensor."""
+    rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), _make_scalars(T)
+    load, store = memory(T, HOST)
+    one = T(1)
+
+    # Without error_model="numpy" a division may raise, and the loop does not vectorise.
+    @cfunc(types.void(*[types.int64] * 4), error_model="numpy")
+    def update_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
+        grad = _load(_load(batch, GRADS), index)
+        if grad == 0:
+            return
+        row = _load(batch, TABLE) + index * 8 * COLUMNS
+        s = scalars(batch, row)
+        correction = one
+        if variant.bias_correction:
+            correction = load(_load(batch, FACTORS), index)
+        elif start == 0:
+            advance(row, s)
+        param, square_avg = _load(row, PARAM), _load(row, SQUARE_AVG)
+        grad_avg, momentum_buffer = _load(row, GRAD_AVG), _load(row, MOMENTUM_BUFFER)
+        for i in range(start, stop):
+            p, v = load(param, i), load(square_avg, i)
+            m = load(grad_avg, i) if variant.centered else p
+            b = load(momentum_buffer, i) if variant.momentum else p
+            p, v, m, b = rule(p, load(grad, i), v, m, b, s, correction)
+            store(param, i, p)
+            store(square_avg, i, v)
+            if variant.centered:
+                store(grad_avg, i, m)
+            if variant.momentum:
+                store(momentum_buffer, i, b)
+
+    return update_kernel
+
+
+def _make_prepare_kernel(variant: Variant, T: Any) -> Any:
+    """The kernel before the updates of a batch that needs factors: rows start to stop of its table."""
+    advance, scalars = make_advance(variant, T, HOST), _make_scalars(T)
+    _, store = memory(T, HOST)
+
+    @cfunc(types.void(*[types.int64] * 4), error_model="numpy")
+    def prepare_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
+        for i in range(start, stop):
+            if _load(_load(batch, GRADS), i) != 0:
+                row = _load(batch, TABLE) + i * 8 * COLUMNS
+                store(_load(batch, FACTORS), i, advance(row, scalars(batch, row)))
+
+    return prepare_kernel
+
+
+def _drive(prepares, n_prepares, chunks, bounds, parts, steps):  # type: ignore[no-untyped-def]
+    """One step: the prepare kernels in order, then the chunks of all batches by parts, then the count of the step."""
+    for k in range(n_prepares):
+        w = prepares + k * 8 * WORK
+        call(_load(w, 0), _load(w, 1), _load(w, 2), _load(w, 3), _load(w, 4))
+    for part in prange(parts):
+        for k in range(_load(bounds, part), _load(bounds, part + 1)):
+            w = chunks + k * 8 * WORK
+            call(_load(w, 0), _load(w, 1), _load(w, 2), _load(w, 3), _load(w, 4))
+    _store(steps, 0, _load(steps, 0) + 1)
+
+
+# A fork must not find a compilation under way in another thread: the child would wait for Numba's lock for ever.
+_compiling = threading.RLock()
+_in_parallel = threading.Lock()  # Numba's workqueue layer aborts the process when two threads enter a parallel region
+_forked = False  # a forked child stays serial: GNU OpenMP aborts it, other layers have lost their threads
+_compiled: dict[Any, Any] = {}
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _forked = True
+    _compiling.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_after_fork_in_child
+    )
+
+
+def _once(make: Callable[..., Any], *key: Any) -> Any:
+    """make(*key), compiled once a process."""
+    name = (make.__name__, *key)
+    if name not in _compiled:
+        with _compiling:
+            if name not in _compiled:
+                _compiled[name] = make(*key)
+    return _compiled[name]
+
+
+def _make_drivers() -> tuple[Any, Any]:
+    """The driver for one thread and for all; together, since a forked child must not have to compile."""
+    signature = types.void(*[types.int64] * 6)
+    return njit(signature, nogil=True)(_drive), njit(signature, nogil=True, parallel=True)(_drive)
+
+
+def update_kernel(variant: Variant, dtype: np.dtype[Any]) -> Any:
+    """The compiled chunk kernel of a Variant, a Numba ``cfunc``."""
+    return _once(_make_update_kernel, variant, dtype.type)
+
+
+def chunk_list(sizes: Sequence[int], chunk: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(row, start, stop) of every chunk; a tensor without elements has one empty chunk, which counts its step."""
+    counts = [max(1, -(-size // chunk)) for size in sizes]
+    rows = np.repeat(np.arange(len(sizes)), counts)
+    starts = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * chunk
+    stops = np.minimum(starts + chunk, np.asarray(sizes, np.int64)[rows])
+    return np.stack([rows, starts, stops], axis=1).astype(np.int64)
+
+
+def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callable[[], None]:
+    """Compile what these batches need; the function returned runs one step over them all and counts it in `steps`."""
+    serial, parallel = _once(_make_drivers)
+    prepares, work = [], []
+    for batch in batches:
+        T, block = batch.dtype.type, batch.block.ctypes.data
+        if batch.variant.bias_correction:
+            kernel = _once(_make_prepare_kernel, batch.variant, T)
+            prepares.append((kernel.address, block, 0, 0, len(batch.sizes)))
+        chunks = chunk_list(batch.sizes, CHUNK)
+        kernel = update_kernel(batch.variant, batch.dtype)
+        work.append(np.insert(chunks, [0, 0], [kernel.address, block], axis=1))
+
+    prepare_items = np.array(prepares, np.int64).reshape(-1, WORK)
+    items = np.ascontiguousarray(np.concatenate([np.empty((0, WORK), np.int64), *work]))
+    done = np.concatenate([[0], np.cumsum(items[:, 4] - items[:, 3])])
+    size = int(done[-1])
+    bounds = np.searchsorted(done, np.linspace(0, size, PARTS + 1)).astype(np.int64)
+    bounds[0], bounds[-1] = 0, len(items)  # empty tensors at the ends belong to the first and the last part
+    arguments = (
+        prepare_items.ctypes.data,
+        len(prepare_items),
+        items.ctypes.data,
+        bounds.ctypes.data,
+        PARTS,
+        steps.ctypes.data,
+    )
+    kept = (prepare_items, items, bounds, steps, batches)  # addresses do not own
+
+    def launch() -> None:
+        if size < SERIAL_BELOW or _forked:
+            serial(*arguments)
+        else:
+            with _in_parallel:
+                parallel(*arguments)
+
+    launch.kept = kept  # type: ignore[attr-defined]
+    return launch

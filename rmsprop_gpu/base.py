@@ -1,0 +1,270 @@
+"""What every optimizer here does: groups, hyperparameters that may change, steps, state that goes out and comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+
+from . import hyper
+from .arrays import Problems, Tensor, check_disjoint, make_tensor
+from .hyper import ParamGroup, Schedule
+from .plan import Plan, Settings
+from .rule import Variant
+from .state import VERSION, LoadReport, State, check_state_dict, needed
+from .structure import Leaf, parse
+
+
+class Optimizer:
+    """RMSProp and AdaGrad differ from it in their hyperparameters and in one line of the rule."""
+
+    _adagrad: ClassVar[bool]
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._plan: Plan | None = None
+        self._variants: dict[Any, Variant] = {}
+        for name, value in defaults.items():
+            defaults[name] = hyper.checked(name, value)
+        structure = parse(params)
+        self._flatten = structure.flatten
+        problems = Problems()
+        made = [[_tensor(leaf, problems) for leaf in leaves] for _, leaves in structure.groups]
+        self._members = [[tensor for tensor in tensors if tensor] for tensors in made]
+        self._tensors = [tensor for tensors in self._members for tensor in tensors]
+        check_disjoint([(t.label, t.address, t.layout.nbytes) for t in self._tensors], problems)
+        problems.raise_any()
+
+        self._param_groups = []
+        for i, ((overrides, _), tensors) in enumerate(zip(structure.groups, self._members, strict=True)):
+            for name in overrides:
+                if name not in defaults:
+                    raise TypeError(f"params[{i}] has {name!r}; wanted hyperparameters among {', '.join(defaults)}")
+            values = {name: hyper.checked(name, overrides.get(name, value)) for name, value in defaults.items()}
+            self._param_groups.append(ParamGroup(values, tuple(t.array for t in tensors), self._changed))
+        self._group_of = [i for i, tensors in enumerate(self._members) for _ in tensors]
+        self._steps = np.zeros(1, np.int64)
+        self._state = State(self._tensors)
+        self._kinds = {(i, t.layout.dtype) for t, i in zip(self._tensors, self._group_of, strict=True)}
+        self._changed()
+        self._allocate()
+
+    # Hyperparameters
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """The groups, each a mapping of its hyperparameters and ``"params"``; an assignment counts at the next step."""
+        return list(self._param_groups)
+
+    @property
+    def lr(self) -> float | Schedule:
+        """The learning rate that all groups share; assigning it assigns that of every group."""
+        rates = [group["lr"] for group in self._param_groups]
+        if any(rate != rates[0] for rate in rates):
+            raise ValueError(f'the groups differ in lr: {rates}; ask param_groups[i]["lr"]')
+        return rates[0]  # type: ignore[no-any-return]
+
+    @lr.setter
+    def lr(self, value: float | Schedule) -> None:
+        value = hyper.checked("lr", value)
+        for group in self._param_groups:
+            group._check({**group.hyper(), "lr": value})
+        for group in self._param_groups:
+            group["lr"] = value
+
+    @property
+    def steps(self) -> int:
+        """How often `step` was called, and what a callable `lr` is given; 0 at the first call."""
+        return int(self._steps[0])
+
+    def _changed(self) -> None:
+        self._stale = True
+        self._scheduled = any(callable(group["lr"]) for group in self._param_groups)
+
+    # Steps
+
+    def step(self, grads: Any, *, grad_scale: Any = None, found_inf: Any = None) -> None:
+        """Update every parameter in place.
+
+        Parameters
+        ----------
+        grads : array, sequence, mapping or list of these
+            Mirrors the structure of the parameters; for groups a list with one entry a group. Each gradient has its
+            parameter's shape and dtype, in any layout: one that lies as its parameter does is read where it is,
+            another is copied into a buffer that is kept. None is ever written. ``None`` leaves the parameter and its
+            state alone.
+        grad_scale, found_inf : None
+            Reserved for device scalars; anything else raises NotImplementedError.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming everything that is wrong with any gradient, or with a parameter that was changed in place. Then
+            nothing at all was written: a step is all or nothing.
+        """
+        if grad_scale is not None or found_inf is not None:
+            hyper.refuse_later(grad_scale=grad_scale, found_inf=found_inf)
+        arrays = self._flatten(grads)
+        plan = self._plan
+        if self._stale or self._scheduled or plan is None:
+            plan = self._current_plan()
+        plan.bind(arrays)
+        plan.launch()
+
+    def _settings(self) -> Settings:
+        """Variant and scalars of the next step, for every group and dtype in it."""
+        rates = [hyper.lr_at(group["lr"], self.steps) for group in self._param_groups]
+        hypers = [group.hyper() for group in self._param_groups]
+        return {
+            (i, dtype): (hyper.variant(hypers[i], self._adagrad), hyper.scalars(hypers[i], rates[i], dtype))
+            for i, dtype in self._kinds
+        }
+
+    def _current_plan(self) -> Plan:
+        """The plan for the hyperparameters as they are now: a new one only if a switch or a buffer is new."""
+        settings = self._settings()
+        if self._plan is None or self._stale:
+            variants = {kind: variant for kind, (variant, _) in settings.items()}
+            if self._allocate() or self._plan is None or variants != self._variants:
+                self._plan = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps)
+                self._variants = variants
+            self._stale = False
+        self._plan.write_scalars(settings)
+        return self._plan
+
+    def _needed(self) -> list[list[str]]:
+        return [needed(self._param_groups[i].hyper(), self._adagrad) for i in self._group_of]
+
+    def _allocate(self) -> bool:
+        """Make the state that the hyperparameters need and that is not there yet."""
+        return self._state.ensure(self._needed(), [self._param_groups[i]["initial_scale"] for i in self._group_of])
+
+    # State
+
+    @property
+    def state(self) -> State:
+        """``opt.state[name_or_index]["square_avg"]``: the state itself, arrays of the parameter's shape beside it."""
+        return self._state
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot of state, hyperparameters and steps, of plain dicts, lists, numbers and arrays; it may be kept.
+
+        Unlike torch's it copies, so that later steps do not change it, and goes by name. A callable ``lr`` is a
+        program, not a number: it is saved as None, and given again to the optimizer that loads.
+        """
+        if self._stale:
+            self._allocate()
+        members = [[tensor.key for tensor in tensors] for tensors in self._members]
+        groups = [group.hyper() for group in self._param_groups]
+        return {
+            "optimizer": type(self).__name__,
+            "version": VERSION,
+            "steps": self.steps,
+            "state": self._state.snapshot(),
+            "param_groups": [
+                {"params": names, **h, "lr": None if callable(h["lr"]) else h["lr"]}
+                for names, h in zip(members, groups, strict=True)
+            ],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
+        """Continue from a `state_dict`: everything is validated by name before anything changes.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            As `state_dict` returned it, or read back from wherever it was kept.
+        strict : bool
+            True: the same parameters in the same groups; the hyperparameters are loaded too (a callable ``lr``
+            stays, and has to be there where one was saved). False: parameters that both have are loaded, the others
+            and all hyperparameters stay as they are; `steps` is loaded.
+
+        Returns
+        -------
+        LoadReport
+            The names ``missing`` in the dict, and the ``unexpected`` ones in it; both empty with `strict`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming everything that does not fit; then nothing was changed. torch finds a wrong shape at the next step,
+            and casts float32 state to the parameter's dtype.
+        """
+        problems = Problems()
+        loaded = check_state_dict(state_dict, type(self).__name__, problems)
+        problems.raise_any()
+        keys = [tensor.key for tensor in self._tensors]
+        report = LoadReport(
+            [key for key in keys if key not in loaded["state"]], [key for key in loaded["state"] if key not in keys]
+        )
+        groups = [dict(group.hyper()) for group in self._param_groups]
+        if strict:
+            for name, what in (
+                (report.missing, "is missing in"),
+                (report.unexpected, "has no parameter here, but is in"),
+            ):
+                for key in name:
+                    problems.add(ValueError, f'"{key}" {what} state_dict["state"]')
+            groups = self._loaded_groups(loaded["param_groups"], problems)
+        problems.raise_any()
+        names = [needed(groups[i], self._adagrad) for i in self._group_of]
+        found = self._state.check(loaded["state"], names, problems)
+        problems.raise_any()
+
+        self._state.load(found)
+        self._steps[0] = loaded["steps"]
+        for group, values in zip(self._param_groups, groups, strict=True):
+            group.replace(values)
+        return report
+
+    def _loaded_groups(self, saved: list[Any], problems: Problems) -> list[dict[str, Any]]:
+        """The hyperparameters of every group in a state dict, validated; ours where they cannot be."""
+        if len(saved) != len(self._param_groups):
+            problems.add(ValueError, f"param_groups has {len(saved)} groups; wanted {len(self._param_groups)}")
+            return [group.hyper() for group in self._param_groups]
+        groups = []
+        for i, (group, entry) in enumerate(zip(self._param_groups, saved, strict=True)):
+            groups.append(group.loaded(entry, [t.key for t in self._members[i]], f"param_groups[{i}]", problems))
+        return groups
+
+    def __repr__(self) -> str:
+        tensors = self._tensors
+        size = sum(t.layout.size for t in tensors)
+        dtypes = ", ".join(sorted({str(t.layout.dtype) for t in tensors}))
+        lines = [
+            f"{type(self).__name__}({_count(len(tensors), 'tensor')}, {_count(size, 'parameter')} of {dtypes} "
+            f"on the cpu, {self._state.nbytes:,} bytes of state, {_count(self.steps, 'step')})"
+        ]
+        for i, group in enumerate(self._param_groups):
+            members = self._members[i]
+            size = sum(t.layout.size for t in members)
+            shown = ", ".join(
+                f"{name}={_shown(value)}" for name, value in group.hyper().items() if _is_said(name, value)
+            )
+            lines.append(f"  group {i}: {_count(len(members), 'tensor')}, {_count(size, 'parameter')}: {shown}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} holds addresses of its parameters and cannot be copied or pickled; "
+            "save its state_dict(), and load that into an optimizer built for the new parameters"
+        )
+
+
+def _tensor(leaf: Leaf, problems: Problems) -> Tensor | None:
+    labels = {f"{word}_label": f"{what}{leaf.place}" for word, what in (("grad", "grads"), ("state", "state"))}
+    labels["state_label"] += "."
+    return make_tensor(leaf.array, problems, key=leaf.key, label=f"params{leaf.place}", **labels)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or repr(value) if callable(value) else repr(value)
+
+
+def _is_said(name: str, value: Any) -> bool:
+    """Is a hyperparameter worth a word: always lr, alpha and eps, others where they do something."""
+    return name in ("lr", "alpha", "eps") or (value is not None and value is not False and value != 0)

@@ -1,0 +1,132 @@
+"""rmsprop_update and adagrad_update: one tensor, the caller owns the state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import hyper
+from .arrays import NDArray, Problems, address_of, check_disjoint, check_param, make_tensor
+from .plan import Plan
+
+
+def rmsprop_update(
+    param: NDArray,
+    grad: NDArray,
+    square_avg: NDArray,
+    *,
+    lr: float,
+    alpha: float = 0.9,
+    eps: float = 1e-8,
+    weight_decay: float | None = 0.0,
+    momentum: float = 0.0,
+    momentum_buffer: NDArray | None = None,
+    centered: bool = False,
+    grad_avg: NDArray | None = None,
+    nesterov: bool = False,
+    eps_in_sqrt: bool = False,
+    lr_in_momentum: bool = False,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """One RMSProp step on one array, in place; the state is the caller's.
+
+    Parameters
+    ----------
+    param : ndarray
+        Updated in place: float32 or float64, any shape, one dense block of memory.
+    grad : ndarray
+        Of the same shape and dtype, any layout; only read.
+    square_avg, momentum_buffer, grad_avg : ndarray
+        State that lies in memory as `param` does, updated in place; the buffer is needed with `momentum`, the average
+        with `centered`. Start them at zero.
+    lr, ..., maximize : float or bool
+        As in :class:`RMSProp`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming all that is wrong; then nothing was written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> param, square_avg = np.ones(3), np.zeros(3)
+    >>> rmsprop_update(param, np.full(3, 0.5), square_avg, lr=0.1)
+    >>> param.round(6), square_avg
+    (array([0.683772, 0.683772, 0.683772]), array([0.025, 0.025, 0.025]))
+    """
+    arguments = dict(locals())
+    h = _checked(arguments, hyper.RMSPROP)
+    state = {"square_avg": square_avg}
+    if h["centered"]:
+        state["grad_avg"] = grad_avg  # type: ignore[assignment]  # None is refused with the rest
+    if h["momentum"]:
+        state["momentum_buffer"] = momentum_buffer  # type: ignore[assignment]
+    _update(param, grad, state, h, adagrad=False)
+
+
+def adagrad_update(
+    param: NDArray,
+    grad: NDArray,
+    sum: NDArray,
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    weight_decay: float | None = 0.0,
+    eps_in_sqrt: bool = False,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> None:
+    """One AdaGrad step on one array, in place; `sum`, the caller's, adds up the squared gradients.
+
+    Parameters and errors are those of :func:`rmsprop_update`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> param, total = np.ones(3), np.zeros(3)
+    >>> adagrad_update(param, np.full(3, 0.5), total, lr=0.1)
+    >>> param.round(6), total
+    (array([0.9, 0.9, 0.9]), array([0.25, 0.25, 0.25]))
+    """
+    arguments = dict(locals())
+    _update(param, grad, {"sum": sum}, _checked(arguments, hyper.ADAGRAD), adagrad=True)
+
+
+def _checked(arguments: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The hyperparameters among the arguments, validated; what one tensor's update does not have is off."""
+    if callable(arguments["lr"]):
+        raise TypeError("lr is a callable; wanted a number, one update has no count of steps")
+    return {name: hyper.checked(name, arguments.get(name, hyper.NEUTRAL.get(name))) for name in names}
+
+
+def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, adagrad: bool) -> None:
+    problems = Problems()
+    tensor = make_tensor(param, problems, key="param", label="param", grad_label="grad", state_label="")
+    buffers = {}
+    for name, x in state.items():
+        array = check_param(x, name, problems)
+        if array is None or tensor is None:
+            continue
+        if array.dtype != tensor.layout.dtype:
+            problems.add(TypeError, f"{name} has dtype {array.dtype}, but param has {tensor.layout.dtype}")
+        elif not tensor.layout.matches(array):
+            problems.add(
+                ValueError,
+                f"{name} has shape {array.shape} and strides {array.strides}, "
+                f"but param has {tensor.layout.shape} and {tensor.layout.strides}; wanted them to lie alike",
+            )
+        buffers[name] = array
+    if tensor is not None:
+        all_arrays = [("param", tensor.address, tensor.layout.nbytes)]
+        all_arrays += [(name, address_of(array), array.nbytes) for name, array in buffers.items()]
+        check_disjoint(all_arrays, problems)
+    problems.raise_any()
+    assert tensor is not None  # or there were problems
+    dtype = tensor.layout.dtype
+    settings = {(0, dtype): (hyper.variant(h, adagrad), hyper.scalars(h, h["lr"], dtype))}
+    plan = Plan([tensor], [0], [buffers], settings, np.zeros(1, np.int64))
+    plan.bind([grad])
+    plan.launch()

@@ -1,0 +1,147 @@
+"""The headers of many NumPy arrays, checked in one call.
+
+NumPy arrays change in place (``resize``, ``shape``, ``dtype``, ``flags``), and an object's identity proves nothing, so
+every array is looked at again in every step. In Python that is the most expensive part of a step over many small
+tensors; here a compiled function reads the fields of ``PyArrayObject`` (NumPy's stable C interface) behind each ``id``.
+Whether they lie where that says is verified at import; where they do not (another object header), `TRUSTED` is False,
+every array counts as odd, and the checks in ``arrays.py`` do all the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from .intrinsics import HOST, memory
+
+_TYPE, _DATA, _ND, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 32, 40, 56, 64  # offsets in bytes
+_ALIGNED, _WRITEABLE = 0x100, 0x400
+_NDARRAY, _NONE = id(np.ndarray), id(None)
+
+# The block of addresses and counts that the function gets.
+PARAM_IDS, RECORDS, OFFSETS, COLUMN, LOWEST, HIGHEST, INTERVALS, VERDICTS, COUNT = range(9)
+FIELDS = 9
+
+# A record, one for each parameter: what its header says, and what that of its gradient has to say.
+_R_DATA, _R_DESCR, _R_LOW, _R_SIZE, _R_ND, _R_DIMS = range(6)
+
+PARAM_CHANGED, GRAD_ODD, GRAD_OVERLAPS = 1, 2, 4  # verdicts
+
+
+def _layout_is_known() -> bool:
+    """Does an array's C struct on this interpreter look as NumPy's headers say?"""
+
+    def word(address: int, T: Any = ctypes.c_int64) -> int:
+        return int(T.from_address(address).value)
+
+    frozen = np.ones((2, 3), np.float64).T
+    frozen.flags.writeable = False
+    for a in (
+        np.zeros(()),
+        np.zeros((4, 0), np.float32),
+        frozen,
+        np.arange(24, dtype=np.float32).reshape(2, 3, 4)[::-1],
+    ):
+        head, nd = id(a), a.ndim
+        try:
+            found = (word(head + _TYPE), word(head + _DATA), word(head + _ND, ctypes.c_int32), word(head + _DESCR))
+            if found != (_NDARRAY, a.__array_interface__["data"][0], nd, id(a.dtype)):
+                return False
+            shape, strides = word(head + _SHAPE), word(head + _STRIDES)
+            if tuple(word(shape + 8 * j) for j in range(nd)) != a.shape:
+                return False
+            if tuple(word(strides + 8 * j) for j in range(nd)) != a.strides:
+                return False
+            flags = word(head + _FLAGS, ctypes.c_int32)
+        except ValueError:
+            return False
+        if bool(flags & _ALIGNED) != a.flags.aligned or bool(flags & _WRITEABLE) != a.flags.writeable:
+            return False
+    return True
+
+
+def _struct_is_plausible() -> bool:
+    """The reads above stay inside the object: a CPython with 8-byte words and the ordinary object header."""
+    return ctypes.sizeof(ctypes.c_void_p) == 8 and object.__basicsize__ == 16 and np.ndarray.__basicsize__ >= 72
+
+
+TRUSTED = _struct_is_plausible() and _layout_is_known()
+
+
+def record(array: np.ndarray[Any, Any], low: int) -> list[int]:
+    """What the header of this parameter says; its lowest address is `low` bytes from its first element (at most 0)."""
+    data = array.__array_interface__["data"][0]
+    dims = [x for pair in zip(array.shape, array.strides, strict=True) for x in pair]
+    return [data, id(array.dtype), low, array.nbytes, array.ndim, *dims]
+
+
+@cache
+def checker() -> Any:
+    """``check(block, grad_ids)``: verdicts on every parameter and gradient; 0 when there is nothing to look into.
+
+    Writes the address of every gradient into the column (0 for ``None``), and looks for an overlap where it changed.
+    """
+    load, store = memory(np.int64, HOST)
+    load_int32, _ = memory(np.int32, HOST)
+
+    @njit(inline="always")
+    def same(head, record, flags):  # type: ignore[no-untyped-def]
+        if load(head + _TYPE, 0) != _NDARRAY or load(head + _DESCR, 0) != load(record, _R_DESCR):
+            return False
+        nd = load(record, _R_ND)
+        if load_int32(head + _FLAGS, 0) & flags != flags or load_int32(head + _ND, 0) != nd:
+            return False
+        shape, strides = load(head + _SHAPE, 0), load(head + _STRIDES, 0)
+        size = load(record, _R_SIZE)
+        for j in range(nd):
+            n = load(shape, j)
+            if n != load(record, _R_DIMS + 2 * j):
+                return False
+            # The stride of a dimension of one element, and of an array without any, says nothing.
+            if n != 1 and size != 0 and load(strides, j) != load(record, _R_DIMS + 2 * j + 1):
+                return False
+        return True
+
+    @njit(inline="always")
+    def overlaps(block, start, size):  # type: ignore[no-untyped-def]
+        """Is any byte of [start, start + size) in one of the sorted, disjoint intervals?"""
+        lowest, highest = load(block, LOWEST), load(block, HIGHEST)
+        a, b = 0, load(block, INTERVALS)
+        while a < b:  # the first interval that ends after start
+            middle = (a + b) // 2
+            if load(highest, middle) > start:
+                b = middle
+            else:
+                a = middle + 1
+        return size > 0 and a < load(block, INTERVALS) and load(lowest, a) < start + size
+
+    @njit(types.int64(types.int64, types.int64))
+    def check(block, grad_ids):  # type: ignore[no-untyped-def]
+        ids, records, offsets = load(block, PARAM_IDS), load(block, RECORDS), load(block, OFFSETS)
+        column, verdicts, any_verdict = load(block, COLUMN), load(block, VERDICTS), 0
+        for i in range(load(block, COUNT)):
+            record = records + 8 * load(offsets, i)
+            head = load(ids, i)
+            verdict = 0
+            if not same(head, record, _ALIGNED | _WRITEABLE) or load(head + _DATA, 0) != load(record, _R_DATA):
+                verdict = PARAM_CHANGED
+            head = load(grad_ids, i)
+            if head == _NONE:
+                store(column, i, 0)
+            elif not same(head, record, _ALIGNED):
+                verdict |= GRAD_ODD
+            else:
+                start = load(head + _DATA, 0) + load(record, _R_LOW)
+                if start != load(column, i):
+                    store(column, i, start)
+                    if overlaps(block, start, load(record, _R_SIZE)):
+                        verdict |= GRAD_OVERLAPS
+            store(verdicts, i, verdict)
+            any_verdict |= verdict
+        return any_verdict
+
+    return check

@@ -1,0 +1,241 @@
+"""The user's hyperparameters, validated at the edge, and what they mean to a kernel: a Variant and a row of scalars."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .arrays import Problems
+from .rule import Scalars, Variant
+
+Schedule: TypeAlias = Callable[[int], float]
+
+_AT_LEAST_0 = ("a finite number >= 0", lambda x: 0 <= x < math.inf)
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "lr": _AT_LEAST_0,
+    "alpha": ("a number with 0 <= alpha < 1", lambda x: 0 <= x < 1),
+    "eps": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "momentum": ("a number with 0 <= momentum <= 1", lambda x: 0 <= x <= 1),
+    "initial_scale": _AT_LEAST_0,
+    "clipvalue": ("None or a number >= 0", lambda x: x >= 0),
+}
+_MAY_BE_NONE = ("weight_decay", "clipvalue")
+_FLAGS = (
+    "centered",
+    "nesterov",
+    "eps_in_sqrt",
+    "lr_in_momentum",
+    "bias_correction",
+    "decoupled_weight_decay",
+    "maximize",
+)
+# The hyperparameters of each optimizer, in the order of its arguments.
+RMSPROP = (
+    "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "nesterov", "eps_in_sqrt", "lr_in_momentum",
+    "initial_scale", "bias_correction", "decoupled_weight_decay", "maximize", "clipvalue",
+    "clipnorm", "global_clipnorm", "skip_nonfinite",
+)  # fmt: skip  # a table, read as one
+ADAGRAD = tuple(
+    name for name in RMSPROP
+    if name not in ("alpha", "momentum", "centered", "nesterov", "lr_in_momentum", "bias_correction")
+)  # fmt: skip
+NEUTRAL = {"initial_scale": 0.0, "bias_correction": False, "skip_nonfinite": False}  # None where not named
+_LATER = {"clipnorm": None, "global_clipnorm": None, "skip_nonfinite": False, "grad_scale": None, "found_inf": None}
+
+
+def refuse_later(**arguments: object) -> None:
+    """Refuse what the interface names and this version cannot do yet, unless it is at its neutral value."""
+    for name, value in arguments.items():
+        if value is not _LATER[name]:
+            raise NotImplementedError(f"{name} is not implemented yet; wanted {name}={_LATER[name]}")
+
+
+def number(name: str, value: object) -> float | None:
+    """A hyperparameter that is a number, as a float; None where that means "off"."""
+    wanted, allowed = _NUMBERS[name]
+    if value is None and name in _MAY_BE_NONE:
+        return None if name == "clipvalue" else 0.0
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted {wanted}")
+    try:
+        x = float(value)
+    except OverflowError:
+        x = math.inf
+    if not allowed(x):
+        raise ValueError(f"{name} is {value!r}; wanted {wanted}")
+    return x
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted True or False")
+    return bool(value)
+
+
+def checked(name: str, value: object) -> Any:
+    """One hyperparameter, validated; a callable is a schedule where `name` is ``lr``."""
+    if name in _LATER:
+        refuse_later(**{name: value})
+        return value
+    if name == "lr" and callable(value):
+        return value
+    return _flag(name, value) if name in _FLAGS else number(name, value)
+
+
+def lr_at(lr: float | Schedule, step: int) -> float:
+    """The learning rate of a step, asked of a schedule and validated where it is one."""
+    if not callable(lr):
+        return lr
+    x = lr(step)
+    try:
+        return number("lr", x)  # type: ignore[return-value]  # only weight_decay and clipvalue may be None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"lr({step}): {error}") from None
+
+
+def variant(h: Mapping[str, Any], adagrad: bool) -> Variant:
+    """The compile-time switches, normalised: what has no effect is off, so that it shares its kernel."""
+    eps, decay, momentum = h["eps"] != 0, bool(h["weight_decay"]), bool(h.get("momentum"))
+    return Variant(
+        adagrad=adagrad,
+        scale=h["maximize"],
+        clipvalue=bool(h["clipvalue"]),
+        weight_decay=decay and not h["decoupled_weight_decay"],
+        decoupled_weight_decay=decay and h["decoupled_weight_decay"],
+        centered=h.get("centered", False),
+        bias_correction=h.get("bias_correction", False),
+        eps=eps,
+        eps_in_sqrt=eps and h["eps_in_sqrt"],
+        momentum=momentum,
+        nesterov=momentum and h["nesterov"],
+        lr_in_momentum=momentum and h["lr_in_momentum"],
+    )
+
+
+def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The row of scalars of a step: computed in float64, rounded once to the compute type.
+
+    Raises
+    ------
+    ValueError
+        A number that means something else once it is rounded: an `eps` that becomes 0, an `alpha` that becomes 1,
+        anything finite that becomes infinite.
+    """
+    alpha, decay = h.get("alpha", 0.0), h["weight_decay"]
+    exact = Scalars(
+        lr=lr,
+        alpha=alpha,
+        one_minus_alpha=1.0 - alpha,
+        eps=h["eps"],
+        weight_decay=decay,
+        lr_times_decay=lr * decay,
+        momentum=h.get("momentum", 0.0),
+        clipvalue=h["clipvalue"] or math.inf,
+        scale=-1.0 if h["maximize"] else 1.0,
+    )
+    with np.errstate(over="ignore", under="ignore"):
+        row = np.array(exact, np.float64).astype(dtype)
+    rounded = Scalars(*row.tolist())
+    if h["eps"] != 0 and rounded.eps == 0:
+        raise ValueError(f"eps is {h['eps']!r}, which is 0 in {dtype}; wanted 0 itself or a larger number")
+    if rounded.alpha == 1:
+        raise ValueError(f"alpha is {alpha!r}, which is 1 in {dtype}; wanted alpha < 1 after rounding")
+    for name, value in rounded._asdict().items():
+        if math.isinf(value) and name != "clipvalue":
+            raise ValueError(
+                f"{name} is {getattr(exact, name)!r}, which is infinite in {dtype}; wanted a smaller number"
+            )
+    return row
+
+
+class ParamGroup(MutableMapping[str, Any]):
+    """The hyperparameters of a group, and under ``"params"`` its arrays; behaves as the dict that torch has here.
+
+    An assignment is validated at once, and takes effect at the next step; a wrong one changes nothing. The keys are
+    fixed. ``"params"`` and ``"initial_scale"``, which only the start of the state can follow, cannot be assigned.
+    """
+
+    def __init__(self, values: Mapping[str, Any], params: tuple[Any, ...], on_change: Callable[[], None]) -> None:
+        self._values, self._params, self._on_change = dict(values), params, on_change
+        self._dtypes = {np.asarray(p).dtype for p in params}
+        self._check(self._values)
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        for dtype in self._dtypes:
+            scalars(values, 0.0 if callable(values["lr"]) else values["lr"], dtype)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._params if name == "params" else self._values[name]
+
+    def __setitem__(self, name: str, value: object) -> None:
+        self.update({name: value})
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Several at once: all of them, or with an error none."""
+        changes = {}
+        for name, value in dict(*args, **kwargs).items():
+            if name not in self._values:
+                raise KeyError(f"{name!r} is no hyperparameter here; there are {', '.join(self._values)}")
+            changes[name] = checked(name, value)
+            if name == "initial_scale" and changes[name] != self._values[name]:
+                raise ValueError("initial_scale is what the state starts from; it cannot change once the state exists")
+        values = {**self._values, **changes}
+        self._check(values)
+        self._values = values
+        self._on_change()
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"a hyperparameter cannot be deleted ({name!r}); assign its neutral value instead")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", *self._values))
+
+    def __len__(self) -> int:
+        return 1 + len(self._values)
+
+    def replace(self, values: Mapping[str, Any]) -> None:
+        """Take values that were validated together."""
+        self._values = dict(values)
+        self._on_change()
+
+    def loaded(self, entry: Any, keys: list[str], label: str, problems: Problems) -> dict[str, Any]:
+        """The hyperparameters in a saved group, for parameters of these keys; ours where it is wrong."""
+        if not isinstance(entry, Mapping) or list(entry.get("params", ())) != keys:
+            found = entry.get("params") if isinstance(entry, Mapping) else entry
+            problems.add(ValueError, f"{label} is of {found!r}; wanted a mapping with params {keys!r}")
+            return self.hyper()
+        for name in [n for n in self._values if n not in entry]:
+            problems.add(ValueError, f"{label} lacks {name!r}")
+        for name in [n for n in entry if n not in self._values and n != "params"]:
+            problems.add(ValueError, f"{label} has {name!r}, which is no hyperparameter here")
+        values = {**self._values, **{n: v for n, v in entry.items() if n in self._values}}
+        ours = self._values["lr"]
+        if (values["lr"] is None) != callable(ours):
+            wanted = (
+                "a callable lr, as was saved"
+                if values["lr"] is None
+                else f"a number as lr, as was saved ({values['lr']})"
+            )
+            problems.add(
+                ValueError, f'{label}["lr"] is {ours!r} in this optimizer; wanted {wanted}: assign it before loading'
+            )
+            return self.hyper()
+        values["lr"] = ours if callable(ours) else values["lr"]
+        try:
+            values = {name: checked(name, value) for name, value in values.items()}
+            self._check(values)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            problems.add(ValueError, f"{label}: {error}")
+        return values
+
+    def hyper(self) -> dict[str, Any]:
+        """The hyperparameters alone."""
+        return dict(self._values)
+
+    def __repr__(self) -> str:
+        return repr({"params": f"<{len(self._params)} arrays>", **self._values})

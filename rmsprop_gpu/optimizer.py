@@ -1,0 +1,161 @@
+"""RMSProp and AdaGrad: what their arguments are and mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import hyper
+from .base import Optimizer
+from .hyper import Schedule
+
+
+class RMSProp(Optimizer):
+    """RMSProp, in place on arrays, all of them in one parallel pass.
+
+    ::
+
+        square_avg = alpha * square_avg + (1 - alpha) * grad**2
+        param     -= lr / (sqrt(square_avg) + eps) * grad
+
+    AdaGrad's sum of squared gradients is replaced by a decaying average, so that the learning rate no longer dies
+    (Tieleman and Hinton 2012, lecture 6.5; centered, with momentum: Graves 2013, arXiv:1308.0850).
+
+    Parameters
+    ----------
+    params : array, sequence of arrays, mapping from name to array, or list of groups
+        NumPy arrays of float32 or float64, any shape, each one dense block of memory in any order of its dimensions.
+        They are updated in place. A group is a mapping with ``"params"`` and the hyperparameters that differ.
+    lr : float or callable
+        Learning rate, >= 0. A callable is given `steps`, the count of steps so far.
+    alpha : float
+        Decay of the averages, 0 <= alpha < 1 (Keras and TensorFlow: rho; optax: decay; the definition: beta).
+    eps : float
+        >= 0, added to the root; 0 is Hinton's form, in which an element that never saw a gradient stays.
+    weight_decay : float
+        Added to the gradient as ``weight_decay * param`` (L2, coupled); see `decoupled_weight_decay`.
+    momentum : float
+        0 <= momentum <= 1; 0 needs no buffer.
+    centered : bool
+        Divide by the standard deviation, ``sqrt(square_avg - grad_avg**2)``. The difference is kept from going below 0:
+        torch, optax and Keras yield NaN on a constant gradient.
+    nesterov : bool
+        Look ahead by one momentum step (optax).
+    eps_in_sqrt : bool
+        ``sqrt(square_avg + eps)`` (TensorFlow, Keras, optax's default) instead of ``sqrt(square_avg) + eps`` (torch).
+    lr_in_momentum : bool
+        The momentum buffer holds steps (TensorFlow, Keras, optax) instead of directions (torch): it differs when `lr`
+        changes.
+    initial_scale : float
+        What `square_avg` starts from: 1 in TensorFlow 1, 0 elsewhere.
+    bias_correction : bool
+        Divide `square_avg` (centered: the variance) by ``1 - alpha**t``, tracked as a moving average of ones.
+    decoupled_weight_decay : bool
+        Decay the parameter itself, ``param -= lr * weight_decay * param``, before the step (Keras, AdamW).
+    maximize : bool
+        Step up the gradient.
+    clipvalue : float, optional
+        Clip every element of the gradient to [-clipvalue, clipvalue], before decay; a NaN stays a NaN.
+    clipnorm, global_clipnorm, skip_nonfinite
+        Not implemented yet.
+
+    Notes
+    -----
+    State, on the parameter's device and in its dtype: ``square_avg``, ``grad_avg`` if centered, ``momentum_buffer``
+    with momentum, each of the parameter's size; ``step`` and ``bias_weight``, one number each. A plain step reads three
+    and writes two streams of the model's size, 20 bytes an element of float32; each further buffer adds two.
+    Results are the same to the last bit for any number of threads.
+
+    Any hyperparameter may change between steps (``opt.lr = 1e-4``, ``opt.param_groups[0]["momentum"] = 0.9``): a buffer
+    that becomes necessary is made then, where torch raises KeyError. The defaults are the definition above; torch's
+    alpha is 0.99 by default, and its lr 1e-2, Keras's lr 1e-3 and eps 1e-7 inside the root.
+
+    Two threads may step two optimizers at a time, not one and the same.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weights = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
+    >>> opt = RMSProp(weights, lr=0.1)
+    >>> opt.step({"w": np.full((2, 3), 0.5, np.float32), "b": None})
+    >>> weights["w"][0].round(4)
+    array([0.6838, 0.6838, 0.6838], dtype=float32)
+    >>> opt
+    RMSProp(2 tensors, 9 parameters of float32 on the cpu, 60 bytes of state, 1 step)
+      group 0: 2 tensors, 9 parameters: lr=0.1, alpha=0.9, eps=1e-08
+    """
+
+    _adagrad = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Schedule = 1e-2,
+        alpha: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float | None = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        nesterov: bool = False,
+        eps_in_sqrt: bool = False,
+        lr_in_momentum: bool = False,
+        initial_scale: float = 0.0,
+        bias_correction: bool = False,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        clipvalue: float | None = None,
+        clipnorm: None = None,
+        global_clipnorm: None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        arguments = dict(locals())
+        super().__init__(params, {name: arguments[name] for name in hyper.RMSPROP})
+
+
+class AdaGrad(Optimizer):
+    """AdaGrad, in place on arrays: RMSProp with the sum of squared gradients instead of their decaying average.
+
+    ::
+
+        sum    = sum + grad**2
+        param -= lr / (sqrt(sum) + eps) * grad
+
+    Duchi, Hazan and Singer, JMLR 12 (2011). Its learning rate dies as 1 / sqrt(t); it is here for comparison and for
+    sparse problems.
+
+    Parameters
+    ----------
+    params, lr, eps, weight_decay, initial_scale, eps_in_sqrt, decoupled_weight_decay, maximize, clipvalue
+        As in :class:`RMSProp`. `initial_scale` is torch's and Keras's ``initial_accumulator_value`` (0 and 0.1 there);
+        Keras and optax have `eps` inside the root.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weight = np.ones(3)
+    >>> opt = AdaGrad(weight, lr=0.1)
+    >>> opt.step(np.full(3, 0.5))
+    >>> weight.round(6), opt.state[0]["sum"]
+    (array([0.9, 0.9, 0.9]), array([0.25, 0.25, 0.25]))
+    """
+
+    _adagrad = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Schedule = 1e-2,
+        eps: float = 1e-10,
+        weight_decay: float | None = 0.0,
+        *,
+        initial_scale: float = 0.0,
+        eps_in_sqrt: bool = False,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        clipvalue: float | None = None,
+        clipnorm: None = None,
+        global_clipnorm: None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        arguments = dict(locals())
+        super().__init__(params, {name: arguments[name] for name in hyper.ADAGRAD})

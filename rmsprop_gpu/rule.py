@@ -1,0 +1,106 @@
+"""THE update rule: scalars in, scalars out. Nothing else in the package knows the mathematics of a step.
+
+The rule uses only operations that IEEE 754 defines to the last bit (``+ * / sqrt``), explicit ``fma``, and comparison
+with selection, so that no compiler has anything left to contract or to choose: the CPU and the GPU give the same bits.
+``reference.py`` is the same mathematics in plain NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from numba import njit
+
+from .intrinsics import fma
+
+# The one decorator with which a function serves CPU loops and CUDA kernels, and compiles to PTX without a driver.
+inline: Any = njit(inline="always", error_model="numpy")
+
+
+class Variant(NamedTuple):
+    """The switches of the rule, frozen when a kernel is compiled: one that is off leaves no instruction behind."""
+
+    adagrad: bool = False
+    scale: bool = False
+    clipvalue: bool = False
+    weight_decay: bool = False
+    decoupled_weight_decay: bool = False
+    centered: bool = False
+    bias_correction: bool = False
+    eps: bool = True
+    eps_in_sqrt: bool = False
+    momentum: bool = False
+    nesterov: bool = False
+    lr_in_momentum: bool = False
+
+
+class Scalars(NamedTuple):
+    """The numbers of the rule, in the compute type, read from memory, so that they may change between steps."""
+
+    lr: Any
+    alpha: Any
+    one_minus_alpha: Any
+    eps: Any
+    weight_decay: Any
+    lr_times_decay: Any
+    momentum: Any
+    clipvalue: Any
+    scale: Any
+
+
+def make_rule(variant: Variant, T: Any) -> Any:
+    """The rule of one Variant in the compute type T (``numpy.float32`` or ``numpy.float64``).
+
+    ``rule(p, grad, v, m, b, s, correction)`` returns the new ``(p, v, m, b)``; what a Variant lacks passes through.
+    """
+    zero = T(0)  # constants take their neighbours' type: a bare 0 makes float32 code float64
+
+    @inline
+    def rule(p, grad, v, m, b, s, correction):  # type: ignore[no-untyped-def]  # typed by Numba
+        g = grad
+        if variant.scale:
+            g = s.scale * g
+        if variant.clipvalue:
+            # Select, never min, max, abs: on NaN the CPU and the GPU choose differently. Here a NaN stays a NaN.
+            g = s.clipvalue if g > s.clipvalue else g
+            g = -s.clipvalue if g < -s.clipvalue else g
+        if variant.weight_decay:
+            g = fma(s.weight_decay, p, g)
+
+        # No bare + or - may take a bare product: one compiler would contract it and the other would not.
+        if variant.adagrad:
+            v = fma(g, g, v)
+        else:
+            v = fma(s.alpha, v, (s.one_minus_alpha * g) * g)
+
+        d = v
+        if variant.centered:
+            m = fma(s.alpha, m, s.one_minus_alpha * g)
+            d = fma(-m, m, v)
+            d = (
+                zero if d < zero else d
+            )  # rounding takes v - m^2 below 0 on a constant gradient; elsewhere that is a NaN
+
+        if variant.eps_in_sqrt:
+            r = math.sqrt(fma(d, correction, s.eps)) if variant.bias_correction else math.sqrt(d + s.eps)
+        else:
+            r = math.sqrt(d * correction) if variant.bias_correction else math.sqrt(d)
+            if variant.eps:
+                r = r + s.eps
+
+        u = g / r
+        if not variant.eps:
+            u = zero if r == zero else u  # Hinton's form: nothing was seen yet, so nothing moves
+        if variant.lr_in_momentum:
+            u = s.lr * u
+        if variant.decoupled_weight_decay:
+            p = fma(-s.lr_times_decay, p, p)
+        step = u
+        if variant.momentum:
+            b = fma(s.momentum, b, u)
+            step = fma(s.momentum, b, u) if variant.nesterov else b
+        p = p - step if variant.lr_in_momentum else fma(-s.lr, step, p)
+        return p, v, m, b
+
+    return rule

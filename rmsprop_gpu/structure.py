@@ -1,0 +1,136 @@
+"""The structures in which parameters and gradients come: one array, a sequence, a mapping, or groups of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .arrays import Problems
+
+
+class Leaf(NamedTuple):
+    """A parameter in the structure: its key in the state, and how to write its place behind ``params`` or ``grads``."""
+
+    key: str
+    place: str
+    array: Any
+
+
+class Structure(NamedTuple):
+    """`groups` of leaves with their own settings; `flatten(grads)` lists gradients in the order of the leaves."""
+
+    groups: list[tuple[dict[str, Any], list[Leaf]]]
+    flatten: Callable[[Any], list[Any]]
+
+
+def parse(params: Any) -> Structure:
+    """The structure of `params`; a TypeError or ValueError says what cannot be one."""
+    if _is_sequence(params):
+        params = list(params)
+        if any(isinstance(group, Mapping) for group in params):
+            return _parse_groups(params)
+    leaves, flatten = _parse_one(params, "", 0)
+    if not leaves:
+        raise ValueError("params is empty; wanted at least one array")
+    return _unique(Structure([({}, leaves)], flatten))
+
+
+def _parse_groups(params: list[Any]) -> Structure:
+    groups, flattens, count = [], [], 0
+    for i, group in enumerate(params):
+        if not isinstance(group, Mapping) or "params" not in group:
+            found = f"a mapping with keys {list(group)}" if isinstance(group, Mapping) else f"a {type(group).__name__}"
+            raise TypeError(f'params[{i}] is {found}; wanted a group, a mapping with "params", as its neighbours are')
+        leaves, flatten = _parse_one(group["params"], f"[{i}]", count)
+        groups.append(({name: value for name, value in group.items() if name != "params"}, leaves))
+        flattens.append(flatten)
+        count += len(leaves)
+    if not count:
+        raise ValueError("params has groups, but no array in any of them; wanted at least one")
+
+    def flatten_groups(grads: Any) -> list[Any]:
+        grads = _as_list(grads, len(flattens), "grads", "entry for each group of params")
+        return [g for flatten, entry in zip(flattens, grads, strict=True) for g in flatten(entry)]
+
+    return _unique(Structure(groups, flatten_groups))
+
+
+def _parse_one(params: Any, place: str, first: int) -> tuple[list[Leaf], Callable[[Any], list[Any]]]:
+    """The leaves of one array, sequence or mapping, and the function that flattens its gradients."""
+    where = f"grads{place}"
+    if isinstance(params, Mapping):
+        for name in params:
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"params{place} has the name {name!r} (a {type(name).__name__}); wanted strings as names"
+                )
+        names = list(params)
+        leaves = [Leaf(name, f"{place}[{_quoted(name)}]", array) for name, array in params.items()]
+        return leaves, lambda grads: _by_name(grads, names, where)
+    if _is_sequence(params):
+        leaves = [Leaf(str(first + i), f"{place}[{i}]", array) for i, array in enumerate(params)]
+        return leaves, lambda grads: _as_list(grads, len(leaves), where, "gradient (or None) for each parameter")
+    if isinstance(params, (str, bytes, set, frozenset)) or params is None:
+        raise TypeError(
+            f"params{place} is a {type(params).__name__}; wanted an array, a sequence of arrays, "
+            'a mapping from name to array, or a list of groups (mappings with "params")'
+        )
+    return [Leaf(str(first), place, params)], lambda grads: [grads]
+
+
+def _is_sequence(x: Any) -> bool:
+    return isinstance(x, (list, tuple)) or (
+        isinstance(x, Iterable)
+        and not isinstance(x, (np.ndarray, Mapping, str, bytes, set, frozenset))
+        and not hasattr(x, "__array_interface__")
+        and not hasattr(x, "__cuda_array_interface__")
+        and not hasattr(x, "__dlpack__")
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _as_list(grads: Any, count: int, where: str, what: str) -> list[Any]:
+    if not _is_sequence(grads):
+        raise TypeError(f"{where} is a {type(grads).__name__}; wanted a sequence, one {what}")
+    entries = list(grads)
+    if len(entries) != count:
+        raise ValueError(f"{where} has {len(entries)} entries; wanted {count}, one {what}")
+    return entries
+
+
+def _by_name(grads: Any, names: list[str], where: str) -> list[Any]:
+    if not isinstance(grads, Mapping):
+        raise TypeError(f"{where} is a {type(grads).__name__}; wanted a mapping with the names of params")
+    try:
+        found = [grads[name] for name in names]
+    except KeyError:
+        found = []
+    if len(grads) != len(names) or not found:
+        problems = Problems()
+        for name in names:
+            if name not in grads:
+                problems.add(
+                    ValueError, f"{where}[{_quoted(name)}] is missing; wanted a gradient, or None to leave it out"
+                )
+        for name in grads:
+            if name not in names:
+                problems.add(ValueError, f"{where}[{name!r}] belongs to no parameter")
+        problems.raise_any()
+    return found
+
+
+def _unique(structure: Structure) -> Structure:
+    seen: dict[str, str] = {}
+    for _, leaves in structure.groups:
+        for leaf in leaves:
+            if leaf.key in seen:
+                raise ValueError(
+                    f"params{leaf.place} and params{seen[leaf.key]} share the name {leaf.key!r}; wanted two"
+                )
+            seen[leaf.key] = leaf.place
+    return structure
