@@ -1,0 +1,63 @@
+"""What it was measured on: enough to compare, nothing that names this machine or a folder on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("numpy", "numba", "llvmlite", "torch")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and system; None for what this system does not tell."""
+    memory = find(r"MemTotal:\s+(\d+) kB", "/proc/meminfo")
+    distribution = find(r'PRETTY_NAME="(.+)"', "/etc/os-release")
+    return {
+        "cpu": find(r"model name\s*:\s*(.+)", "/proc/cpuinfo") or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": None if memory is None else round(int(memory) / 2**20, 1),
+        "os": f"{distribution or 'unknown'}, {platform.system()} {platform.release().split('-')[0]}",
+        # "madvise" gives huge pages to NumPy, which asks for them, and none to torch and others, which do not
+        "transparent_huge_pages": find(r"\[(\w+)\]", "/sys/kernel/mm/transparent_hugepage/enabled"),
+        "load_at_start": load(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, the packages and gcc; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    try:
+        done = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=True)
+        found["gcc"] = done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        found["gcc"] = None
+    return found
+
+
+def find(pattern: str, path: str) -> str | None:
+    """The first match in a file of the system, if there is such a file."""
+    try:
+        found = re.search(pattern, Path(path).read_text())
+    except OSError:
+        return None
+    return found[1].strip() if found else None
+
+
+def load() -> float | None:
+    """Processes that wanted a core in the last minute: far from 0, the times are those of a busy machine."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def without_paths(text: str) -> str:
+    """An error message without the folders of this machine: only file names are left."""
+    return re.sub(r"(?<!\w)(?:/[\w.+~-]+)+/([\w.+~-]+)", r"\1", text)
