@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .backends import refuse_cuda
+from .backends import is_masked, refuse_cuda
 
 NDArray: TypeAlias = np.ndarray[Any, Any]
 
@@ -108,7 +108,7 @@ def is_dense(array: NDArray) -> bool:
 
 def host_array(x: object, label: str, problems: Problems) -> NDArray | None:
     """A NumPy array as a plain ``ndarray`` (the same memory); anything else is a problem."""
-    if isinstance(x, np.ma.MaskedArray):
+    if is_masked(x):
         problems.add(TypeError, f"{label} is a masked array, whose mask would be ignored; wanted its .data")
         return None
     if isinstance(x, np.ndarray):

@@ -41,7 +41,11 @@ def rmsprop_update(
     square_avg, momentum_buffer, grad_avg : ndarray
         State that lies in memory as `param` does, updated in place; the buffer is needed with `momentum`, the average
         with `centered`. Start them at zero.
-    lr, ..., maximize : float or bool
+    lr : float
+        Learning rate; no callable here, since there is no count of steps.
+    alpha, eps, weight_decay, momentum, centered, nesterov, eps_in_sqrt, lr_in_momentum
+        As in :class:`RMSProp`.
+    decoupled_weight_decay, maximize
         As in :class:`RMSProp`.
 
     Raises

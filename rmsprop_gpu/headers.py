@@ -10,12 +10,13 @@ every array counts as odd, and the checks in ``arrays.py`` do all the work.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 
+from .arrays import Tensor
+from .compiling import once
 from .intrinsics import HOST, memory
 
 _TYPE, _DATA, _ND, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 32, 40, 56, 64  # offsets in bytes
@@ -72,15 +73,19 @@ def _struct_is_plausible() -> bool:
 TRUSTED = _struct_is_plausible() and _layout_is_known()
 
 
-def record(array: np.ndarray[Any, Any], low: int) -> list[int]:
-    """What the header of this parameter says; its lowest address is `low` bytes from its first element (at most 0)."""
-    data = array.__array_interface__["data"][0]
-    dims = [x for pair in zip(array.shape, array.strides, strict=True) for x in pair]
-    return [data, id(array.dtype), low, array.nbytes, array.ndim, *dims]
+def record(tensor: Tensor) -> list[int]:
+    """What the header of this parameter said when it was taken."""
+    layout = tensor.layout
+    dims = [x for pair in zip(layout.shape, layout.strides, strict=True) for x in pair]
+    return [tensor.address - layout.low, id(layout.dtype), layout.low, layout.nbytes, len(layout.shape), *dims]
 
 
-@cache
 def checker() -> Any:
+    """The compiled function that checks a step's arrays; see `_make_check`."""
+    return once(_make_check)
+
+
+def _make_check() -> Any:
     """``check(block, grad_ids)``: verdicts on every parameter and gradient; 0 when there is nothing to look into.
 
     Writes the address of every gradient into the column (0 for ``None``), and looks for an overlap where it changed.

@@ -128,6 +128,8 @@ class AdaGrad(Optimizer):
     params, lr, eps, weight_decay, initial_scale, eps_in_sqrt, decoupled_weight_decay, maximize, clipvalue
         As in :class:`RMSProp`. `initial_scale` is torch's and Keras's ``initial_accumulator_value`` (0 and 0.1 there);
         Keras and optax have `eps` inside the root.
+    clipnorm, global_clipnorm, skip_nonfinite
+        Not implemented yet.
 
     Examples
     --------

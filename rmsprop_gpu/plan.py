@@ -93,7 +93,7 @@ class Plan:
 
     def _make_check(self) -> None:
         """The block of addresses that the compiled check of all headers reads."""
-        records = [headers.record(np.asarray(t.array), t.layout.low) for t in self._tensors]
+        records = [headers.record(tensor) for tensor in self._tensors]
         offsets = np.cumsum([0, *map(len, records)], dtype=np.int64)
         ids = np.array([id(t.array) for t in self._tensors], np.int64)
         flat = np.array([word for record in records for word in record], np.int64)
@@ -189,9 +189,8 @@ def _written(
 ) -> Iterator[tuple[int, int, str, NDArray]]:
     """(lowest address, end, label, array) of everything a step writes; disjoint, as was checked when it was made."""
     for tensor, state in zip(tensors, buffers, strict=True):
-        buffers_of = ((tensor.state_label + name, buffer) for name, buffer in state.items())
-        labelled = [(tensor.label, np.asarray(tensor.array)), *buffers_of]
-        for name, array in labelled:
-            if array.size:
-                start = address_of(array)
-                yield start, start + array.nbytes, name, array
+        written = [(tensor.label, np.asarray(tensor.array), tensor.address, tensor.layout.nbytes)]
+        written += [(tensor.state_label + name, x, address_of(x), x.nbytes) for name, x in state.items()]
+        for label, array, start, nbytes in written:
+            if nbytes:
+                yield start, start + nbytes, label, array

@@ -78,9 +78,8 @@ def make_rule(variant: Variant, T: Any) -> Any:
         if variant.centered:
             m = fma(s.alpha, m, s.one_minus_alpha * g)
             d = fma(-m, m, v)
-            d = (
-                zero if d < zero else d
-            )  # rounding takes v - m^2 below 0 on a constant gradient; elsewhere that is a NaN
+            # Rounding takes v - m^2 below 0 on a constant gradient; elsewhere that ends in a NaN.
+            d = zero if d < zero else d
 
         if variant.eps_in_sqrt:
             r = math.sqrt(fma(d, correction, s.eps)) if variant.bias_correction else math.sqrt(d + s.eps)

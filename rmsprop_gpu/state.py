@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arrays import Layout, NDArray, Problems, Tensor
+from .backends import is_masked
 from .plan import allocate
 from .table import BUFFERS, COUNTERS
 
@@ -146,7 +147,7 @@ def _check_entry(x: object, label: str, name: str, layout: Layout, problems: Pro
     if name in COUNTERS and isinstance(x, (int, float, np.number)) and not isinstance(x, bool):
         exact = np.asarray(x)
         x = exact.astype(layout.dtype) if exact.astype(layout.dtype) == exact else exact
-    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+    if not isinstance(x, np.ndarray) or is_masked(x):
         problems.add(TypeError, f"{label} is a {type(x).__name__}; wanted a NumPy array")
     elif x.dtype != layout.dtype:
         problems.add(TypeError, f"{label} has dtype {x.dtype}; wanted {layout.dtype}, no value is rounded on loading")

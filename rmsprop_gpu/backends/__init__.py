@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import ModuleType
 
 import numpy as np
@@ -16,6 +17,11 @@ CUDA_MISSING = (
 def refuse_cuda(x: object) -> str | None:
     """Why this CUDA array cannot be used; None for whatever is not one. The array is asked, no library is imported."""
     return CUDA_MISSING if getattr(x, "__cuda_array_interface__", None) is not None else None
+
+
+def is_masked(x: object) -> bool:
+    """Is this a masked array? Asked of sys.modules: there is none where numpy.ma, which NumPy loads late, is not."""
+    return "numpy.ma" in sys.modules and isinstance(x, np.ma.MaskedArray)
 
 
 def backend_of(array: object) -> str:
@@ -37,7 +43,7 @@ def backend_of(array: object) -> str:
     >>> backend_of(np.zeros(3))
     'cpu'
     """
-    if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
+    if isinstance(array, np.ndarray) and not is_masked(array):
         return "cpu"
     kind = f"{type(array).__module__}.{type(array).__qualname__}"
     refusal = refuse_cuda(array)

@@ -7,7 +7,6 @@ Python delivers between calls, cannot leave a step half done.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numba import cfunc, njit, prange, types
 
+from ..compiling import in_forked_child, once
 from ..intrinsics import HOST, call, memory
 from ..norms import make_advance
 from ..rule import Scalars, Variant, make_rule
@@ -126,33 +126,8 @@ def _drive(prepares, n_prepares, chunks, bounds, parts, steps):  # type: ignore[
     _store(steps, 0, _load(steps, 0) + 1)
 
 
-# A fork must not find a compilation under way in another thread: the child would wait for Numba's lock for ever.
-_compiling = threading.RLock()
-_in_parallel = threading.Lock()  # Numba's workqueue layer aborts the process when two threads enter a parallel region
-_forked = False  # a forked child stays serial: GNU OpenMP aborts it, other layers have lost their threads
-_compiled: dict[Any, Any] = {}
-
-
-def _after_fork_in_child() -> None:
-    global _forked
-    _forked = True
-    _compiling.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_after_fork_in_child
-    )
-
-
-def _once(make: Callable[..., Any], *key: Any) -> Any:
-    """make(*key), compiled once a process."""
-    name = (make.__name__, *key)
-    if name not in _compiled:
-        with _compiling:
-            if name not in _compiled:
-                _compiled[name] = make(*key)
-    return _compiled[name]
+# Numba's workqueue layer aborts the process when two threads enter a parallel region.
+_in_parallel = threading.Lock()
 
 
 def _make_drivers() -> tuple[Any, Any]:
@@ -163,7 +138,7 @@ def _make_drivers() -> tuple[Any, Any]:
 
 def update_kernel(variant: Variant, dtype: np.dtype[Any]) -> Any:
     """The compiled chunk kernel of a Variant, a Numba ``cfunc``."""
-    return _once(_make_update_kernel, variant, dtype.type)
+    return once(_make_update_kernel, variant, dtype.type)
 
 
 def chunk_list(sizes: Sequence[int], chunk: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -177,12 +152,12 @@ def chunk_list(sizes: Sequence[int], chunk: int) -> np.ndarray[Any, np.dtype[np.
 
 def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callable[[], None]:
     """Compile what these batches need; the function returned runs one step over them all and counts it in `steps`."""
-    serial, parallel = _once(_make_drivers)
+    serial, parallel = once(_make_drivers)
     prepares, work = [], []
     for batch in batches:
         T, block = batch.dtype.type, batch.block.ctypes.data
         if batch.variant.bias_correction:
-            kernel = _once(_make_prepare_kernel, batch.variant, T)
+            kernel = once(_make_prepare_kernel, batch.variant, T)
             prepares.append((kernel.address, block, 0, 0, len(batch.sizes)))
         chunks = chunk_list(batch.sizes, CHUNK)
         kernel = update_kernel(batch.variant, batch.dtype)
@@ -205,7 +180,8 @@ def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callab
     kept = (prepare_items, items, bounds, steps, batches)  # addresses do not own
 
     def launch() -> None:
-        if size < SERIAL_BELOW or _forked:
+        # A forked child stays serial: GNU OpenMP aborts it, other layers have lost their threads.
+        if size < SERIAL_BELOW or in_forked_child():
             serial(*arguments)
         else:
             with _in_parallel:

@@ -1,0 +1,38 @@
+"""Compile each function once a process, so that a fork can live with it. No cache on disk: no stale kernel."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+# A fork waits for a compilation in another thread: the child would else wait for Numba's compiler lock for ever.
+_lock = threading.RLock()
+_forked = False
+_compiled: dict[Any, Any] = {}
+
+
+def once(make: Callable[..., Any], *key: Any) -> Any:
+    """Return ``make(*key)``, which compiles, made at the first call."""
+    name = (make.__qualname__, *key)
+    if name not in _compiled:
+        with _lock:
+            if name not in _compiled:
+                _compiled[name] = make(*key)
+    return _compiled[name]
+
+
+def in_forked_child() -> bool:
+    """Was this process forked from one that had imported this package?"""
+    return _forked
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _forked = True
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)

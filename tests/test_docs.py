@@ -1,0 +1,44 @@
+"""The documentation runs: docstrings, the README's example; and says what it must."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rmsprop_gpu
+
+README = Path(__file__).parents[1] / "README.md"
+MODULES = [m.name for m in pkgutil.walk_packages(rmsprop_gpu.__path__, "rmsprop_gpu.") if not m.name.endswith("__main__")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings_run(module):
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+@pytest.mark.parametrize("name", rmsprop_gpu.__all__)
+def test_public_names_are_documented_with_an_example(name):
+    doc = inspect.getdoc(getattr(rmsprop_gpu, name))
+    assert "Examples\n--------\n" in doc
+    for parameter in inspect.signature(getattr(rmsprop_gpu, name)).parameters:
+        assert parameter in doc or name == "adagrad_update"
+
+
+def test_readme_example_runs(capsys):
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
+    assert len(code.strip().splitlines()) <= 12
+    scope = {}
+    exec(code, scope)
+    assert np.isfinite(scope["weights"]["w"]).all()
+    assert capsys.readouterr().out.startswith("RMSProp(")
+
+
+def test_readme_has_the_two_commands():
+    text = README.read_text()
+    assert '\npip install ".[demo]" && rmsprop-gpu demo\n' in text
+    assert '\npip install ".[test]" && pytest\n' in text

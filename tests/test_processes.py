@@ -1,0 +1,190 @@
+"""What only a process of its own can show: imports, time to the first step, threads, forks, stale kernels."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rmsprop_gpu
+
+PACKAGE = Path(rmsprop_gpu.__file__).parent
+
+
+def run(code, path=PACKAGE.parent, **environment):
+    """What a fresh interpreter prints."""
+    env = {**os.environ, "PYTHONPATH": str(path), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=path, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def layers():
+    """The threading layers of Numba that are installed here."""
+    found = ["workqueue"]
+    for layer in ("omp", "tbb"):
+        code = f"import numba.np.ufunc.{layer}pool"
+        if not subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode:
+            found.append(layer)
+    return found
+
+
+@pytest.fixture(params=layers())
+def layer(request):
+    return request.param
+
+
+def test_import_loads_no_gpu_library():
+    code = """
+import sys, rmsprop_gpu
+rmsprop_gpu.RMSProp([__import__("numpy").zeros(3)]).step([__import__("numpy").zeros(3)])
+rmsprop_gpu.available_backends()
+print([m for m in sys.modules if m.split(".")[0] in ("cupy", "numba_cuda", "torch", "sklearn", "rich", "matplotlib")
+       or m.startswith("numba.cuda.cudadrv")])
+"""
+    assert run(code) == "[]"
+
+
+THREADS = """
+import threading, numba, numpy as np
+from rmsprop_gpu import RMSProp
+numba.set_num_threads(2)
+problems = [(np.ones(100_000, np.float32), np.full(100_000, k + 1, np.float32)) for k in range(8)]
+def work(param, grad):
+    opt = RMSProp(param, momentum=0.5 * (grad[0] % 2))
+    for _ in range(200):
+        opt.step(grad)
+threads = [threading.Thread(target=work, args=p) for p in problems]
+[t.start() for t in threads]
+[t.join() for t in threads]
+for param, grad in problems:
+    alone = np.ones_like(param)
+    work(alone, grad)
+    assert np.array_equal(alone, param)
+print(numba.threading_layer())
+"""
+
+
+def test_optimizers_step_in_many_threads_at_a_time(layer):
+    assert run(THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == layer
+
+
+FORK = """
+import os, threading, numba, numpy as np
+from rmsprop_gpu import RMSProp
+numba.set_num_threads(2)
+grad = np.ones(100_000, np.float32)
+def stepped(n, opt, param, **hyper):
+    for _ in range(n):
+        opt.step(grad)
+    return param.tobytes()
+def fresh(n, **hyper):
+    param = np.ones(100_000, np.float32)
+    return stepped(n, RMSProp(param, **hyper), param)
+busy = True
+def others():
+    while busy:
+        fresh(5)
+thread = threading.Thread(target=others)
+param = np.ones(100_000, np.float32)
+opt = RMSProp(param)
+stepped(3, opt, param)
+print(numba.threading_layer())
+want, new = fresh(8), fresh(4)
+thread.start()
+for _ in range(20):
+    child = os.fork()
+    if not child:
+        ok = stepped(5, opt, param) == want and fresh(4) == new
+        ok = ok and len(fresh(2, centered=True)) == 400_000  # a Variant to be compiled in the child
+        os._exit(0 if ok else 1)
+    assert os.waitpid(child, 0)[1] == 0
+busy = False
+thread.join()
+assert stepped(5, opt, param) == want
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_steps(layer):
+    assert run(FORK, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == layer
+
+
+def test_a_fork_during_a_compilation_does_not_hang():
+    code = """
+import os, threading, time, numpy as np
+from rmsprop_gpu import RMSProp
+def work(**hyper):
+    RMSProp(np.ones(9), **hyper).step(np.ones(9))
+thread = threading.Thread(target=work)
+thread.start()  # compiles for about a second
+children = []
+while thread.is_alive() or not children:
+    children.append(os.fork())
+    if not children[-1]:
+        work(centered=True)
+        os._exit(0)
+    time.sleep(0.1)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+"""
+    run(code)
+
+
+def test_no_stale_kernel_after_an_edit_of_the_rule(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "rmsprop_gpu", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+import numpy as np, rmsprop_gpu
+param = np.zeros(3)
+rmsprop_gpu.RMSProp(param, lr=1.0, alpha=0.0, eps=0.0).step(np.ones(3))
+print(param[0])
+"""
+    assert run(code, tmp_path) == "-1.0"
+    rule = tmp_path / "rmsprop_gpu" / "rule.py"
+    text = rule.read_text()
+    assert text.count("else fma(-s.lr, step, p)") == 1
+    rule.write_text(text.replace("else fma(-s.lr, step, p)", "else fma(-s.lr, step + step, p)"))
+    assert run(code, tmp_path) == "-2.0"
+
+
+def test_ctrl_c_leaves_no_half_step():
+    """Two batches (two dtypes) and the count of steps: an interrupt finds all of them stepped equally often."""
+    code = """
+import signal, threading, time, numpy as np
+from rmsprop_gpu import RMSProp
+params = [np.zeros(60_000, np.float32), np.zeros(60_000)]
+grads = [np.ones(60_000, np.float32), np.ones(60_000)]
+opt = RMSProp(params, lr=1.0, alpha=0.0, eps=0.0)
+opt.step(grads)
+for k in range(40):
+    threading.Timer(0.01 + 0.0001 * k, signal.raise_signal, [signal.SIGINT]).start()
+    try:
+        while True:
+            opt.step(grads)
+    except KeyboardInterrupt:
+        pass
+    steps = {opt.steps, *(int(opt.state[i]["step"]) for i in (0, 1)), *(-int(x) for p in params for x in (p[0], p[-1]))}
+    assert len(steps) == 1, steps
+"""
+    run(code)
+
+
+def test_a_step_allocates_nothing_of_the_models_size():
+    code = """
+import tracemalloc, resource, numpy as np
+from rmsprop_gpu import RMSProp
+params = [np.ones(1_000_000, np.float32) for _ in range(20)] + [np.ones((100, 100), np.float32) for _ in range(100)]
+grads = [np.ones_like(p) for p in params]
+opt = RMSProp(params, momentum=0.9, centered=True)
+opt.step(grads)
+rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tracemalloc.start()
+for _ in range(3):
+    opt.step(grads)
+print(max(tracemalloc.get_traced_memory()[1] // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - rss))
+"""
+    assert int(run(code)) < 1024  # KiB

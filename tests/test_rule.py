@@ -1,0 +1,218 @@
+"""The rule: against the oracle line by line, and what its machine code holds."""
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+from judge import judge, snapshot
+from numba import cfunc, types
+from variants import EVERY, NUMBERS, cover, name, optimizer, random_problem
+
+from rmsprop_gpu import AdaGrad, RMSProp, compiling, hyper, rule
+from rmsprop_gpu.backends import cpu
+from rmsprop_gpu.intrinsics import HOST, memory
+from rmsprop_gpu.rule import Scalars, Variant, make_rule
+
+DTYPES = [np.float32, np.float64]
+W = 16  # elements of the widest vector register
+SIZES = [0, 1, 2, 3, W - 1, W, W + 1, 4 * W - 1, 4 * W + 1, 257, cpu.CHUNK - 1, cpu.CHUNK, cpu.CHUNK + 1, 3 * cpu.CHUNK]
+
+
+def run_and_judge(variant, dtype, rng, sizes=SIZES):
+    opt, params, grads = random_problem(variant, sizes, dtype, rng)
+    before = snapshot(opt, params)
+    opt.step(grads)
+    judge(variant, opt, dtype, before, snapshot(opt, params), grads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", cover(3), ids=name)
+def test_step_agrees_with_the_oracle(variant, dtype, rng):
+    run_and_judge(variant, dtype, rng)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", EVERY, ids=name)
+def test_step_agrees_with_the_oracle_in_every_variant(variant, dtype, rng):
+    run_and_judge(variant, dtype, rng)
+
+
+def test_cover_holds_every_triple_and_the_enumeration_every_variant():
+    assert len(set(EVERY)) == len(EVERY) == 756
+    assert len(cover(3)) <= 45
+    for variant in EVERY:
+        opt = optimizer(variant, np.zeros(1))
+        assert hyper.variant(opt.param_groups[0].hyper(), variant.adagrad) == variant
+
+
+PLANTED = {
+    "eps in the root": ("math.sqrt(d)\n", "math.sqrt(d + s.eps * s.eps)\n"),
+    "eps twice": ("r = r + s.eps", "r = r + s.eps + s.eps"),
+    "alpha swapped": ("fma(s.alpha, v, (s.one_minus_alpha * g) * g)", "fma(s.one_minus_alpha, v, (s.alpha * g) * g)"),
+    "alpha of the mean": ("fma(s.alpha, m, s.one_minus_alpha * g)", "fma(s.alpha, m, s.alpha * g)"),
+    "sign of the coupled decay": ("fma(s.weight_decay, p, g)", "fma(-s.weight_decay, p, g)"),
+    "sign of the decoupled decay": ("fma(-s.lr_times_decay, p, p)", "fma(s.lr_times_decay, p, p)"),
+    "decay after the step": ("p = fma(-s.lr_times_decay, p, p)", "p = fma(-s.lr * s.lr_times_decay, p, p)"),
+    "clip on one side": ("g = -s.clipvalue if g < -s.clipvalue else g", "g = g"),
+    "no clamp": ("d = zero if d < zero else d", "d = d if d > zero else -d"),
+    "no correction": ("math.sqrt(d * correction)", "math.sqrt(d)"),
+    "nesterov forgotten": ("fma(s.momentum, b, u) if variant.nesterov else b", "b"),
+    "lr twice": ("p - step if", "p - s.lr * step if"),
+    "no scale": ("g = s.scale * g", "g = g"),
+    "0/0": ("u = zero if r == zero else u", "u = u"),
+    "a parameter not stored": ("return p, v, m, b", "return grad, v, m, b"),
+    "a state not stored": ("return p, v, m, b", "return p, v, m, grad"),
+}
+
+
+def planted(monkeypatch, old, new):
+    """Run with a bug in the rule: its source with one text replaced."""
+    source = inspect.getsource(make_rule)
+    assert source.count(old) == 1
+    scope = dict(vars(rule))
+    exec(source.replace(old, new), scope)
+    monkeypatch.setattr(cpu, "make_rule", scope["make_rule"])
+    kept = {k: v for k, v in compiling._compiled.items() if "kernel" not in k[0]}
+    monkeypatch.setattr(compiling, "_compiled", kept)
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_bug_is_found(bug, monkeypatch, rng):
+    planted(monkeypatch, *PLANTED[bug])
+
+    def judge_all():
+        for variant in cover(2):
+            run_and_judge(variant, np.float32, rng, sizes=[257])
+
+    with np.errstate(all="ignore"), pytest.raises(AssertionError, match="off by"):
+        judge_all()
+
+
+def instructions(variant, T):
+    """The optimized LLVM IR of the rule alone, without a loop."""
+    make, (load, store) = make_rule(variant, T), memory(T, HOST)
+
+    @cfunc(types.void(types.int64, types.int64), error_model="numpy")
+    def once(x, y):
+        s = Scalars(
+            load(x, 6),
+            load(x, 7),
+            load(x, 8),
+            load(x, 9),
+            load(x, 10),
+            load(x, 11),
+            load(x, 12),
+            load(x, 13),
+            load(x, 14),
+        )
+        p, v, m, b = make(load(x, 0), load(x, 1), load(x, 2), load(x, 3), load(x, 4), s, load(x, 5))
+        store(y, 0, p)
+        store(y, 1, v)
+        store(y, 2, m)
+        store(y, 3, b)
+
+    text = once.inspect_llvm()
+    body = re.search(r"^define .*?^}", text, re.MULTILINE | re.DOTALL).group()
+    found = {op: len(re.findall(rf" = {op} ", body)) for op in ("fdiv", "fadd", "fsub", "fmul", "fcmp")}
+    found["fma"] = len(re.findall(r"call .*@llvm\.fma\.", body))
+    found["sqrt"] = len(re.findall(r"call .*@(?:llvm\.)?sqrt", body))
+    return found, body
+
+
+def wanted_instructions(v):
+    """What the rule says, counted by hand, line by line."""
+    return {
+        "fdiv": 1,
+        "sqrt": 1,
+        "fadd": int(v.eps and not (v.eps_in_sqrt and v.bias_correction)),
+        "fsub": int(v.lr_in_momentum),
+        "fmul": 2 * (not v.adagrad) + v.scale + (v.bias_correction and not v.eps_in_sqrt) + v.lr_in_momentum,
+        "fcmp": 2 * v.clipvalue + v.centered + (not v.eps),
+        "fma": 1
+        + 2 * v.centered
+        + v.weight_decay
+        + v.decoupled_weight_decay
+        + (v.eps_in_sqrt and v.bias_correction)
+        + v.momentum
+        + v.nesterov
+        + (not v.lr_in_momentum),
+    }
+
+
+@pytest.mark.parametrize("variant", cover(3), ids=name)
+def test_a_switch_that_is_off_leaves_no_instruction(variant):
+    found, body = instructions(variant, np.float32)
+    assert found == wanted_instructions(variant)
+    assert "double" not in body  # and float32 code computes in float32
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("zero = T(0)", "zero = 0.0"), ("(s.one_minus_alpha * g) * g", "((1 - s.alpha) * g) * g")]
+)
+def test_a_bare_constant_is_found(old, new, monkeypatch):
+    source = inspect.getsource(make_rule)
+    assert source.count(old) == 1
+    scope = dict(vars(rule))
+    exec(source.replace(old, new), scope)
+    monkeypatch.setitem(globals(), "make_rule", scope["make_rule"])
+    assert "double" in instructions(Variant(centered=True), np.float32)[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", [Variant(), EVERY[-37], max(EVERY, key=sum)], ids=name)
+def test_loop_is_vectorised(variant, dtype):
+    kind = {np.float32: "float", np.float64: "double"}[dtype]
+    assert re.search(rf"fdiv <\d+ x {kind}>", cpu.update_kernel(variant, np.dtype(dtype)).inspect_llvm())
+
+
+@pytest.mark.parametrize("alpha", [0.85, 0.95])
+@pytest.mark.parametrize("eps_in_sqrt", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_centered_on_a_constant_gradient_never_yields_nan(alpha, eps_in_sqrt, bias_correction):
+    grad = np.linspace(0.5, 2, 257, dtype=np.float32)
+    param = np.zeros(257, np.float32)
+    opt = RMSProp(param, lr=1e-3, alpha=alpha, centered=True, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction)
+    negative = 0
+    for _ in range(10_000):
+        opt.step(grad)
+        state = opt.state[0]
+        negative += np.any(state["square_avg"].astype(float) < state["grad_avg"].astype(float) ** 2)
+    assert np.isfinite(param).all()
+    assert negative > 1000 or alpha != 0.85  # what yields NaN elsewhere did occur; at 0.95 the fma avoids it
+
+
+def test_centered_with_correction_is_bounded_on_the_first_step():
+    for dtype in DTYPES:
+        param = np.zeros(3, dtype)
+        opt = RMSProp(param, lr=0.1, alpha=0.9, eps=1e-8, centered=True, bias_correction=True)
+        opt.step(np.array([1e-3, 1, -1e3], dtype))
+        assert np.abs(param).max() <= 0.1 / np.sqrt(0.9) * (1 + 8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_eps_an_element_that_saw_nothing_stays(dtype):
+    param = np.ones(40, dtype)
+    RMSProp(param, eps=0).step(np.zeros(40, dtype))
+    assert np.array_equal(param, np.ones(40, dtype))
+    param = np.ones(40, dtype)
+    AdaGrad(param, eps=0.0, lr=0.5).step(np.full(40, -2.0, dtype))
+    assert np.array_equal(param, np.full(40, 1.5, dtype))
+
+
+@pytest.mark.parametrize("clipvalue", [None, 1.0])
+def test_nan_and_infinity_stay_in_their_element(clipvalue):
+    grad = np.array([np.nan, np.inf, -np.inf, 1.0, 0.0, -0.0] * 40)
+    param = np.zeros(240)
+    RMSProp(param, clipvalue=clipvalue).step(grad)
+    assert np.isnan(param[::6]).all()
+    assert np.isfinite(param.reshape(-1, 6)[:, 3:]).all()
+    assert np.isfinite(param.reshape(-1, 6)[:, 1:3]).all() == (clipvalue is not None)
+
+
+def test_scalars_are_rounded_once():
+    h = {**NUMBERS, "alpha": 0.9999, "maximize": False}
+    row = Scalars(*hyper.scalars(h, 0.013, np.dtype(np.float32)))
+    assert row.one_minus_alpha == np.float32(1 - 0.9999) != np.float32(1) - np.float32(0.9999)
+    assert row.lr_times_decay == np.float32(0.013 * 0.07)

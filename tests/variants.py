@@ -1,0 +1,122 @@
+"""Every Variant of the rule, a cover of all triples of settings, and the arguments that make a Variant."""
+
+from functools import cache
+from itertools import combinations, product
+
+import numpy as np
+
+from rmsprop_gpu import AdaGrad, RMSProp
+from rmsprop_gpu.rule import Variant
+
+# Each factor: its settings, as the fields of Variant that they turn on or off.
+FACTORS = {
+    "rule": [{}, {"adagrad": True}],
+    "scale": [{}, {"scale": True}],
+    "clip": [{}, {"clipvalue": True}],
+    "decay": [{}, {"weight_decay": True}, {"decoupled_weight_decay": True}],
+    "centered": [{}, {"centered": True}],
+    "correction": [{}, {"bias_correction": True}],
+    "eps": [{}, {"eps_in_sqrt": True}, {"eps": False}],
+    "momentum": [
+        {},
+        {"momentum": True},
+        {"momentum": True, "lr_in_momentum": True},
+        {"momentum": True, "nesterov": True},
+        {"momentum": True, "nesterov": True, "lr_in_momentum": True},
+    ],
+}
+
+
+def _settings():
+    """Every valid combination, as the index of each factor's setting: AdaGrad has neither averages nor momentum."""
+    names = list(FACTORS)
+    only_rmsprop = [names.index(name) for name in ("centered", "correction", "momentum")]
+    for setting in product(*(range(len(values)) for values in FACTORS.values())):
+        if not setting[0] or not any(setting[i] for i in only_rmsprop):
+            yield setting
+
+
+def _variant(setting):
+    fields = {}
+    for values, i in zip(FACTORS.values(), setting, strict=True):
+        fields |= values[i]
+    return Variant(**fields)
+
+
+EVERY = [_variant(setting) for setting in _settings()]
+
+
+@cache
+def cover(strength):
+    """Variants in which every combination of settings of `strength` factors occurs that occurs at all (greedy)."""
+    groups = list(combinations(range(len(FACTORS)), strength))
+    covered_by = {s: {(g, tuple(s[i] for i in g)) for g in groups} for s in _settings()}
+    missing = set().union(*covered_by.values())
+    chosen = []
+    while missing:
+        best = max(covered_by, key=lambda s: len(covered_by[s] & missing))
+        missing -= covered_by[best]
+        chosen.append(_variant(best))
+    return chosen
+
+
+def name(variant):
+    on = [field for field, value in variant._asdict().items() if value and field != "eps"]
+    return "+".join(on + ["no eps"] * (not variant.eps)) or "plain"
+
+
+# The numbers that an optimizer of a Variant gets; none is exact in binary, so that a rounding twice would show.
+NUMBERS = {"lr": 0.013, "alpha": 0.93, "eps": 1e-3, "weight_decay": 0.07, "momentum": 0.83, "clipvalue": 3.3}
+
+
+def arguments(variant):
+    given = {"lr": NUMBERS["lr"], "eps": NUMBERS["eps"] if variant.eps else 0.0, "eps_in_sqrt": variant.eps_in_sqrt}
+    given["maximize"] = variant.scale
+    if variant.clipvalue:
+        given["clipvalue"] = NUMBERS["clipvalue"]
+    if variant.weight_decay or variant.decoupled_weight_decay:
+        given["weight_decay"] = NUMBERS["weight_decay"]
+        given["decoupled_weight_decay"] = variant.decoupled_weight_decay
+    if not variant.adagrad:
+        given["alpha"] = NUMBERS["alpha"]
+        given["momentum"] = NUMBERS["momentum"] if variant.momentum else 0.0
+        for flag in ("centered", "bias_correction", "nesterov", "lr_in_momentum"):
+            given[flag] = getattr(variant, flag)
+    return given
+
+
+def optimizer(variant, params):
+    return (AdaGrad if variant.adagrad else RMSProp)(params, **arguments(variant))
+
+
+def random_problem(variant, sizes, dtype, rng):
+    """An optimizer with previous state, and gradients: magnitudes over 8 decades, so that sqrt(v) crosses eps.
+
+    Parameters are of the size of a step, or a parameter's own rounding would hide that of the step.
+    """
+
+    def spread(n):
+        return (rng.standard_normal(n) * 10.0 ** rng.uniform(-6, 2, n)).astype(dtype)
+
+    params = [(rng.standard_normal(n) * 10.0 ** rng.uniform(-4, 0, n)).astype(dtype) for n in sizes]
+    opt = optimizer(variant, params)
+    for i, size in enumerate(sizes):
+        state = opt.state[i]
+        if variant.adagrad:
+            state["sum"][:] = spread(size) ** 2
+            continue
+        state["bias_weight"][()] = 1 - 0.93 ** (i % 5)
+        m = spread(size)
+        # Half of the variances are small beside the square of the mean: there v - m^2 cancels.
+        state["square_avg"][:] = m.astype(np.float64) ** 2 * (1 + rng.choice([1e-5, 1.0], size))
+        if variant.centered:
+            state["grad_avg"][:] = m
+        if variant.momentum:
+            state["momentum_buffer"][:] = spread(size)
+    grads = [spread(n) for n in sizes]
+    for i, g in enumerate(grads):
+        g[::7] = 0
+        for x in opt.state[i].values():  # some elements saw no gradient yet: without eps that is 0/0
+            if x.ndim:
+                x[::14] = 0
+    return opt, params, grads
