@@ -13,10 +13,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.machine import machine, versions
 from benchmarks.measure import measure, say
 from benchmarks.report import markdown
+from benchmarks.startup import measure_startup
 from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).with_name("results")
@@ -84,7 +85,7 @@ def checked(convert: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
 def run(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Measure everything that was asked for, in the order in which it is listed in the code."""
     result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017, datetime.UTC needs Python 3.11
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks", *words]),
         "rounds": options.rounds,
         "threads": options.threads,
@@ -103,6 +104,8 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
                 "elements": workload.size,
                 "results": results,
             }
+    if OURS.name in options.contenders:
+        result["startup"] = measure_startup()
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.contenders import OURS
+from benchmarks.startup import startup_lines
 from benchmarks.workloads import WORKLOADS, Bar
 
 HEAD = ("contender", "time a step", "quartiles", "best", "GB/s", "time / ours (quartiles)", "extra memory")
@@ -15,6 +16,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"# Benchmark: {result['name']}", "", *conditions(result), ""]
     for name, workload in result["workloads"].items():
         lines += [f"## {workload['title']} (`{name}`)", "", *table(HEAD, rows(workload["results"])), ""]
+    if "startup" in result:
+        lines += ["## Start", "", *startup_lines(result["startup"]), ""]
     lines += ["## What the project wants", "", *table(("workload", "against", "wanted / got", "met"), bars(result))]
     return "\n".join(lines) + "\n"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import hyper
 from .arrays import Problems, Tensor, check_disjoint, make_tensor
-from .hyper import ParamGroup, Schedule
+from .hyper import Changes, ParamGroup, Schedule
 from .plan import Plan, Settings
 from .rule import Variant
 from .state import VERSION, LoadReport, State, check_state_dict, needed
@@ -35,18 +35,19 @@ class Optimizer:
         check_disjoint([(t.label, t.address, t.layout.nbytes) for t in self._tensors], problems)
         problems.raise_any()
 
+        self._changes = Changes()
+        self._scheduled = True
         self._param_groups = []
         for i, ((overrides, _), tensors) in enumerate(zip(structure.groups, self._members, strict=True)):
             for name in overrides:
                 if name not in defaults:
                     raise TypeError(f"params[{i}] has {name!r}; wanted hyperparameters among {', '.join(defaults)}")
             values = {name: hyper.checked(name, overrides.get(name, value)) for name, value in defaults.items()}
-            self._param_groups.append(ParamGroup(values, tuple(t.array for t in tensors), self._changed))
+            self._param_groups.append(ParamGroup(values, tuple(t.array for t in tensors), self._changes))
         self._group_of = [i for i, tensors in enumerate(self._members) for _ in tensors]
         self._steps = np.zeros(1, np.int64)
         self._state = State(self._tensors)
         self._kinds = {(i, t.layout.dtype) for t, i in zip(self._tensors, self._group_of, strict=True)}
-        self._changed()
         self._allocate()
 
     # Hyperparameters
@@ -77,10 +78,6 @@ class Optimizer:
         """How often `step` was called, and what a callable `lr` is given; 0 at the first call."""
         return int(self._steps[0])
 
-    def _changed(self) -> None:
-        self._stale = True
-        self._scheduled = any(callable(group["lr"]) for group in self._param_groups)
-
     # Steps
 
     def step(self, grads: Any, *, grad_scale: Any = None, found_inf: Any = None) -> None:
@@ -106,7 +103,7 @@ class Optimizer:
             hyper.refuse_later(grad_scale=grad_scale, found_inf=found_inf)
         arrays = self._flatten(grads)
         plan = self._plan
-        if self._stale or self._scheduled or plan is None:
+        if self._changes.pending or self._scheduled or plan is None:
             plan = self._current_plan()
         plan.bind(arrays)
         plan.launch()
@@ -123,21 +120,23 @@ class Optimizer:
     def _current_plan(self) -> Plan:
         """The plan for the hyperparameters as they are now: a new one only if a switch or a buffer is new."""
         settings = self._settings()
-        if self._plan is None or self._stale:
+        if self._plan is None or self._changes.pending:
             variants = {kind: variant for kind, (variant, _) in settings.items()}
-            if self._allocate() or self._plan is None or variants != self._variants:
+            self._allocate()
+            if self._plan is None or variants != self._variants:
                 self._plan = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps)
                 self._variants = variants
-            self._stale = False
+            self._scheduled = any(callable(group["lr"]) for group in self._param_groups)
+            self._changes.pending = False
         self._plan.write_scalars(settings)
         return self._plan
 
     def _needed(self) -> list[list[str]]:
         return [needed(self._param_groups[i].hyper(), self._adagrad) for i in self._group_of]
 
-    def _allocate(self) -> bool:
+    def _allocate(self) -> None:
         """Make the state that the hyperparameters need and that is not there yet."""
-        return self._state.ensure(self._needed(), [self._param_groups[i]["initial_scale"] for i in self._group_of])
+        self._state.ensure(self._needed(), [self._param_groups[i]["initial_scale"] for i in self._group_of])
 
     # State
 
@@ -152,8 +151,7 @@ class Optimizer:
         Unlike torch's it copies, so that later steps do not change it, and goes by name. A callable ``lr`` is a
         program, not a number: it is saved as None, and given again to the optimizer that loads.
         """
-        if self._stale:
-            self._allocate()
+        self._allocate()  # what was assigned since the last step
         members = [[tensor.key for tensor in tensors] for tensors in self._members]
         groups = [group.hyper() for group in self._param_groups]
         return {

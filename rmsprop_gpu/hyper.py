@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -153,6 +154,16 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
     return row
 
 
+@dataclass
+class Changes:
+    """Whether any group was assigned to since the last step; groups and optimizer share it, so neither holds the other.
+
+    With a reference back, the memory of a deleted optimizer would wait for the garbage collector.
+    """
+
+    pending: bool = True
+
+
 class ParamGroup(MutableMapping[str, Any]):
     """The hyperparameters of a group, and under ``"params"`` its arrays; behaves as the dict that torch has here.
 
@@ -160,8 +171,8 @@ class ParamGroup(MutableMapping[str, Any]):
     fixed. ``"params"`` and ``"initial_scale"``, which only the start of the state can follow, cannot be assigned.
     """
 
-    def __init__(self, values: Mapping[str, Any], params: tuple[Any, ...], on_change: Callable[[], None]) -> None:
-        self._values, self._params, self._on_change = dict(values), params, on_change
+    def __init__(self, values: Mapping[str, Any], params: tuple[Any, ...], changes: Changes) -> None:
+        self._values, self._params, self._changes = dict(values), params, changes
         self._dtypes = {np.asarray(p).dtype for p in params}
         self._check(self._values)
 
@@ -187,7 +198,7 @@ class ParamGroup(MutableMapping[str, Any]):
         values = {**self._values, **changes}
         self._check(values)
         self._values = values
-        self._on_change()
+        self._changes.pending = True
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"a hyperparameter cannot be deleted ({name!r}); assign its neutral value instead")
@@ -201,7 +212,7 @@ class ParamGroup(MutableMapping[str, Any]):
     def replace(self, values: Mapping[str, Any]) -> None:
         """Take values that were validated together."""
         self._values = dict(values)
-        self._on_change()
+        self._changes.pending = True
 
     def loaded(self, entry: Any, keys: list[str], label: str, problems: Problems) -> dict[str, Any]:
         """The hyperparameters in a saved group, for parameters of these keys; ours where it is wrong."""

@@ -68,15 +68,14 @@ class State(Mapping[str | int, Mapping[str, NDArray]]):
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffers in self.buffers for buffer in buffers.values())
 
-    def ensure(self, names: Sequence[Sequence[str]], initial_scale: Sequence[float]) -> bool:
-        """Make what is missing, all of it in one allocation; True if anything was."""
+    def ensure(self, names: Sequence[Sequence[str]], initial_scale: Sequence[float]) -> None:
+        """Make what is missing, all of it in one allocation."""
         missing = [(i, name) for i, wanted in enumerate(names) for name in wanted if name not in self.buffers[i]]
         made = allocate([_layout(self._tensors[i], name) for i, name in missing]) if missing else []
         for (i, name), buffer in zip(missing, made, strict=True):
             if name in ("square_avg", "sum") and initial_scale[i]:
                 buffer.fill(initial_scale[i])
             self.buffers[i][name] = buffer
-        return bool(missing)
 
     def snapshot(self) -> dict[str, dict[str, NDArray]]:
         """Copies of everything, by name."""

@@ -188,3 +188,19 @@ for _ in range(3):
 print(max(tracemalloc.get_traced_memory()[1] // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - rss))
 """
     assert int(run(code)) < 1024  # KiB
+
+
+def test_memory_is_free_when_the_optimizer_goes():
+    code = """
+import gc, weakref, numpy as np
+from rmsprop_gpu import RMSProp
+gc.disable()
+class Array(np.ndarray): pass  # plain arrays of ours would do, but these count as odd too
+param = np.ones(9).view(Array)
+opt = RMSProp([param], momentum=0.5)
+opt.step([np.ones((9, 2))[:, 0]])
+gone = [weakref.ref(param), weakref.ref(opt), weakref.ref(opt.state[0]["square_avg"])]
+del param, opt
+print([ref() is None for ref in gone])
+"""
+    assert run(code) == "[True, True, True]"
