@@ -24,8 +24,8 @@ class Problems:
     def add(self, kind: type[Exception], text: str) -> None:
         self._found.append((kind, text))
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
+    def __len__(self) -> int:
+        return len(self._found)
 
     def raise_any(self) -> None:
         """Raise a TypeError if any of them is one, else a ValueError, naming every problem; return if there is none."""
@@ -134,7 +134,7 @@ def check_param(x: object, label: str, problems: Problems) -> NDArray | None:
     array = host_array(x, label, problems)
     if array is None:
         return None
-    before = len(problems._found)
+    before = len(problems)
     if array.dtype not in DTYPES:
         problems.add(TypeError, f"{label} has dtype {_dtype_name(array.dtype)}; wanted float32 or float64")
         return None
@@ -150,7 +150,7 @@ def check_param(x: object, label: str, problems: Problems) -> NDArray | None:
             f"{label} is not dense (shape {array.shape}, strides {array.strides}); "
             "wanted one block of memory, as of a contiguous array or a transpose of one",
         )
-    return array if len(problems._found) == before else None
+    return array if len(problems) == before else None
 
 
 def make_tensor(
@@ -195,7 +195,7 @@ def check_grad(x: object, tensor: Tensor, problems: Problems) -> NDArray | None:
     array = host_array(x, tensor.grad_label, problems)
     if array is None:
         return None
-    before = len(problems._found)
+    before = len(problems)
     if array.dtype != tensor.layout.dtype or not array.dtype.isnative:
         problems.add(
             TypeError,
@@ -206,7 +206,7 @@ def check_grad(x: object, tensor: Tensor, problems: Problems) -> NDArray | None:
             ValueError,
             f"{tensor.grad_label} has shape {array.shape}, but the parameter has shape {tensor.layout.shape}",
         )
-    return array if len(problems._found) == before else None
+    return array if len(problems) == before else None
 
 
 def check_grad_apart(array: NDArray, label: str, others: Iterable[tuple[str, NDArray]], problems: Problems) -> None:

@@ -42,8 +42,13 @@ class Optimizer:
             for name in overrides:
                 if name not in defaults:
                     raise TypeError(f"params[{i}] has {name!r}; wanted hyperparameters among {', '.join(defaults)}")
-            values = {name: hyper.checked(name, overrides.get(name, value)) for name, value in defaults.items()}
-            self._param_groups.append(ParamGroup(values, tuple(t.array for t in tensors), self._changes))
+            try:
+                values = {**defaults, **{name: hyper.checked(name, value) for name, value in overrides.items()}}
+                self._param_groups.append(ParamGroup(values, tuple(t.array for t in tensors), self._changes))
+            except (TypeError, ValueError, NotImplementedError) as error:
+                if not overrides:
+                    raise
+                raise type(error)(f"params[{i}]: {error}") from None
         self._group_of = [i for i, tensors in enumerate(self._members) for _ in tensors]
         self._steps = np.zeros(1, np.int64)
         self._state = State(self._tensors)
@@ -110,8 +115,10 @@ class Optimizer:
 
     def _settings(self) -> Settings:
         """Variant and scalars of the next step, for every group and dtype in it."""
-        rates = [hyper.lr_at(group["lr"], self.steps) for group in self._param_groups]
-        hypers = [group.hyper() for group in self._param_groups]
+        steps, hypers = self.steps, [group.hyper() for group in self._param_groups]
+        schedules = {id(h["lr"]): h["lr"] for h in hypers}  # groups that share one ask it once together
+        asked = {key: hyper.lr_at(lr, steps) for key, lr in schedules.items()}
+        rates = [asked[id(h["lr"])] for h in hypers]
         return {
             (i, dtype): (hyper.variant(hypers[i], self._adagrad), hyper.scalars(hypers[i], rates[i], dtype))
             for i, dtype in self._kinds
@@ -119,15 +126,19 @@ class Optimizer:
 
     def _current_plan(self) -> Plan:
         """The plan for the hyperparameters as they are now: a new one only if a switch or a buffer is new."""
-        settings = self._settings()
-        if self._plan is None or self._changes.pending:
-            variants = {kind: variant for kind, (variant, _) in settings.items()}
-            self._allocate()
-            if self._plan is None or variants != self._variants:
-                self._plan = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps)
-                self._variants = variants
-            self._scheduled = any(callable(group["lr"]) for group in self._param_groups)
-            self._changes.pending = False
+        changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
+        try:
+            settings = self._settings()
+            if self._plan is None or changed:
+                variants = {kind: variant for kind, (variant, _) in settings.items()}
+                self._allocate()
+                if self._plan is None or variants != self._variants:
+                    self._plan = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps)
+                    self._variants = variants
+                self._scheduled = any(callable(group["lr"]) for group in self._param_groups)
+        except BaseException:
+            self._changes.pending = True
+            raise
         self._plan.write_scalars(settings)
         return self._plan
 
@@ -204,13 +215,12 @@ class Optimizer:
                 for key in name:
                     problems.add(ValueError, f'"{key}" {what} state_dict["state"]')
             groups = self._loaded_groups(loaded["param_groups"], problems)
-        problems.raise_any()
         names = [needed(groups[i], self._adagrad) for i in self._group_of]
         found = self._state.check(loaded["state"], names, problems)
         problems.raise_any()
 
         self._state.load(found)
-        self._steps[0] = loaded["steps"]
+        self._steps[0] = int(loaded["steps"])
         for group, values in zip(self._param_groups, groups, strict=True):
             group.replace(values)
         return report

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import hyper
-from .arrays import NDArray, Problems, address_of, check_disjoint, check_param, make_tensor
+from .arrays import NDArray, Problems, address_of, check_disjoint, check_grad, check_param, make_tensor
 from .plan import Plan
 
 
@@ -99,6 +99,9 @@ def adagrad_update(
     _update(param, grad, {"sum": sum}, _checked(arguments, hyper.ADAGRAD), adagrad=True)
 
 
+_NEEDED_BY = {"grad_avg": "centered", "momentum_buffer": "momentum"}
+
+
 def _checked(arguments: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The hyperparameters among the arguments, validated; what one tensor's update does not have is off."""
     if callable(arguments["lr"]):
@@ -111,6 +114,9 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
     tensor = make_tensor(param, problems, key="param", label="param", grad_label="grad", state_label="")
     buffers = {}
     for name, x in state.items():
+        if x is None and name in _NEEDED_BY:
+            problems.add(TypeError, f"{name} is None; {_NEEDED_BY[name]} needs it, an array that starts at zero")
+            continue
         array = check_param(x, name, problems)
         if array is None or tensor is None:
             continue
@@ -124,6 +130,7 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
             )
         buffers[name] = array
     if tensor is not None:
+        check_grad(grad, tensor, problems)
         all_arrays = [("param", tensor.address, tensor.layout.nbytes)]
         all_arrays += [(name, address_of(array), array.nbytes) for name, array in buffers.items()]
         check_disjoint(all_arrays, problems)

@@ -65,11 +65,21 @@ def number(name: str, value: object) -> float | None:
         raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted {wanted}")
     try:
         x = float(value)
-    except OverflowError:
-        x = math.inf
+    except OverflowError:  # a whole number or fraction beyond all floats
+        x = math.inf if value > 0 else -math.inf  # type: ignore[operator]  # all real numbers compare
     if not allowed(x):
-        raise ValueError(f"{name} is {value!r}; wanted {wanted}")
+        raise ValueError(f"{name} is {_written(value)}; wanted {wanted}")
+    if x == 0 and value != 0 and name == "eps":
+        raise ValueError(f"eps is {_written(value)}, which is 0 in float64; wanted 0 itself or a larger number")
     return x
+
+
+def _written(value: object) -> str:
+    """The repr of a value; Python refuses that of an integer of thousands of digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a number too long to be written ({type(value).__name__})"
 
 
 def _flag(name: str, value: object) -> bool:
@@ -146,11 +156,11 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
         raise ValueError(f"eps is {h['eps']!r}, which is 0 in {dtype}; wanted 0 itself or a larger number")
     if rounded.alpha == 1:
         raise ValueError(f"alpha is {alpha!r}, which is 1 in {dtype}; wanted alpha < 1 after rounding")
-    for name, value in rounded._asdict().items():
-        if math.isinf(value) and name != "clipvalue":
-            raise ValueError(
-                f"{name} is {getattr(exact, name)!r}, which is infinite in {dtype}; wanted a smaller number"
-            )
+    largest = float(np.finfo(dtype).max)
+    for name, value in {**exact._asdict(), "initial_scale": h["initial_scale"]}.items():
+        if value > largest and name != "clipvalue":  # an infinite clip is none
+            said = "lr * weight_decay" if name == "lr_times_decay" else name
+            raise ValueError(f"{said} is {value!r}, which is infinite in {dtype}; wanted a smaller number")
     return row
 
 
@@ -216,8 +226,8 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def loaded(self, entry: Any, keys: list[str], label: str, problems: Problems) -> dict[str, Any]:
         """The hyperparameters in a saved group, for parameters of these keys; ours where it is wrong."""
-        if not isinstance(entry, Mapping) or list(entry.get("params", ())) != keys:
-            found = entry.get("params") if isinstance(entry, Mapping) else entry
+        found = entry.get("params") if isinstance(entry, Mapping) else entry
+        if not isinstance(entry, Mapping) or not isinstance(found, (list, tuple)) or list(found) != keys:
             problems.add(ValueError, f"{label} is of {found!r}; wanted a mapping with params {keys!r}")
             return self.hyper()
         for name in [n for n in self._values if n not in entry]:
@@ -237,12 +247,18 @@ class ParamGroup(MutableMapping[str, Any]):
             )
             return self.hyper()
         values["lr"] = ours if callable(ours) else values["lr"]
-        try:
-            values = {name: checked(name, value) for name, value in values.items()}
-            self._check(values)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            problems.add(ValueError, f"{label}: {error}")
-        return values
+        before = len(problems)
+        for name, value in values.items():
+            try:
+                values[name] = checked(name, value)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                problems.add(ValueError, f"{label}: {error}")
+        if len(problems) == before:
+            try:
+                self._check(values)
+            except ValueError as error:
+                problems.add(ValueError, f"{label}: {error}")
+        return values if len(problems) == before else self.hyper()
 
     def hyper(self) -> dict[str, Any]:
         """The hyperparameters alone."""

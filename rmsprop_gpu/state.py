@@ -124,16 +124,16 @@ def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[
     kinds: dict[str, tuple[Any, str]] = {
         "state": (Mapping, "a mapping"),
         "param_groups": ((list, tuple), "a list"),
-        "steps": (int, "a count >= 0"),
+        "steps": ((int, np.integer), "a count >= 0"),
     }
     for name, (kind, wanted) in kinds.items():
-        x = saved.get(name)
+        x: Any = saved.get(name)
         if not isinstance(x, kind) or isinstance(x, bool) or (name == "steps" and not 0 <= x < 2**63):
             problems.add(TypeError, f'state_dict["{name}"] is {_brief(x)}; wanted {wanted}')
-    if saved.get("optimizer") != optimizer:
-        problems.add(ValueError, f'state_dict["optimizer"] is {saved.get("optimizer")!r}; wanted {optimizer!r}')
-    if saved.get("version") != VERSION:
-        problems.add(ValueError, f'state_dict["version"] is {saved.get("version")!r}; wanted {VERSION}')
+    for name, want in (("optimizer", optimizer), ("version", VERSION)):
+        x = saved.get(name)
+        if type(x) is not type(want) or x != want:
+            problems.add(ValueError, f'state_dict["{name}"] is {_brief(x)}; wanted {want!r}')
     return saved
 
 
@@ -141,11 +141,22 @@ def _brief(x: Any) -> str:
     return repr(x) if isinstance(x, (int, float, str, type(None))) else f"a {type(x).__name__}"
 
 
+def _counter(x: object, dtype: np.dtype[Any]) -> object:
+    """A plain number as an array of this dtype, where that has its value; else as it is."""
+    whole = isinstance(x, (int, np.integer)) and not isinstance(x, bool) and abs(x) < 2**53
+    if whole or (isinstance(x, (float, np.floating)) and dtype.kind == "f"):
+        exact = np.float64(x)  # type: ignore[arg-type]  # a number, as was just asked
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(dtype)
+        if rounded.astype(np.float64) == exact:
+            return np.asarray(rounded)
+    return x
+
+
 def _check_entry(x: object, label: str, name: str, layout: Layout, problems: Problems) -> NDArray | None:
     """One saved array: of the shape and dtype that the state has; counters may be plain numbers."""
-    if name in COUNTERS and isinstance(x, (int, float, np.number)) and not isinstance(x, bool):
-        exact = np.asarray(x)
-        x = exact.astype(layout.dtype) if exact.astype(layout.dtype) == exact else exact
+    if name in COUNTERS:
+        x = _counter(x, layout.dtype)
     if not isinstance(x, np.ndarray) or is_masked(x):
         problems.add(TypeError, f"{label} is a {type(x).__name__}; wanted a NumPy array")
     elif x.dtype != layout.dtype:

@@ -90,7 +90,9 @@ def _is_sequence(x: Any) -> bool:
     )
 
 
-def _quoted(name: str) -> str:
+def _quoted(name: object) -> str:
+    if not isinstance(name, str):
+        return repr(name)
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -106,11 +108,7 @@ def _as_list(grads: Any, count: int, where: str, what: str) -> list[Any]:
 def _by_name(grads: Any, names: list[str], where: str) -> list[Any]:
     if not isinstance(grads, Mapping):
         raise TypeError(f"{where} is a {type(grads).__name__}; wanted a mapping with the names of params")
-    try:
-        found = [grads[name] for name in names]
-    except KeyError:
-        found = []
-    if len(grads) != len(names) or not found:
+    if len(grads) != len(names) or not all(name in grads for name in names):  # a defaultdict would make what is missing
         problems = Problems()
         for name in names:
             if name not in grads:
@@ -119,9 +117,9 @@ def _by_name(grads: Any, names: list[str], where: str) -> list[Any]:
                 )
         for name in grads:
             if name not in names:
-                problems.add(ValueError, f"{where}[{name!r}] belongs to no parameter")
+                problems.add(ValueError, f"{where}[{_quoted(name)}] belongs to no parameter")
         problems.raise_any()
-    return found
+    return [grads[name] for name in names]
 
 
 def _unique(structure: Structure) -> Structure:

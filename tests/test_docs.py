@@ -13,7 +13,9 @@ import pytest
 import rmsprop_gpu
 
 README = Path(__file__).parents[1] / "README.md"
-MODULES = [m.name for m in pkgutil.walk_packages(rmsprop_gpu.__path__, "rmsprop_gpu.") if not m.name.endswith("__main__")]
+MODULES = [
+    m.name for m in pkgutil.walk_packages(rmsprop_gpu.__path__, "rmsprop_gpu.") if not m.name.endswith("__main__")
+]
 
 
 @pytest.mark.parametrize("module", MODULES)

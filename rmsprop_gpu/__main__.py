@@ -1,0 +1,5 @@
+"""``python -m rmsprop_gpu``."""
+
+from .cli import main
+
+raise SystemExit(main())

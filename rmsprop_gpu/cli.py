@@ -1,0 +1,306 @@
+"""The command ``rmsprop-gpu``: ``info`` says what works here, ``demo`` trains a network."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numba
+import numpy as np
+
+from . import AdaGrad, RMSProp, __version__, available_backends
+from .demo import LR, MissingExtraError, Run, Settings, extra
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OK, FAILED, BAD_USE, INTERRUPTED = 0, 1, 2, 130
+
+NUMBERS = {
+    "alpha": "decay of the average of squared gradients",
+    "eps": "added to the root of that average",
+    "weight-decay": "L2 penalty",
+    "momentum": "0 needs no buffer",
+    "clipvalue": "clip every element of a gradient to +- this",
+    "initial-scale": "what the average starts from",
+}
+FLAGS = {
+    "centered": "divide by the standard deviation",
+    "nesterov": "look ahead by one momentum step",
+    "eps-in-sqrt": "add eps inside the root",
+    "lr-in-momentum": "the momentum buffer holds steps",
+    "bias-correction": "correct the averages for their start",
+    "decoupled-weight-decay": "decay the parameters themselves",
+}
+
+
+class RefusedError(Exception):
+    """What was asked cannot be done: a line for stderr and an exit status."""
+
+    def __init__(self, line: str, status: int = FAILED) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise RefusedError(f"{message} (see {self.prog} --help)", BAD_USE)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 (failed), 2 (bad use) or 130 (Ctrl-C)."""
+    parser = make_parser()
+    try:
+        options = parser.parse_args(words)
+        if "run" not in options:
+            parser.print_help()
+            return OK
+        status: int = options.run(options)
+        return status
+    except (RefusedError, MissingExtraError, OSError) as error:
+        print(f"rmsprop-gpu: {error}", file=sys.stderr)
+        return error.status if isinstance(error, RefusedError) else FAILED
+    except KeyboardInterrupt:
+        print("rmsprop-gpu: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def make_parser() -> Parser:
+    """The options."""
+    parser = Parser(prog="rmsprop-gpu", description="RMSProp in place on NumPy and CuPy arrays.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"rmsprop-gpu {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    text = "versions, backends, threads"
+    commands.add_parser("info", help=text, description=f"{text}.", allow_abbrev=False).set_defaults(run=info)
+
+    text = "train a small network on scikit-learn's handwritten digits"
+    demo = commands.add_parser("demo", help=text, description=f"{text}.", allow_abbrev=False)
+    demo.set_defaults(run=run_demo)
+    demo.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    demo.add_argument("--optimizer", choices=tuple(LR), default="rmsprop", help="default: rmsprop")
+    for name, default, text in (("epochs", 60, "default: 60"), ("batch-size", 32, "default: 32")):
+        demo.add_argument(f"--{name}", type=count, default=default, metavar="N", help=text)
+    text = "of the split, the start, the order and the noise (default: 0)"
+    demo.add_argument("--seed", type=seed, default=0, metavar="N", help=text)
+    demo.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves of loss and accuracy")
+    demo.add_argument("--json", type=Path, metavar="FILE", help="write all results")
+    demo.add_argument("--quiet", action="store_true", help="print the final lines only")
+    demo.add_argument("--no-check", action="store_true", help="do not compare each update with the float64 oracle")
+
+    group = demo.add_argument_group("hyperparameters, as of rmsprop_gpu.RMSProp and AdaGrad")
+    add = partial(group.add_argument, default=argparse.SUPPRESS)  # only those that are given go to the optimizer
+    rates = f"default: {LR['rmsprop']} for rmsprop, {LR['adagrad']} for adagrad, which learns too slowly with less"
+    text = f"learning rate at the start; half a cosine takes it down to a hundredth ({rates})"
+    add("--lr", type=float, metavar="X", help=text)
+    for name, text in NUMBERS.items():
+        default = inspect.signature(RMSProp).parameters[name.replace("-", "_")].default
+        add(f"--{name}", type=float, metavar="X", help=f"{text} (default: {default})")
+    for name, text in FLAGS.items():
+        add(f"--{name}", action="store_true", help=text)
+    return parser
+
+
+def count(word: str) -> int:
+    """A whole number above 0."""
+    if not word.isdecimal() or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
+    return int(word)
+
+
+def seed(word: str) -> int:
+    """What scikit-learn accepts as a seed."""
+    if not word.isdecimal() or int(word) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(word)
+
+
+# info
+
+
+def info(_: argparse.Namespace) -> int:
+    """What is installed, which backends work, how many threads; nothing but NumPy and Numba is needed."""
+    rows = [("rmsprop-gpu", __version__), ("python", f"{platform.python_version()} on {platform.platform()}")]
+    rows += [(name, installed(name) or "not installed") for name in ("numpy", "numba", "llvmlite", "numba-cuda")]
+    cupy = [f"{found} ({name})" for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (found := installed(name))]
+    rows += [("cupy", ", ".join(cupy) or "not installed")]
+    rows += [(f"backend {name}", text) for name, text in available_backends().items()]
+    for name, text in rows + threads():
+        print(f"{name:16} {text}")
+    return OK
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution, which is not imported."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def threads() -> list[tuple[str, str]]:
+    """How many threads run, and on which layer; a step large enough to need them shows that they do."""
+    param = np.zeros(1 << 16, np.float32)
+    try:
+        number = numba.get_num_threads()  # starts them
+        RMSProp(param).step(np.zeros_like(param))
+        layer: str = numba.threading_layer()  # type: ignore[attr-defined]  # Numba does not list it in __all__
+    except ValueError as error:
+        return [("threads", f"do not work: {' '.join(str(error).split())}")]
+    return [("threads", str(number)), ("threading layer", layer)]
+
+
+# demo
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Train, print, write; whatever can be refused is refused before the training."""
+    run = make_run(options)
+    check_files(options)
+    with extra():
+        from rich.console import Console
+    console = Console(highlight=False)
+    run.load()
+    if not options.quiet:
+        train, test = run.digits
+        console.print(f"{train:,} handwritten digits to learn from, {test} others to test it on (seed {options.seed})")
+    interrupted = False
+    try:
+        for epoch in progress(run, console, options.quiet):
+            if not math.isfinite(epoch.loss):
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+        if not run.history:
+            raise
+
+    summary = run.summary()
+    print_summary(summary, console)
+    if options.json:
+        text = json.dumps({"version": __version__, **summary})
+        valid = json.loads(text, parse_constant=lambda _: None)  # JSON has no NaN
+        options.json.write_text(json.dumps(valid, indent=2) + "\n")
+    if options.plot:
+        plot(summary, options.plot)
+    done = f"after {len(run.history)} of {options.epochs} epochs"
+    if interrupted:
+        print(f"rmsprop-gpu: interrupted {done}", file=sys.stderr)
+        return INTERRUPTED
+    if not math.isfinite(summary["loss"]):
+        raise RefusedError(f"the loss is {summary['loss']} {done}: the training diverged, a smaller --lr may help")
+    return OK
+
+
+def make_run(options: argparse.Namespace) -> Run:
+    """The run that the options ask for."""
+    names = ("lr", *(name.replace("-", "_") for name in (*NUMBERS, *FLAGS)))
+    hyper = {name: getattr(options, name) for name in names if name in options}
+    if options.optimizer == "adagrad":
+        known = inspect.signature(AdaGrad).parameters
+        for name in hyper:
+            if name not in known:
+                has = ", ".join(option(name) for name in names if name in known)
+                raise RefusedError(f"{option(name)} is no hyperparameter of adagrad; it has {has}", BAD_USE)
+    settings = Settings(
+        options.device, options.optimizer, hyper, options.epochs, options.batch_size, options.seed, not options.no_check
+    )
+    try:
+        return Run(settings)
+    except (TypeError, ValueError) as error:
+        raise RefusedError(str(error), BAD_USE) from None
+    except RuntimeError as error:  # the device
+        raise RefusedError(f"--device {options.device}: {error}") from None
+
+
+def option(name: str) -> str:
+    """How a hyperparameter is called on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Find before the training what would spoil its end."""
+    if options.plot:
+        with extra():
+            import matplotlib.figure  # noqa: F401  # only whether it is there
+        if options.plot.suffix.lower() != ".png":
+            raise RefusedError(f"--plot {options.plot} does not end in .png", BAD_USE)
+    for name in ("plot", "json"):
+        path: Path | None = getattr(options, name)
+        if path:
+            try:
+                new = not path.exists()
+                path.open("ab").close()
+                if new:
+                    path.unlink()
+            except OSError as error:
+                raise RefusedError(f"--{name} {path} cannot be written: {error.strerror}", BAD_USE) from None
+
+
+def progress(run: Run, console: Console, quiet: bool) -> Iterator[Any]:
+    """The epochs, each with its line, above a bar where there is a terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("compiling", total=run.settings.epochs)
+        for epoch in run.epochs():
+            if not quiet:
+                console.print(f"epoch {epoch.epoch:3}   loss {epoch.loss:9.6f}   test accuracy {epoch.accuracy:7.2%}")
+            bar.update(task, advance=1, description="training")
+            yield epoch
+
+
+def print_summary(s: dict[str, Any], console: Console) -> None:
+    """The final lines."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    update, us, speed = s["update_seconds"], s["update_seconds_median"] * 1e6, s["gb_per_second"]
+    size = s["bytes_a_step"] / s["parameters"]
+    rows = [
+        ("test accuracy", f"{s['accuracy']:.2%} of {s['digits']['test']} digits, training loss {s['loss']:.2g}"),
+        ("model", f"{s['parameters']:,} parameters in {s['tensors']} tensors, on the {s['device']}"),
+        ("time", f"{s['seconds']:.1f} s, {s['compile_seconds']:.1f} s of it to compile"),
+        ("update", f"{update:.3f} s for {s['steps']:,} steps of {s['optimizer']}, {us:.0f} us a step (median)"),
+        ("memory traffic", f"{s['bytes_moved'] / 1e6:,.0f} MB, {size:.0f} bytes an element, {speed:.1f} GB/s"),
+    ]
+    if d := s["deviation"]:
+        rows += [
+            ("off the oracle by", f"{d['largest']:.2g} at most, {d['relative']:.1g} of the largest update there"),
+            ("  found in", d["place"]),
+            ("  of which", f"{d['rounding']:.2g} is the parameter's rounding, half an ulp each time"),
+            ("  beyond rounding", f"{d['beyond']:.1g} of the largest update of a tensor and step, at most"),
+        ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def plot(s: dict[str, Any], path: Path) -> None:
+    """The curves of loss and accuracy, their finding as title."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [epoch["epoch"] for epoch in s["history"]]
+    left.plot(epochs, [epoch["loss"] for epoch in s["history"]], marker=".")
+    left.set(xlabel="epoch", ylabel="training loss (cross-entropy)")
+    if all(0 < epoch["loss"] < math.inf for epoch in s["history"]):
+        left.set_yscale("log")
+    right.plot(epochs, [100 * epoch["accuracy"] for epoch in s["history"]], marker=".", color="C1")
+    right.set(xlabel="epoch", ylabel="digits of the test set read correctly (%)")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    name, n, lr = s["optimizer"], len(epochs), s["hyperparameters"]["lr"]
+    figure.suptitle(f"{name} (lr {lr:g}): {s['accuracy']:.1%} of {s['digits']['test']} unseen digits after {n} epochs")
+    figure.savefig(path, dpi=150, format="png")

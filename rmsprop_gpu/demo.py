@@ -1,0 +1,304 @@
+"""The main job: a small network learns handwritten digits, and the optimizer is timed and judged on the way.
+
+Plain array code over ``xp``, which is NumPy or CuPy. All random numbers come from NumPy, so that a seed means the same
+on both. scikit-learn, rich and matplotlib (the extra ``demo``) are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from . import AdaGrad, RMSProp, array_module, backend_of, reference
+
+Array: TypeAlias = Any  # of NumPy or CuPy
+Params: TypeAlias = dict[str, Array]
+
+SIZES = (64, 128, 64, 10)
+LR = {"rmsprop": 3e-3, "adagrad": 3e-2}  # AdaGrad's rate dies by itself: with 3e-3 it ends at 95 %
+LAST = 0.01  # of lr, where the cosine ends
+NOISE = 0.2  # drawn anew each epoch and added to the pixels (0 to 1), so that none is learnt by heart
+BUFFERS = {"square_avg", "sum", "grad_avg", "momentum_buffer"}
+
+
+class MissingExtraError(ImportError):
+    """A library of the extra ``demo`` is not installed."""
+
+
+@contextmanager
+def extra() -> Iterator[None]:
+    """Name the extra where an import inside fails."""
+    try:
+        yield
+    except ImportError as error:
+        why = " ".join(str(error).split())  # some have several lines
+        raise MissingExtraError(f'{why}; what the demo needs comes with pip install "rmsprop-gpu[demo]"') from None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked for; `hyper` holds the optimizer's hyperparameters that differ from its defaults."""
+
+    device: str = "auto"
+    optimizer: str = "rmsprop"
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 60
+    batch_size: int = 32
+    seed: int = 0
+    check: bool = True
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Mean loss of the epoch's minibatches, as they were before their steps, and the accuracy on the test digits."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+
+
+# The network
+
+
+def make_params(xp: ModuleType, rng: np.random.Generator) -> Params:
+    """Weights by He et al. (2015, arXiv:1502.01852), biases 0, all of float32."""
+    params = {}
+    for i, (n_in, n_out) in enumerate(pairwise(SIZES), 1):
+        weight = rng.standard_normal((n_in, n_out)) * math.sqrt(2 / n_in)
+        params[f"dense{i}.weight"] = xp.asarray(weight.astype(np.float32))
+        params[f"dense{i}.bias"] = xp.zeros(n_out, np.float32)
+    return params
+
+
+def forward(xp: ModuleType, params: Params, images: Array) -> list[Array]:
+    """What goes into each layer, and at the end the logits."""
+    layers = len(SIZES) - 1
+    values = [images]
+    for i in range(1, layers + 1):
+        x = values[-1] @ params[f"dense{i}.weight"] + params[f"dense{i}.bias"]
+        values.append(xp.maximum(x, 0) if i < layers else x)
+    return values
+
+
+def loss_and_grads(xp: ModuleType, params: Params, images: Array, targets: Array) -> tuple[Array, Params]:
+    """Cross-entropy of the softmax, summed over the images, and the gradients of its mean."""
+    *inputs, logits = forward(xp, params, images)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exps = xp.exp(shifted)
+    total = exps.sum(axis=1, keepdims=True)
+    loss = (targets * (xp.log(total) - shifted)).sum()
+
+    grads = {}
+    delta = (exps / total - targets) / len(images)
+    for i in range(len(inputs), 0, -1):
+        x = inputs[i - 1]
+        grads[f"dense{i}.weight"] = x.T @ delta
+        grads[f"dense{i}.bias"] = delta.sum(axis=0)
+        if i > 1:
+            delta = (delta @ params[f"dense{i}.weight"].T) * (x > 0)
+    return loss, {name: grads[name] for name in params}
+
+
+# The optimizer
+
+
+def make_optimizer(settings: Settings, params: Params) -> RMSProp | AdaGrad:
+    """The optimizer of a run; TypeError or ValueError for a wrong hyperparameter."""
+    hyper: dict[str, Any] = {"lr": LR[settings.optimizer], **settings.hyper}
+    return AdaGrad(params, **hyper) if settings.optimizer == "adagrad" else RMSProp(params, **hyper)
+
+
+def cosine(lr: float, steps: int) -> Callable[[int], float]:
+    """A schedule: `lr` at the first step, then half a cosine down to a hundredth of it."""
+
+    def cosine_schedule(step: int) -> float:
+        return lr * (LAST + (1 - LAST) * (1 + math.cos(math.pi * step / steps)) / 2)
+
+    return cosine_schedule
+
+
+def bytes_a_step(opt: RMSProp | AdaGrad, params: Params) -> int:
+    """Read param and grad, write param, read and write each buffer: 20 bytes an element for plain float32."""
+    streams = {name: 3 + 2 * len(BUFFERS & opt.state[name].keys()) for name in params}
+    return sum(param.nbytes * streams[name] for name, param in params.items())
+
+
+def to_host(array: Array) -> Any:
+    """A copy in memory."""
+    return array.get() if hasattr(array, "get") else array.copy()
+
+
+@dataclass
+class Deviation:
+    """How far an update was from the float64 oracle's, where it was farthest."""
+
+    largest: float = 0.0  # |(after - before) - the oracle's update|
+    place: str = ""
+    rounding: float = 0.0  # what rounding the float32 parameter alone explains there: half an ulp of it
+    relative: float = 0.0  # the largest deviation relative to the largest update of its tensor and step
+    beyond: float = 0.0  # the most that any deviation exceeds its rounding by, relative to the same
+
+
+class Oracle:
+    """`reference` in float64, fed with the same gradients; its state is its own, the parameters it is given."""
+
+    def __init__(self, opt: RMSProp | AdaGrad) -> None:
+        self._function = reference.adagrad if isinstance(opt, AdaGrad) else reference.rmsprop
+        names = inspect.signature(self._function).parameters
+        group = opt.param_groups[0]
+        given: dict[str, Any] = {name: group[name] for name in names if name in group}
+        # The kernel's scalars are float32; what that costs is not the update's error.
+        self._hyper: dict[str, Any] = {n: float(np.float32(x)) if isinstance(x, float) else x for n, x in given.items()}
+        if "alpha" in given:
+            self._hyper["one_minus_alpha"] = float(np.float32(1 - given["alpha"]))
+        self._roundings = 2 if given["weight_decay"] and given["decoupled_weight_decay"] else 1
+        self._state: dict[str, reference.State] = {}
+        self.deviation = Deviation()
+
+    def compare(self, before: Params, after: Params, grads: Params, lr: float, step: int) -> None:
+        """Judge one step; all arrays are NumPy's."""
+        worst, hyper = self.deviation, {**self._hyper, "lr": float(np.float32(lr))}
+        for name, old in before.items():
+            new, self._state[name] = self._function(old, grads[name], self._state.get(name), **hyper)
+            want = new - old
+            error = np.abs(after[name].astype(np.float64) - old - want)
+            rounding = self._roundings * np.spacing(np.maximum(np.abs(old), np.abs(after[name]))).astype(np.float64) / 2
+            scale = float(np.abs(want).max()) or 1.0
+            at = int(error.argmax())
+            if not (error.flat[at] <= worst.largest or math.isnan(worst.largest)):  # a NaN is a finding, and stays
+                worst.largest, worst.rounding = float(error.flat[at]), float(rounding.flat[at])
+                worst.relative, worst.place = worst.largest / scale, f"{name}, step {step + 1:,}"
+            worst.beyond = float(np.maximum(worst.beyond, (error - rounding).max() / scale))
+
+
+# The run
+
+
+class Run:
+    """One training: `epochs` trains, `summary` says what came of it, at any time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong hyperparameter; RuntimeError for a device that does not work. Nothing was loaded or compiled then.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.xp = settings, array_module(settings.device)
+        self._rng = np.random.default_rng(settings.seed)
+        self.params = make_params(self.xp, self._rng)
+        self.opt = make_optimizer(settings, self.params)
+        self.lr = float(self.opt.param_groups[0]["lr"])
+        self.oracle = Oracle(self.opt) if settings.check else None
+        self.history: list[Epoch] = []
+        self._update_times: list[float] = []
+        self._compile_time, self._start = 0.0, time.perf_counter()
+
+    def load(self) -> None:
+        """The digits: a stratified random fifth of them is kept for testing."""
+        with extra():
+            from sklearn.datasets import load_digits
+            from sklearn.model_selection import train_test_split
+        digits = load_digits()
+        images = (digits.data / 16).astype(np.float32)
+        train, test, train_labels, test_labels = train_test_split(
+            images, digits.target, test_size=0.2, stratify=digits.target, random_state=self.settings.seed
+        )
+        self._train, self._targets = train, np.eye(SIZES[-1], dtype=np.float32)[train_labels]
+        self._test, self._test_labels = self.xp.asarray(test), self.xp.asarray(test_labels)
+        self._schedule = cosine(self.lr, math.ceil(len(train) / self.settings.batch_size) * self.settings.epochs)
+        self.opt.lr = self._schedule
+
+    @property
+    def digits(self) -> tuple[int, int]:
+        """How many digits there are to learn from, and how many to be tested on."""
+        return len(self._train), len(self._test)
+
+    def epochs(self) -> Iterator[Epoch]:
+        """Train, an epoch at a time."""
+        self._compile()
+        for epoch in range(1, self.settings.epochs + 1):
+            with np.errstate(all="ignore"):  # a run that diverges says so by its loss
+                done = Epoch(epoch, self._train_epoch(), self._accuracy())
+            self.history.append(done)
+            yield done
+
+    def _compile(self) -> None:
+        """Take a step on copies, so that no step of the run is an odd one."""
+        start = time.perf_counter()
+        copies = {name: param.copy() for name, param in self.params.items()}
+        make_optimizer(self.settings, copies).step({name: self.xp.zeros_like(param) for name, param in copies.items()})
+        self._synchronize()
+        self._compile_time = time.perf_counter() - start
+
+    def _train_epoch(self) -> float:
+        xp, rng, size = self.xp, self._rng, self.settings.batch_size
+        order = rng.permutation(len(self._train))
+        noise = NOISE * rng.standard_normal(self._train.shape, dtype=np.float32)
+        images, targets = xp.asarray(self._train[order] + noise), xp.asarray(self._targets[order])
+        total = xp.zeros((), np.float32)
+        for start in range(0, len(order), size):
+            batch = slice(start, start + size)
+            loss, grads = loss_and_grads(xp, self.params, images[batch], targets[batch])
+            total = total + loss  # on the device: a float here would wait for it at every step
+            self._step(grads)
+        return float(total) / len(order)
+
+    def _step(self, grads: Params) -> None:
+        oracle, step = self.oracle, self.opt.steps
+        before = {name: to_host(param) for name, param in self.params.items()} if oracle else {}
+        self._synchronize()
+        start = time.perf_counter()
+        self.opt.step(grads)
+        self._synchronize()
+        self._update_times.append(time.perf_counter() - start)
+        if oracle:
+            after, seen = ({name: to_host(x) for name, x in arrays.items()} for arrays in (self.params, grads))
+            oracle.compare(before, after, seen, self._schedule(step), step)
+
+    def _synchronize(self) -> None:
+        if self.xp is not np:
+            self.xp.cuda.get_current_stream().synchronize()
+
+    def _accuracy(self) -> float:
+        read = forward(self.xp, self.params, self._test)[-1].argmax(axis=1)
+        return float((read == self._test_labels).mean())
+
+    def summary(self) -> dict[str, Any]:
+        """Everything that can be said about the run so far, of plain numbers, strings, lists and dicts."""
+        times, last, moved = self._update_times, self.history[-1], bytes_a_step(self.opt, self.params)
+        group = {name: x for name, x in self.opt.param_groups[0].items() if name != "params"}
+        return {
+            "optimizer": type(self.opt).__name__,
+            "hyperparameters": {**group, "lr": self.lr},
+            "device": backend_of(next(iter(self.params.values()))),
+            "seed": self.settings.seed,
+            "batch_size": self.settings.batch_size,
+            "epochs": len(self.history),
+            "epochs_wanted": self.settings.epochs,
+            "digits": dict(zip(("train", "test"), self.digits, strict=True)),
+            "loss": last.loss,
+            "accuracy": last.accuracy,
+            "parameters": sum(param.size for param in self.params.values()),
+            "tensors": len(self.params),
+            "steps": len(times),
+            "seconds": time.perf_counter() - self._start,
+            "compile_seconds": self._compile_time,
+            "update_seconds": sum(times),
+            "update_seconds_median": statistics.median(times),
+            "bytes_a_step": moved,
+            "bytes_moved": moved * len(times),
+            "gb_per_second": moved * len(times) / sum(times) / 1e9,
+            "deviation": asdict(self.oracle.deviation) if self.oracle else None,
+            "history": [asdict(epoch) for epoch in self.history],
+        }

@@ -1,0 +1,262 @@
+"""The command line, mostly as a user has it: a process, its exit status, its lines."""
+
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rmsprop_gpu
+from rmsprop_gpu import cli, demo
+from rmsprop_gpu.cli import main
+from rmsprop_gpu.demo import Run
+
+ROOT = Path(__file__).parents[1]
+COMMAND = (sys.executable, "-m", "rmsprop_gpu")
+
+
+def run(*words, command=COMMAND, **environment):
+    return subprocess.run(
+        [*command, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def png_size(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert data[-8:-4] == b"IEND"
+    return struct.unpack(">II", data[16:24])
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """What is refused is refused before anything is loaded or trained."""
+
+    def fail(self):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(Run, "load", fail)
+    monkeypatch.setattr(Run, "epochs", fail)
+
+
+def test_demo_prints_an_epoch_a_line_and_writes_its_files(tmp_path):
+    done = run("demo", "--epochs", 3, "--seed", 5, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "1,437" in lines[0]
+    assert "seed 5" in lines[0]
+    result = json.loads((tmp_path / "a.json").read_text())
+    for line, epoch in zip(lines[1:], result["history"], strict=False):
+        assert line.split() == [
+            *("epoch", str(epoch["epoch"]), "loss", f"{epoch['loss']:.6f}"),
+            *("test", "accuracy", f"{epoch['accuracy']:.2%}"),
+        ]
+    assert lines[4].split()[:3] == ["test", "accuracy", f"{result['accuracy']:.2%}"]
+    assert png_size(tmp_path / "a.png") == (1350, 600)
+
+    want = {"version": rmsprop_gpu.__version__, "optimizer": "RMSProp", "device": "cpu", "seed": 5, "epochs": 3}
+    assert {name: result[name] for name in want} == want
+    assert result["steps"] == 3 * 45
+    assert result["bytes_moved"] == 3 * 45 * 20 * result["parameters"]
+    assert result["hyperparameters"]["lr"] == 3e-3
+    assert result["accuracy"] == result["history"][-1]["accuracy"] > 0.8
+    assert 0 < result["update_seconds"] < result["compile_seconds"] / 2  # in a new process: compilation is apart
+
+
+def test_quiet_prints_the_final_lines_only(capsys):
+    assert main(["demo", "--quiet", "--epochs", "1", "--momentum", "0.9"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("test accuracy")
+    assert "epoch" not in out
+    for text in ("17,226 parameters in 6 tensors", "45 steps of RMSProp", "28 bytes an element", "GB/s", "oracle"):
+        assert text in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_no_check_says_nothing_of_the_oracle(capsys):
+    assert main(["demo", "--quiet", "--epochs", "1", "--no-check"]) == 0
+    assert "oracle" not in capsys.readouterr().out
+
+
+def test_options_reach_the_optimizer(tmp_path):
+    numbers = {"lr": 0.01, "alpha": 0.8, "eps": 1e-4, "weight_decay": 0.1, "momentum": 0.5, "clipvalue": 2.0}
+    numbers["initial_scale"] = 0.25
+    flags = ["centered", "nesterov", "eps_in_sqrt", "lr_in_momentum", "bias_correction", "decoupled_weight_decay"]
+    want = {**numbers, **dict.fromkeys(flags, True)}
+    words = [f"--{name}={value}" if name in numbers else f"--{name}" for name, value in want.items()]
+    words = [word.replace("_", "-") for word in words]
+    file = tmp_path / "a.json"
+    assert main(["demo", "--quiet", "--epochs", "1", "--batch-size", "500", *words, "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert {name: result["hyperparameters"][name] for name in want} == want
+    assert result["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("nonsense", "invalid choice: 'nonsense'"),
+        ("demo --nonsense", "unrecognized arguments: --nonsense"),
+        ("demo --lr", "--lr: expected one argument"),
+        ("demo --lr fast", "--lr: invalid float value: 'fast'"),
+        ("demo --lr -1", "lr is -1.0; wanted a finite number >= 0"),
+        ("demo --lr nan", "lr is nan; wanted a finite number >= 0"),
+        ("demo --alpha 1", "alpha is 1.0; wanted a number with 0 <= alpha < 1"),
+        ("demo --eps 1e-60", "eps is 1e-60, which is 0 in float32"),
+        ("demo --momentum 2", "momentum is 2.0; wanted"),
+        ("demo --epochs 0", "--epochs: '0' is not a whole number above 0"),
+        ("demo --batch-size 1.5", "--batch-size: '1.5' is not a whole number above 0"),
+        ("demo --seed -1", "--seed: '-1' is not a whole number from 0 to 4294967295"),
+        ("demo --device tpu", "--device: invalid choice: 'tpu'"),
+        ("demo --optimizer adam", "--optimizer: invalid choice: 'adam'"),
+        ("demo --optimizer adagrad --centered", "--centered is no hyperparameter of adagrad; it has --lr, --eps"),
+        ("demo --optimizer adagrad --momentum 0", "--momentum is no hyperparameter of adagrad"),
+        ("demo --plot {tmp}/a.pdf", "a.pdf does not end in .png"),
+        ("demo --plot {tmp}/no/a.png", "a.png cannot be written: No such file or directory"),
+        ("demo --json {tmp}/no/a.json", "a.json cannot be written: No such file or directory"),
+        ("demo --json {tmp}", "cannot be written: Is a directory"),
+    ],
+)
+@pytest.mark.usefixtures("no_training")
+def test_bad_use_gets_one_line(words, said, capsys, tmp_path):
+    assert main(words.format(tmp=tmp_path).split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.startswith("rmsprop-gpu: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_use_of_the_process():
+    done = run("demo", "--lr", "-1")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_the_look_at_a_file_changes_nothing(tmp_path, monkeypatch):
+    old, new = tmp_path / "old.json", tmp_path / "new.png"
+    old.write_text("old")
+    monkeypatch.setattr(Run, "load", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["demo", "--json", str(old), "--plot", str(new)]) == 130
+    assert old.read_text() == "old"
+    assert not new.exists()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_device_that_does_not_work(monkeypatch, capsys):
+    def no_cuda(device):
+        assert device == "cuda"
+        raise RuntimeError("no CUDA here, install it")
+
+    monkeypatch.setattr(demo, "array_module", no_cuda)
+    assert main(["demo", "--device", "cuda"]) == 1
+    assert capsys.readouterr() == ("", "rmsprop-gpu: --device cuda: no CUDA here, install it\n")
+
+
+@pytest.mark.parametrize("module", ["sklearn.datasets", "rich.console", "matplotlib.figure"])
+def test_a_missing_library_names_the_extra(module, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["demo", "--plot", str(tmp_path / "a.png")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rmsprop-gpu: ")
+    assert err.endswith('pip install "rmsprop-gpu[demo]"\n')
+    assert err.count("\n") == 1
+
+
+def test_divergence_is_a_failure(capsys, tmp_path):
+    files = {name: tmp_path / f"a.{name}" for name in ("json", "png")}
+    words = ["--json", str(files["json"]), "--plot", str(files["png"])]
+    assert main(["demo", "--quiet", "--lr", "1e30", *words]) == 1
+    assert capsys.readouterr().err == (
+        "rmsprop-gpu: the loss is nan after 1 of 60 epochs: the training diverged, a smaller --lr may help\n"
+    )
+    valid = json.loads(files["json"].read_text(), parse_constant=pytest.fail)
+    assert valid["loss"] is None
+    png_size(files["png"])
+
+
+def test_ctrl_c_ends_it_cleanly(tmp_path):
+    file = tmp_path / "a.json"
+    words = [*COMMAND, "demo", "--epochs", "1000000", "--json", str(file)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [next(process.stdout) for _ in range(4)]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert lines[3].startswith("epoch   3 ")
+    assert process.returncode == 130
+    result = json.loads(file.read_text())
+    assert err == f"rmsprop-gpu: interrupted after {result['epochs']} of 1000000 epochs\n"
+    assert "test accuracy  " in out
+    assert len(result["history"]) == result["epochs"] >= 3
+
+
+def test_ctrl_c_before_the_first_epoch(monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "_compile", interrupted)
+    assert main(["demo", "--quiet"]) == 130
+    assert capsys.readouterr() == ("", "rmsprop-gpu: interrupted\n")
+
+
+def test_info_needs_no_extra_and_loads_no_cuda():
+    program = """
+import sys
+for name in ("sklearn", "rich", "matplotlib", "cupy"):
+    sys.modules[name] = None
+from rmsprop_gpu.cli import main
+status = main(["info"])
+assert not [name for name in sys.modules if name.startswith(("numba.cuda", "numba_cuda"))]
+sys.exit(status)
+"""
+    done = run("-c", program, command=(sys.executable,), NUMBA_NUM_THREADS="2", NUMBA_THREADING_LAYER="workqueue")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line[:16].strip(): line[17:] for line in done.stdout.splitlines()}
+    assert rows["rmsprop-gpu"] == rmsprop_gpu.__version__
+    assert rows["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    for module in ("numpy", "numba", "llvmlite"):
+        assert rows[module] == sys.modules[module].__version__
+    assert {"cupy", "numba-cuda"} < rows.keys()
+    assert {f"backend {name}": text for name, text in rmsprop_gpu.available_backends().items()}.items() <= rows.items()
+    assert (rows["threads"], rows["threading layer"]) == ("2", "workqueue")
+
+
+def test_info_survives_threads_that_do_not_start():
+    done = run("info", NUMBA_THREADING_LAYER="nonsense")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "threads          do not work: The threading layer requested 'nonsense'" in done.stdout
+
+
+def test_info_takes_a_parallel_step(monkeypatch, capsys):
+    sizes = []
+    monkeypatch.setattr(cli.RMSProp, "step", lambda self, grads: sizes.append(grads.size))
+    assert main(["info"]) == 0
+    assert sizes[0] >= 32_768  # from here on a step is parallel
+    assert "threading layer" in capsys.readouterr().out
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"rmsprop-gpu {rmsprop_gpu.__version__}\n"
+    assert main([]) == 0
+    assert "demo" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    out = capsys.readouterr().out
+    assert "0.003 for rmsprop, 0.03" in " ".join(out.split())
+    assert math.isclose(demo.LR["adagrad"], 0.03)

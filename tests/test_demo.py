@@ -1,0 +1,214 @@
+"""The demo: what it learns, and that its measurements and its judge of the updates can be believed."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from rmsprop_gpu import demo, reference
+from rmsprop_gpu.demo import Deviation, MissingExtraError, Oracle, Run, Settings
+
+PARAMETERS = 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
+TRAIN, TEST = 1437, 360  # of 1,797 digits
+
+
+def trained(**settings):
+    run = Run(Settings(**settings))
+    run.load()
+    for _ in run.epochs():
+        pass
+    return run
+
+
+def beyond_bound(steps):
+    """The most that the update may be wrong by, relative to itself, once the rounding of the parameter is taken off.
+
+    In units of 2**-24. The rule rounds u = g / (sqrt(v) + eps) three times; the root halves the error of v. That is at
+    most steps + 2: a square is rounded twice when it enters ((1 - alpha) * g) * g (AdaGrad's not at all), and with the
+    whole sum once a step from then on. lr * u is not rounded: it is a factor of the fma that ends in the parameter.
+    """
+    return (3 + (steps + 2) / 2) * 2.0**-24
+
+
+@pytest.fixture(scope="module")
+def default_run():
+    return trained().summary()
+
+
+def test_default_run_reaches_97_percent_in_30_seconds(default_run):
+    assert default_run["accuracy"] >= 0.97
+    assert default_run["seconds"] < 30
+    assert default_run["hyperparameters"]["lr"] == 3e-3
+
+
+def test_default_run_counts(default_run):
+    steps = 60 * 45  # 45 batches of 32, the last of 29
+    want = {
+        "parameters": PARAMETERS,
+        "tensors": 6,
+        "steps": steps,
+        "bytes_moved": 20 * PARAMETERS * steps,
+        "epochs": 60,
+    }
+    assert {name: default_run[name] for name in want} == want
+    assert len(default_run["history"]) == 60
+    assert default_run["gb_per_second"] == default_run["bytes_moved"] / default_run["update_seconds"] / 1e9
+    assert default_run["digits"] == {"train": TRAIN, "test": TEST}
+
+
+def test_default_run_deviates_by_rounding(default_run):
+    deviation = Deviation(**default_run["deviation"])
+    # Half an ulp of a parameter below 1 is at most 2**-25; the largest weight at the start is 0.8 or so.
+    assert 0 < deviation.rounding <= 2.0**-24
+    assert 0 < deviation.largest <= 1.1 * deviation.rounding
+    assert 0 < deviation.beyond < beyond_bound(default_run["steps"])
+
+
+def test_adagrad_learns_too():
+    summary = trained(optimizer="adagrad", check=False).summary()
+    assert summary["optimizer"] == "AdaGrad"
+    assert summary["accuracy"] >= 0.97
+
+
+@pytest.mark.parametrize("hyper", [{}, {"eps_in_sqrt": True}, {"weight_decay": 1e-3, "decoupled_weight_decay": True}])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adagrad"])
+def test_few_steps_deviate_by_few_roundings(optimizer, hyper):
+    run = trained(optimizer=optimizer, hyper=hyper, epochs=2, batch_size=360)
+    # Decoupled decay: lr * weight_decay is rounded once, for the oracle its factors are: 3 roundings more at most.
+    bound = beyond_bound(8) + 3 * 2.0**-24 * bool(hyper.get("weight_decay"))
+    assert 0 < run.oracle.deviation.beyond < bound
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eps", 2e-8),
+        ("alpha", 0.9001),
+        ("eps_in_sqrt", True),
+        ("maximize", True),
+        ("weight_decay", 1e-5),
+        ("momentum", 1e-3),
+    ],
+)
+def test_a_wrong_update_is_seen(name, value):
+    run = Run(Settings(epochs=2, batch_size=360))
+    run.oracle._hyper[name] = value  # the oracle and the optimizer differ: either may be the wrong one
+    run.load()
+    for _ in run.epochs():
+        pass
+    assert run.oracle.deviation.beyond > 10 * beyond_bound(8)
+
+
+def test_deviation_is_where_it_is_largest():
+    run = Run(Settings())
+    oracle = Oracle(run.opt)
+    before = {"w": np.array([0.5, 3.0], np.float32)}
+    grads = {"w": np.array([1.0, 1.0], np.float32)}
+    update = 3e-3 / np.sqrt(0.1)  # each element's, but for roundings and eps
+    after = {"w": (before["w"] - update + [0, 1e-3]).astype(np.float32)}
+    oracle.compare(before, after, grads, 3e-3, 4)
+    got = oracle.deviation
+    assert got.place == "w, step 5"
+    assert got.rounding == 2.0**-23  # half an ulp of 3
+    np.testing.assert_allclose([got.largest, got.relative, got.beyond], [1e-3, 1e-3 / update, 1e-3 / update], rtol=1e-3)
+
+
+def test_a_nan_is_never_forgotten():
+    oracle = Oracle(Run(Settings()).opt)
+    one = {"w": np.ones(2, np.float32)}
+    oracle.compare(one, {"w": np.array([1, np.nan], np.float32)}, one, 3e-3, 0)
+    oracle.compare(one, {"w": np.full(2, 5, np.float32)}, one, 3e-3, 1)
+    assert np.isnan([oracle.deviation.largest, oracle.deviation.beyond]).all()
+    assert oracle.deviation.place == "w, step 1"
+
+
+def test_no_check_does_not_ask_the_oracle(monkeypatch):
+    monkeypatch.setattr(reference, "rmsprop", None)
+    assert trained(epochs=1, check=False).summary()["deviation"] is None
+
+
+def test_the_check_is_not_counted_as_update(monkeypatch):
+    monkeypatch.setattr(Oracle, "compare", lambda *_: time.sleep(0.2))
+    summary = trained(epochs=1, batch_size=720).summary()
+    assert summary["seconds"] > 0.4  # two steps
+    assert summary["update_seconds"] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "hyper", "bytes_an_element"),
+    [
+        ("rmsprop", {}, 20),
+        ("adagrad", {}, 20),
+        ("rmsprop", {"bias_correction": True}, 20),
+        ("rmsprop", {"momentum": 0.9}, 28),
+        ("rmsprop", {"centered": True}, 28),
+        ("rmsprop", {"momentum": 0.9, "centered": True}, 36),
+    ],
+)
+def test_traffic(optimizer, hyper, bytes_an_element):
+    run = Run(Settings(optimizer=optimizer, hyper=hyper))
+    assert demo.bytes_a_step(run.opt, run.params) == bytes_an_element * PARAMETERS
+
+
+def test_gradients_are_those_of_the_loss(rng):
+    params = {name: x.astype(np.float64) for name, x in demo.make_params(np, rng).items()}
+    images, targets = rng.random((5, 64)), np.eye(10)[[3, 1, 4, 1, 5]]
+    _, grads = demo.loss_and_grads(np, params, images, targets)
+    h = 1e-6
+    for name, param in params.items():
+        direction = rng.standard_normal(param.shape)
+        ends = [{**params, name: param + sign * h * direction} for sign in (1, -1)]
+        up, down = (demo.loss_and_grads(np, end, images, targets)[0] / 5 for end in ends)
+        # Central differences: truncation h**2, about 1e-12, and rounding of the losses 2**-52 / h, about 1e-9.
+        np.testing.assert_allclose((grads[name] * direction).sum(), (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_everything_is_float32_and_follows_the_params(rng):
+    params = demo.make_params(np, rng)
+    loss, grads = demo.loss_and_grads(np, params, np.ones((2, 64), np.float32), np.eye(10, dtype=np.float32)[:2])
+    assert list(grads) == list(params)
+    assert {x.dtype for x in (loss, *grads.values())} == {np.dtype(np.float32)}
+
+
+def test_the_rate_falls_to_a_hundredth():
+    run = Run(Settings(epochs=2, hyper={"lr": 0.5}))
+    run.load()
+    rates = [run.opt.lr(step) for step in range(2 * 45 + 1)]
+    assert rates[0] == 0.5
+    np.testing.assert_allclose([rates[45], rates[90]], [0.5 * 0.505, 0.5 * 0.01])
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_loss_is_a_mean():
+    run = trained(epochs=1, batch_size=TRAIN, check=False)
+    # One step: the loss before it, of a network that knows nothing: log(10), and the spread of its logits, near 1.
+    assert np.log(10) < run.history[0].loss < np.log(10) + 1
+
+
+def test_split_is_stratified_and_the_seed_decides():
+    runs = [Run(Settings(seed=seed)) for seed in (0, 0, 1)]
+    for run in runs:
+        run.load()
+        counts = np.bincount(run._test_labels)
+        assert counts.sum() == TEST
+        assert counts.min() >= 34  # of the rarest digit there are 174, a fifth of which is 34.8
+        assert not {image.tobytes() for image in run._test} & {image.tobytes() for image in run._train}
+    for first, same, other in (
+        [run._test for run in runs],
+        [run.params["dense1.weight"] for run in runs],
+    ):
+        assert np.array_equal(first, same)
+        assert not np.array_equal(first, other)
+
+
+def test_the_same_seed_gives_the_same_run():
+    first, same, other = (trained(epochs=2, check=False, seed=seed).history for seed in (7, 7, 8))
+    assert first == same
+    assert first != other
+
+
+def test_a_missing_library_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingExtraError, match=r'^import of sklearn.*pip install "rmsprop-gpu\[demo\]"$'):
+        Run(Settings()).load()

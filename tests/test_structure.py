@@ -1,0 +1,278 @@
+"""The structures in which parameters and gradients come."""
+
+from collections import OrderedDict, defaultdict
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from test_optimizer import assert_same, assert_same_bits, everything, one, random, refused
+
+from rmsprop_gpu import RMSProp
+
+SIZES = 4, 5, 6
+
+
+def arrays(seed):
+    return random(seed, *SIZES)
+
+
+def named(seed):
+    return dict(zip("abc", arrays(seed), strict=True))
+
+
+# How to build a structure from three arrays, and the keys of its state.
+STRUCTURES = {
+    "list": (list, "012"),
+    "tuple": (tuple, "012"),
+    "generator": (lambda x: (a for a in x), "012"),
+    "dict": (lambda x: dict(zip("abc", x, strict=True)), "abc"),
+    "other mapping": (lambda x: MappingProxyType(OrderedDict(zip("abc", x, strict=True))), "abc"),
+    "values of a dict": (lambda x: dict(zip("abc", x, strict=True)).values(), "012"),
+    "groups of arrays": (lambda x: [{"params": a} for a in x], "012"),
+    "group of a list": (lambda x: [{"params": list(x)}], "012"),
+    "group of a tuple": (lambda x: ({"params": tuple(x)},), "012"),
+    "generator of groups": (lambda x: ({"params": (a for a in [b])} for b in x), "012"),
+    "group of a dict": (lambda x: [{"params": dict(zip("abc", x, strict=True))}], "abc"),
+    "groups of each": (lambda x: [{"params": {"w": x[0]}}, {"params": [x[1]]}, {"params": x[2]}], "w12"),
+    "groups with an empty one": (lambda x: [{"params": []}, {"params": {}}, {"params": list(x)}], "012"),
+}
+
+
+def mirrored(structure):
+    """The gradients for a structure: for groups a list of what stands under "params"."""
+    entries = structure if isinstance(structure, (list, tuple)) else None
+    if entries and isinstance(entries[0], dict):
+        return type(entries)(group["params"] for group in entries)
+    return structure
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_every_structure_gives_the_same_steps(name):
+    build, keys = STRUCTURES[name]
+    params, plain_params = arrays(1), arrays(1)
+    opt, plain = RMSProp(build(params), lr=0.1), RMSProp(plain_params, lr=0.1)
+    for seed in (2, 3):
+        grads = build(arrays(seed))
+        opt.step([group["params"] for group in grads] if name == "generator of groups" else mirrored(grads))
+        plain.step(arrays(seed))
+    for p, q in zip(params, plain_params, strict=True):
+        assert_same_bits(p, q)
+    assert "".join(opt.state) == keys
+    assert opt.state[keys[1]] == opt.state[1]
+    for key, i in zip(keys, range(3), strict=True):
+        assert_same_bits(opt.state[key]["square_avg"], plain.state[i]["square_avg"])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3), (2, 0, 3)])
+def test_one_array(shape):
+    param, grad = np.ones(shape), np.full(shape, 0.5)
+    opt = RMSProp(param, lr=0.1, eps=0)
+    opt.step(grad)
+    np.testing.assert_allclose(param, 1 - 0.1 / np.sqrt(0.1), rtol=1e-15)
+    assert list(opt.state) == ["0"]
+    assert opt.state[0]["step"] == 1
+
+
+def test_gradients_go_by_name_whatever_their_order():
+    opt, twin = RMSProp(named(1)), RMSProp(named(1))
+    opt.step(dict(reversed(named(2).items())))
+    twin.step(named(2))
+    assert_same(opt, twin)
+
+
+def test_names_may_be_any_strings():
+    names = ["", "a.b", 'a"b', "a\\b", "ä", "params", "0"]
+    opt = RMSProp({name: one(1) for name in names})
+    opt.step({name: one(2) for name in names})
+    assert list(opt.state) == names
+    with refused(ValueError, r'grads["a\"b"] has shape (2,)', of=[opt]):
+        opt.step({**dict.fromkeys(names), 'a"b': np.zeros(2, np.float32)})
+    with refused(ValueError, r'grads["a\\b"] is missing', of=[opt]):
+        opt.step({name: None for name in names if name != "a\\b"})
+
+
+def test_overrides_of_a_group_apply_to_it_alone():
+    overrides = [
+        {},
+        {"lr": 0.3, "alpha": 0.5, "eps": 1e-3},
+        {"weight_decay": 0.1, "momentum": 0.9, "centered": True, "initial_scale": 0.5},
+        {"lr": lambda step: 0.1 * step},
+    ]
+    params, separate = random(1, 3, 4, 5, 6), random(1, 3, 4, 5, 6)
+    opt = RMSProp([{"params": p, **h} for p, h in zip(params, overrides, strict=True)], lr=0.2, alpha=0.8)
+    twins = [RMSProp(p, **{"lr": 0.2, "alpha": 0.8, **h}) for p, h in zip(separate, overrides, strict=True)]
+    for seed in (2, 3):
+        grads = random(seed, 3, 4, 5, 6)
+        opt.step(grads)
+        for twin, grad in zip(twins, grads, strict=True):
+            twin.step(grad)
+    for group, p, twin in zip(opt.param_groups, separate, twins, strict=True):
+        assert_same_bits(group["params"][0], p)
+        assert group.hyper() == twin.param_groups[0].hyper()
+    assert "grad_avg" in opt.state[2]
+    assert "grad_avg" not in opt.state[1]
+
+
+# Parameters that are refused
+
+A, B = one(1), one(2)
+LONE = 'a mapping from name to array, or a list of groups (mappings with "params")'
+WRONG_PARAMS = {
+    "None": (None, TypeError, ["params is a NoneType", LONE]),
+    "str": ("weights.npy", TypeError, ["params is a str", LONE]),
+    "bytes": (b"", TypeError, ["params is a bytes", LONE]),
+    "set": ({1, 2}, TypeError, ["params is a set", LONE]),
+    "number": (1.0, TypeError, ["params is a float"]),
+    "scalar": (np.float32(1), TypeError, ["params is a numpy.float32"]),
+    "empty list": ([], ValueError, ["params is empty"]),
+    "empty mapping": ({}, ValueError, ["params is empty"]),
+    "empty generator": (iter(()), ValueError, ["params is empty"]),
+    "empty groups": ([{"params": []}, {"params": {}}], ValueError, ["no array in any of them"]),
+    "None inside": ([A, None], TypeError, ["params[1] is a NoneType"]),
+    "nested": ([[A], [B]], TypeError, ["params[0] is a list", "params[1] is a list"]),
+    "pairs": ([("a", A)], TypeError, ["params[0] is a tuple"]),
+    "name of another kind": ({1: A}, TypeError, ["the name 1"]),
+    "name of another kind in a group": ([{"params": {None: A}}], TypeError, ["params[0] has the name None"]),
+    "one group that is no list": ({"params": [A], "lr": 0.1}, TypeError, ['params["params"] is a list']),
+    "group and array": ([{"params": A}, B], TypeError, ["params[1] is a", "group"]),
+    "array and group": ([A, {"params": B}], TypeError, ["params[0] is a", "group"]),
+    "group without params": ([{"lr": 0.1}], TypeError, ["params[0] is a mapping with keys ['lr']", '"params"']),
+    "params of a group None": ([{"params": A}, {"params": None}], TypeError, ["params[1] is a NoneType"]),
+    "params of a group a set": ([{"params": {1}}], TypeError, ["params[0] is a set"]),
+    "groups in a group": ([{"params": [{"params": A}]}], TypeError, ["params[0][0] is a dict"]),
+    "unknown hyperparameter": (
+        [{"params": A}, {"params": B, "rho": 1}],
+        TypeError,
+        ["params[1] has 'rho'", "lr, alpha"],
+    ),
+    "hyperparameter that is no name": ([{"params": A, 1: 1}], TypeError, ["params[0] has 1"]),
+    "one name twice": ([{"params": {"w": A}}, {"params": {"w": B}}], ValueError, ['params[1]["w"]', "'w'"]),
+    "number as a name": ([{"params": [A]}, {"params": {"0": B}}], ValueError, ['params[1]["0"] and params[0][0]']),
+    "one array twice": ([A, B, A], ValueError, ["params[2]", "params[0]", "overlap"]),
+    "one array in two groups": ([{"params": A}, {"params": {"w": A}}], ValueError, ["params[0]", 'params[1]["w"]']),
+    "all at once": (
+        {"a": A[::2], "b": "text", "c": np.zeros(3, int), "d": B, "e": B[1:]},
+        TypeError,
+        ["4 problems", 'params["a"] is not dense', 'params["b"] is a str', 'params["c"] has dtype', 'params["e"] over'],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PARAMS)
+def test_wrong_parameters_get_one_clear_error(case):
+    params, kind, texts = WRONG_PARAMS[case]
+    with refused(kind, *texts, of=[A, B]):
+        RMSProp(params, initial_scale=1.0)
+
+
+# Gradients that are refused
+
+GROUPS = "groups of each"
+X, Y, Z = arrays(7)
+WRONG_GRADS = [
+    ("list", None, TypeError, ["grads is a NoneType", "sequence"]),
+    ("list", X, TypeError, ["grads is a ndarray", "sequence"]),
+    ("list", {"0": X, "1": Y, "2": Z}, TypeError, ["grads is a dict", "sequence"]),
+    ("list", {1, 2, 3}, TypeError, ["grads is a set"]),
+    ("list", "abc", TypeError, ["grads is a str"]),
+    ("list", [X, Y], ValueError, ["grads has 2 entries; wanted 3"]),
+    ("list", [X, Y, Z, None], ValueError, ["grads has 4 entries; wanted 3"]),
+    ("list", [], ValueError, ["grads has 0 entries; wanted 3"]),
+    ("list", [X, [Y], Z], TypeError, ["grads[1] is a list"]),
+    ("list", [Y, X, Z], ValueError, ["grads[0] has shape (5,)", "grads[1] has shape (4,)"]),
+    ("generator", iter([X, Y]), ValueError, ["grads has 2 entries; wanted 3"]),
+    ("dict", None, TypeError, ["grads is a NoneType", "mapping"]),
+    ("dict", [X, Y, Z], TypeError, ["grads is a list", "mapping"]),
+    ("dict", {"a": X, "b": Y}, ValueError, ['grads["c"] is missing', "None"]),
+    ("dict", {}, ValueError, ['grads["a"]', 'grads["b"]', 'grads["c"] is missing']),
+    ("dict", {"a": X, "b": Y, "c": Z, "d": Z}, ValueError, ['grads["d"] belongs to no parameter']),
+    ("dict", {"a": X, "b": Y, "C": Z}, ValueError, ['grads["c"] is missing', 'grads["C"] belongs']),
+    ("dict", {"a": X, "b": Y, "c": 0.0}, TypeError, ['grads["c"] is a float']),
+    ("dict", {"a": X, "b": Y, "c": Z, 1: Z}, ValueError, ["grads[1] belongs to no parameter"]),
+    (GROUPS, {"w": X}, TypeError, ["grads is a dict", "group"]),
+    (GROUPS, [{"w": X}, [Y]], ValueError, ["grads has 2 entries; wanted 3", "group"]),
+    (GROUPS, [{"w": X}, [Y], Z, None], ValueError, ["grads has 4 entries; wanted 3", "group"]),
+    (GROUPS, [{"w": X}, Y, Z], TypeError, ["grads[1] is a ndarray"]),
+    (GROUPS, [[X], [Y], Z], TypeError, ["grads[0] is a list", "mapping"]),
+    (GROUPS, [{"w": X}, [Y], [Z]], TypeError, ["grads[2] is a list"]),
+    (GROUPS, [None, [Y], Z], TypeError, ["grads[0] is a NoneType"]),
+    (GROUPS, [{"v": X}, [Y], Z], ValueError, ['grads[0]["w"] is missing', 'grads[0]["v"] belongs']),
+    (GROUPS, [{"w": X}, [Y, Y], Z], ValueError, ["grads[1] has 2 entries; wanted 1"]),
+    (GROUPS, [{"w": X[:1]}, [Y[:1]], Z[:1]], ValueError, ['grads[0]["w"]', "grads[1][0]", "grads[2] has shape"]),
+]
+
+
+IDS = [f"{structure}: {texts[0]}" for structure, _, _, texts in WRONG_GRADS]
+
+
+@pytest.mark.parametrize(("structure", "grads", "kind", "texts"), WRONG_GRADS, ids=IDS)
+def test_wrong_gradients_get_one_clear_error(structure, grads, kind, texts):
+    opt = RMSProp(STRUCTURES[structure][0](arrays(1)))
+    with refused(kind, *texts, of=[opt]):
+        opt.step(grads)
+
+
+def test_a_list_is_no_gradient_of_one_array():
+    opt = RMSProp(one(1))
+    with refused(TypeError, "grads is a list", of=[opt]):
+        opt.step([one(2)])
+    with refused(TypeError, "grads is a dict", of=[opt]):
+        opt.step({"params": one(2)})
+
+
+def test_default_of_a_defaultdict_is_no_gradient():
+    opt, grads = RMSProp(named(1)), defaultdict(lambda: None, a=X, b=Y)
+    with refused(ValueError, 'grads["c"] is missing', of=[opt]):
+        opt.step(grads)
+    assert list(grads) == ["a", "b"]
+
+
+# Gradients of None
+
+EVERYTHING = {"momentum": 0.9, "centered": True, "bias_correction": True, "weight_decay": 0.1, "nesterov": True}
+
+
+@pytest.mark.parametrize("given", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_none_leaves_parameter_and_state_alone(given):
+    opt = RMSProp(named(1), **given)
+    opt.step(named(2))
+    params, state = opt.param_groups[0]["params"], opt.state
+    before = everything(opt)
+    opt.step({"a": None, "b": None, "c": None})
+    assert everything(opt)[1:] == before[1:]
+    opt.step({"a": X, "b": None, "c": Z})
+    assert params[1].tobytes() == before[2][1]
+    assert {name: x.tobytes() for name, x in state["b"].items()} == before[3]["b"]
+    assert all(state["a"][name].tobytes() != old for name, old in before[3]["a"].items())
+    assert [int(state[key]["step"]) for key in "abc"] == [2, 1, 2]
+
+
+def test_none_for_the_only_parameter():
+    opt = RMSProp(one(1))
+    before = everything(opt)
+    opt.step(None)
+    assert everything(opt)[1:] == before[1:]
+    assert opt.steps == 1
+
+
+@pytest.mark.parametrize("gap", [1, 3])
+def test_late_first_gradient_equals_an_optimizer_that_starts_then(gap):
+    opt, late = RMSProp(named(1), **EVERYTHING), RMSProp(named(1)["b"], **EVERYTHING)
+    for seed in range(gap):
+        opt.step({**named(seed), "b": None})
+    for seed in range(4):
+        opt.step(named(seed))
+        late.step(named(seed)["b"])
+    assert_same_bits(opt.param_groups[0]["params"][1], late.param_groups[0]["params"][0])
+    for name, buffer in late.state[0].items():
+        assert_same_bits(opt.state["b"][name], buffer)
+
+
+def test_gradient_again_after_a_pause_goes_on_from_its_state():
+    opt, without = RMSProp(named(1), **EVERYTHING), RMSProp(named(1)["b"], **EVERYTHING)
+    for seed in range(5):
+        pause = seed in (1, 2)
+        opt.step({**named(seed), "b": None if pause else named(seed)["b"]})
+        if not pause:
+            without.step(named(seed)["b"])
+    assert_same_bits(opt.param_groups[0]["params"][1], without.param_groups[0]["params"][0])
