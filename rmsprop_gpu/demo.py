@@ -6,7 +6,6 @@ on both. scikit-learn, rich and matplotlib (the extra ``demo``) are imported whe
 
 from __future__ import annotations
 
-import inspect
 import math
 import statistics
 import time
@@ -19,7 +18,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import AdaGrad, RMSProp, array_module, backend_of, reference
+from . import AdaGrad, RMSProp, array_module, backend_of
+from .demo_oracle import Oracle
 
 Array: TypeAlias = Any  # of NumPy or CuPy
 Params: TypeAlias = dict[str, Array]
@@ -136,49 +136,6 @@ def bytes_a_step(opt: RMSProp | AdaGrad, params: Params) -> int:
 def to_host(array: Array) -> Any:
     """A copy in memory."""
     return array.get() if hasattr(array, "get") else array.copy()
-
-
-@dataclass
-class Deviation:
-    """How far an update was from the float64 oracle's, where it was farthest."""
-
-    largest: float = 0.0  # |(after - before) - the oracle's update|
-    place: str = ""
-    rounding: float = 0.0  # what rounding the float32 parameter alone explains there: half an ulp of it
-    relative: float = 0.0  # the largest deviation relative to the largest update of its tensor and step
-    beyond: float = 0.0  # the most that any deviation exceeds its rounding by, relative to the same
-
-
-class Oracle:
-    """`reference` in float64, fed with the same gradients; its state is its own, the parameters it is given."""
-
-    def __init__(self, opt: RMSProp | AdaGrad) -> None:
-        self._function = reference.adagrad if isinstance(opt, AdaGrad) else reference.rmsprop
-        names = inspect.signature(self._function).parameters
-        group = opt.param_groups[0]
-        given: dict[str, Any] = {name: group[name] for name in names if name in group}
-        # The kernel's scalars are float32; what that costs is not the update's error.
-        self._hyper: dict[str, Any] = {n: float(np.float32(x)) if isinstance(x, float) else x for n, x in given.items()}
-        if "alpha" in given:
-            self._hyper["one_minus_alpha"] = float(np.float32(1 - given["alpha"]))
-        self._roundings = 2 if given["weight_decay"] and given["decoupled_weight_decay"] else 1
-        self._state: dict[str, reference.State] = {}
-        self.deviation = Deviation()
-
-    def compare(self, before: Params, after: Params, grads: Params, lr: float, step: int) -> None:
-        """Judge one step; all arrays are NumPy's."""
-        worst, hyper = self.deviation, {**self._hyper, "lr": float(np.float32(lr))}
-        for name, old in before.items():
-            new, self._state[name] = self._function(old, grads[name], self._state.get(name), **hyper)
-            want = new - old
-            error = np.abs(after[name].astype(np.float64) - old - want)
-            rounding = self._roundings * np.spacing(np.maximum(np.abs(old), np.abs(after[name]))).astype(np.float64) / 2
-            scale = float(np.abs(want).max()) or 1.0
-            at = int(error.argmax())
-            if not (error.flat[at] <= worst.largest or math.isnan(worst.largest)):  # a NaN is a finding, and stays
-                worst.largest, worst.rounding = float(error.flat[at]), float(rounding.flat[at])
-                worst.relative, worst.place = worst.largest / scale, f"{name}, step {step + 1:,}"
-            worst.beyond = float(np.maximum(worst.beyond, (error - rounding).max() / scale))
 
 
 # The run

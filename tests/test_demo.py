@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rmsprop_gpu import demo, reference
-from rmsprop_gpu.demo import Deviation, MissingExtraError, Oracle, Run, Settings
+from rmsprop_gpu.demo import MissingExtraError, Run, Settings
+from rmsprop_gpu.demo_oracle import Deviation, Oracle
 
 PARAMETERS = 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
 TRAIN, TEST = 1437, 360  # of 1,797 digits
