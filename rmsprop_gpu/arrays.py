@@ -15,6 +15,13 @@ NDArray: TypeAlias = np.ndarray[Any, Any]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+def quoted(name: object) -> str:
+    """A name as a person would write it between brackets."""
+    if not isinstance(name, str):
+        return repr(name)
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 class Problems:
     """What is wrong with a call: collected, so that one error names it all, and nothing is written before."""
 

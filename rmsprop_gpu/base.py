@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from . import hyper
-from .arrays import Problems, Tensor, check_disjoint, make_tensor
+from .arrays import Problems, Tensor, check_disjoint, make_tensor, quoted
 from .hyper import Changes, ParamGroup, Schedule
 from .plan import Plan, Settings
 from .rule import Variant
@@ -136,10 +136,10 @@ class Optimizer:
                     self._plan = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps)
                     self._variants = variants
                 self._scheduled = any(callable(group["lr"]) for group in self._param_groups)
+            self._plan.write_scalars(settings)
         except BaseException:
             self._changes.pending = True
             raise
-        self._plan.write_scalars(settings)
         return self._plan
 
     def _needed(self) -> list[list[str]]:
@@ -161,6 +161,12 @@ class Optimizer:
 
         Unlike torch's it copies, so that later steps do not change it, and goes by name. A callable ``lr`` is a
         program, not a number: it is saved as None, and given again to the optimizer that loads.
+
+        Returns
+        -------
+        dict
+            ``"optimizer"``, ``"version"``, ``"steps"``; ``"state"``, by name the arrays of each parameter, on its
+            device and of its dtype; ``"param_groups"``, a list of dicts of hyperparameters, with names as ``"params"``.
         """
         self._allocate()  # what was assigned since the last step
         members = [[tensor.key for tensor in tensors] for tensors in self._members]
@@ -213,7 +219,7 @@ class Optimizer:
                 (report.unexpected, "has no parameter here, but is in"),
             ):
                 for key in name:
-                    problems.add(ValueError, f'"{key}" {what} state_dict["state"]')
+                    problems.add(ValueError, f'{quoted(key)} {what} state_dict["state"]')
             groups = self._loaded_groups(loaded["param_groups"], problems)
         names = [needed(groups[i], self._adagrad) for i in self._group_of]
         found = self._state.check(loaded["state"], names, problems)
@@ -251,6 +257,11 @@ class Optimizer:
             )
             lines.append(f"  group {i}: {_count(len(members), 'tensor')}, {_count(size, 'parameter')}: {shown}")
         return "\n".join(lines)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "lr" and not name.startswith("_"):
+            raise AttributeError(f"{name!r} cannot be assigned here; wanted opt.param_groups[i][{name!r}] = ...")
+        super().__setattr__(name, value)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,9 @@ def main(words: Sequence[str] | None = None) -> int:
             return OK
         status: int = options.run(options)
         return status
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (RefusedError, MissingExtraError, OSError) as error:
         print(f"rmsprop-gpu: {error}", file=sys.stderr)
         return error.status if isinstance(error, RefusedError) else FAILED
@@ -236,11 +240,13 @@ def check_files(options: argparse.Namespace) -> None:
             import matplotlib.figure  # noqa: F401  # only whether it is there
         if options.plot.suffix.lower() != ".png":
             raise RefusedError(f"--plot {options.plot} does not end in .png", BAD_USE)
+    if options.plot and options.json and options.plot.absolute() == options.json.absolute():
+        raise RefusedError(f"--plot and --json both name {options.plot}", BAD_USE)
     for name in ("plot", "json"):
         path: Path | None = getattr(options, name)
         if path:
             try:
-                new = not path.exists()
+                new = not os.path.lexists(path)
                 path.open("ab").close()
                 if new:
                     path.unlink()

@@ -15,7 +15,7 @@ _compiled: dict[Any, Any] = {}
 
 def once(make: Callable[..., Any], *key: Any) -> Any:
     """Return ``make(*key)``, which compiles, made at the first call."""
-    name = (make.__qualname__, *key)
+    name = (make, *key)
     if name not in _compiled:
         with _lock:
             if name not in _compiled:

@@ -25,7 +25,6 @@ _NDARRAY, _NONE = id(np.ndarray), id(None)
 
 # The block of addresses and counts that the function gets.
 PARAM_IDS, RECORDS, OFFSETS, COLUMN, LOWEST, HIGHEST, INTERVALS, VERDICTS, COUNT = range(9)
-FIELDS = 9
 
 # A record, one for each parameter: what its header says, and what that of its gradient has to say.
 _R_DATA, _R_DESCR, _R_LOW, _R_SIZE, _R_ND, _R_DIMS = range(6)

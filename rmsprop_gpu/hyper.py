@@ -154,6 +154,8 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
     rounded = Scalars(*row.tolist())
     if h["eps"] != 0 and rounded.eps == 0:
         raise ValueError(f"eps is {h['eps']!r}, which is 0 in {dtype}; wanted 0 itself or a larger number")
+    if h["clipvalue"] and rounded.clipvalue == 0:
+        raise ValueError(f"clipvalue is {h['clipvalue']!r}, which is 0 in {dtype}; wanted None or a larger number")
     if rounded.alpha == 1:
         raise ValueError(f"alpha is {alpha!r}, which is 1 in {dtype}; wanted alpha < 1 after rounding")
     largest = float(np.finfo(dtype).max)
@@ -209,6 +211,8 @@ class ParamGroup(MutableMapping[str, Any]):
         self._check(values)
         self._values = values
         self._changes.pending = True
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # as mappings, groups would compare their arrays
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"a hyperparameter cannot be deleted ({name!r}); assign its neutral value instead")

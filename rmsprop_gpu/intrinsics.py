@@ -12,7 +12,7 @@ from numba import extending, types
 # Numba annotates an intrinsic with the signature of the function below it; callers write fewer arguments.
 intrinsic: Any = extending.intrinsic
 
-HOST, CUDA = 0, 1  # LLVM's address spaces: the host's memory, CUDA's global memory
+HOST = 0  # LLVM's address space of the host's memory; CUDA's global memory is 1
 
 _LLVM: dict[Any, Any] = {
     np.int32: ir.IntType(32),

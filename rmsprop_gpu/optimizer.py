@@ -54,7 +54,8 @@ class RMSProp(Optimizer):
     maximize : bool
         Step up the gradient.
     clipvalue : float, optional
-        Clip every element of the gradient to [-clipvalue, clipvalue], before decay; a NaN stays a NaN.
+        Clip every element of the gradient to [-clipvalue, clipvalue], before decay; a NaN stays a NaN. None and 0 are
+        off.
     clipnorm, global_clipnorm, skip_nonfinite
         Not implemented yet.
 
@@ -65,9 +66,10 @@ class RMSProp(Optimizer):
     and writes two streams of the model's size, 20 bytes an element of float32; each further buffer adds two.
     Results are the same to the last bit for any number of threads.
 
-    Any hyperparameter may change between steps (``opt.lr = 1e-4``, ``opt.param_groups[0]["momentum"] = 0.9``): a buffer
-    that becomes necessary is made then, where torch raises KeyError. The defaults are the definition above; torch's
-    alpha is 0.99 by default, and its lr 1e-2, Keras's lr 1e-3 and eps 1e-7 inside the root.
+    Any hyperparameter but `initial_scale` may change between steps (``opt.lr = 1e-4``,
+    ``opt.param_groups[0]["momentum"] = 0.9``): a buffer that becomes necessary is made then, where torch raises
+    KeyError. The defaults are the definition above; torch's alpha is 0.99 by default, and its lr 1e-2, Keras's lr 1e-3
+    and eps 1e-7 inside the root.
 
     Two threads may step two optimizers at a time, not one and the same.
 

@@ -88,10 +88,10 @@ class Plan:
         self.write_scalars(settings)
         self._written = sorted(_written(tensors, buffers), key=lambda interval: interval[0])
         self._highest = [interval[1] for interval in self._written]
-        self._make_check()
+        self._make_block()
         self._launch = cpu.make_launch(self.batches, steps)
 
-    def _make_check(self) -> None:
+    def _make_block(self) -> None:
         """The block of addresses that the compiled check of all headers reads."""
         records = [headers.record(tensor) for tensor in self._tensors]
         offsets = np.cumsum([0, *map(len, records)], dtype=np.int64)
@@ -120,8 +120,12 @@ class Plan:
         if not self._in_order:
             grads = [grads[i] for i in self._order]
         self._grad_ids[:] = np.fromiter(map(id, grads), np.int64, len(grads))
-        if not headers.TRUSTED or self._check(*self._check_arguments):
-            self._examine(grads)
+        try:
+            if not headers.TRUSTED or self._check(*self._check_arguments):
+                self._examine(grads)
+        except BaseException:
+            self._column.fill(-1)  # no address in it counts as checked
+            raise
 
     def _examine(self, grads: list[Any]) -> None:
         """Look at the odd ones in Python: refuse them, or take them the slow way."""
@@ -141,9 +145,7 @@ class Plan:
                     self._column[i] = address_of(array)
                 else:
                     copies.append((i, array))
-        if problems:
-            self._column.fill(-1)  # nothing in it counts as checked
-            problems.raise_any()
+        problems.raise_any()
         for i, array in copies:
             if i not in self._dense:
                 (self._dense[i],) = allocate([self._tensors[i].layout])

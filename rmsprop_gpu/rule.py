@@ -90,7 +90,7 @@ def make_rule(variant: Variant, T: Any) -> Any:
 
         u = g / r
         if not variant.eps:
-            u = zero if r == zero else u  # Hinton's form: nothing was seen yet, so nothing moves
+            u = zero if r == zero else u  # Hinton's form: nothing to scale by, so nothing moves
         if variant.lr_in_momentum:
             u = s.lr * u
         if variant.decoupled_weight_decay:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Layout, NDArray, Problems, Tensor
+from .arrays import Layout, NDArray, Problems, Tensor, quoted
 from .backends import is_masked
 from .plan import allocate
 from .table import BUFFERS, COUNTERS
@@ -46,14 +47,19 @@ class State(Mapping[str | int, Mapping[str, NDArray]]):
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
         self._index = {tensor.key: i for i, tensor in enumerate(tensors)}
+        self._guards: list[Any] = []
         self.buffers: list[dict[str, NDArray]] = [{} for _ in tensors]
 
     def __getitem__(self, key: str | int) -> Mapping[str, NDArray]:
-        if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(self.buffers):
-            return MappingProxyType(self.buffers[key])
-        if isinstance(key, str) and key in self._index:
-            return MappingProxyType(self.buffers[self._index[key]])
-        raise KeyError(f"{key!r}; there are {len(self.buffers)} parameters: {', '.join(list(self._index)[:8])}, ...")
+        if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and 0 <= key < len(self.buffers):
+            index = int(key)
+        elif isinstance(key, str) and key in self._index:
+            index = self._index[key]
+        else:
+            some = ", ".join([*list(self._index)[:8], *["..."] * (len(self) > 8)])
+            raise KeyError(f"{key!r}; there are {len(self)} parameters: {some}")
+        # Views: what a caller does to their shape, dtype or flags does not reach the state.
+        return MappingProxyType({name: buffer.view() for name, buffer in self.buffers[index].items()})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
@@ -72,6 +78,8 @@ class State(Mapping[str | int, Mapping[str, NDArray]]):
         """Make what is missing, all of it in one allocation."""
         missing = [(i, name) for i, wanted in enumerate(names) for name in wanted if name not in self.buffers[i]]
         made = allocate([_layout(self._tensors[i], name) for i, name in missing]) if missing else []
+        # NumPy resizes no array that has weak references: the memory, which is the base of what we hand out, stays.
+        self._guards += [weakref.ref(buffer.base) for buffer in made[:1]]
         for (i, name), buffer in zip(missing, made, strict=True):
             if name in ("square_avg", "sum") and initial_scale[i]:
                 buffer.fill(initial_scale[i])
@@ -92,7 +100,7 @@ class State(Mapping[str | int, Mapping[str, NDArray]]):
         for i, tensor in enumerate(self._tensors):
             if tensor.key not in saved:
                 continue
-            label, entry = f'state["{tensor.key}"]', saved[tensor.key]
+            label, entry = f"state[{quoted(tensor.key)}]", saved[tensor.key]
             if not isinstance(entry, Mapping):
                 problems.add(TypeError, f"{label} is a {type(entry).__name__}; wanted a mapping from name to array")
                 continue
@@ -128,7 +136,7 @@ def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[
     }
     for name, (kind, wanted) in kinds.items():
         x: Any = saved.get(name)
-        if not isinstance(x, kind) or isinstance(x, bool) or (name == "steps" and not 0 <= x < 2**63):
+        if not isinstance(x, kind) or isinstance(x, bool) or (name == "steps" and not 0 <= x < 2**62):
             problems.add(TypeError, f'state_dict["{name}"] is {_brief(x)}; wanted {wanted}')
     for name, want in (("optimizer", optimizer), ("version", VERSION)):
         x = saved.get(name)
@@ -163,8 +171,10 @@ def _check_entry(x: object, label: str, name: str, layout: Layout, problems: Pro
         problems.add(TypeError, f"{label} has dtype {x.dtype}; wanted {layout.dtype}, no value is rounded on loading")
     elif x.shape != layout.shape:
         problems.add(ValueError, f"{label} has shape {x.shape}; wanted {layout.shape}")
-    elif name == "step" and x < 0:
+    elif name == "step" and not 0 <= x < 2**62:
         problems.add(ValueError, f"{label} is {x}; wanted a count >= 0")
+    elif name not in ("step", "grad_avg", "momentum_buffer") and np.any(x < 0):
+        problems.add(ValueError, f"{label} has elements below 0; wanted averages or sums of squares")
     else:
         copy: NDArray = x.copy(order="K")  # it may be a view of the very state that is loaded
         return copy

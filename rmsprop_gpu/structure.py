@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Problems
+from .arrays import Problems, quoted
 
 
 class Leaf(NamedTuple):
@@ -67,7 +67,7 @@ def _parse_one(params: Any, place: str, first: int) -> tuple[list[Leaf], Callabl
                     f"params{place} has the name {name!r} (a {type(name).__name__}); wanted strings as names"
                 )
         names = list(params)
-        leaves = [Leaf(name, f"{place}[{_quoted(name)}]", array) for name, array in params.items()]
+        leaves = [Leaf(name, f"{place}[{quoted(name)}]", array) for name, array in params.items()]
         return leaves, lambda grads: _by_name(grads, names, where)
     if _is_sequence(params):
         leaves = [Leaf(str(first + i), f"{place}[{i}]", array) for i, array in enumerate(params)]
@@ -90,12 +90,6 @@ def _is_sequence(x: Any) -> bool:
     )
 
 
-def _quoted(name: object) -> str:
-    if not isinstance(name, str):
-        return repr(name)
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def _as_list(grads: Any, count: int, where: str, what: str) -> list[Any]:
     if not _is_sequence(grads):
         raise TypeError(f"{where} is a {type(grads).__name__}; wanted a sequence, one {what}")
@@ -113,11 +107,11 @@ def _by_name(grads: Any, names: list[str], where: str) -> list[Any]:
         for name in names:
             if name not in grads:
                 problems.add(
-                    ValueError, f"{where}[{_quoted(name)}] is missing; wanted a gradient, or None to leave it out"
+                    ValueError, f"{where}[{quoted(name)}] is missing; wanted a gradient, or None to leave it out"
                 )
         for name in grads:
             if name not in names:
-                problems.add(ValueError, f"{where}[{_quoted(name)}] belongs to no parameter")
+                problems.add(ValueError, f"{where}[{quoted(name)}] belongs to no parameter")
         problems.raise_any()
     return [grads[name] for name in names]
 

@@ -343,3 +343,26 @@ def test_header_layout_that_is_not_as_expected_is_noticed(monkeypatch):
             patch.setattr(headers, field, 8)  # the type's word: readable, and never right
             # Where shapes are read from, the type object's first words; a count of references is no shape.
             assert not headers._layout_is_known()
+
+
+class Raises:
+    """What fails in the middle of the checks, as an interrupt might."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("check")
+def test_an_address_is_not_remembered_as_checked_when_the_checks_are_cut_off():
+    a, b = np.ones(4, F4), np.ones(4, F4)
+    opt = RMSProp([a, b])
+    with pytest.raises(KeyboardInterrupt):
+        opt.step([a, Raises()])
+    refused(opt, [a, b], [a, np.ones(4, F4)], ValueError, "grads[0] overlaps params[0]")
+
+
+def test_a_cuda_array_that_does_not_hand_out_its_interface_is_refused_as_one():
+    kind = type("Tensor", (), {"__cuda_array_interface__": property(lambda self: 1 / 0)})
+    with pytest.raises(TypeError, match="CuPy arrays need the extra"):
+        RMSProp(kind())

@@ -260,3 +260,14 @@ def test_version_and_help(capsys):
     out = capsys.readouterr().out
     assert "0.003 for rmsprop, 0.03" in " ".join(out.split())
     assert math.isclose(demo.LR["adagrad"], 0.03)
+
+
+def test_links_and_files_named_twice_are_left_alone(tmp_path, capsys):
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "target.json")
+    assert main(["demo", "--json", str(link), "--lr", "-1"]) == 2
+    assert main(["demo", "--json", str(tmp_path / "x.png"), "--plot", str(tmp_path / "x.png")]) == 2
+    assert "both name" in capsys.readouterr().err
+    assert main(["demo", "--json", str(link), "--plot", str(tmp_path / "no folder" / "x.png")]) == 2
+    assert link.is_symlink()
+    assert not (tmp_path / "x.png").exists()

@@ -187,7 +187,7 @@ def test_state_that_a_switch_needs_is_asked_for():
         ({"centered": 1}, TypeError, "centered is 1"),
         ({"maximize": None}, TypeError, "maximize is None"),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else "-",
 )
 def test_wrong_hyperparameter(changed, kind, text):
     refuse(kind, text, **changed)

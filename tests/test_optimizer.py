@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rmsprop_gpu import AdaGrad, RMSProp, reference
+from rmsprop_gpu.plan import Plan
 
 # Helpers that the other files about the optimizer use too
 
@@ -543,3 +544,41 @@ def test_copies_and_pickles_are_refused(make, duplicate):
     opt = make(one(1))
     with refused(TypeError, make.__name__, "state_dict()", of=[opt]):
         duplicate(opt)
+
+
+def test_hyperparameters_are_not_attributes_but_lr():
+    opt = RMSProp(one(1))
+    with refused(AttributeError, "'momentum'", "param_groups[i]['momentum']", of=[opt]):
+        opt.momentum = 0.9
+    opt.lr = 0.5
+    assert opt.param_groups[0]["lr"] == 0.5
+
+
+def test_assignment_survives_a_step_that_was_cut_off(monkeypatch):
+    param = one(1)
+    opt = RMSProp(param, lr=0.5)
+    opt.step(one(2))
+    before = param.copy()
+    opt.lr = 0.0
+    write = Plan.write_scalars
+    monkeypatch.setattr(Plan, "write_scalars", raise_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(one(2))
+    monkeypatch.setattr(Plan, "write_scalars", write)
+    opt.step(one(2))
+    assert_same_bits(param, before)
+
+
+def raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_groups_compare_by_identity():
+    groups = RMSProp([{"params": one(1)}, {"params": one(1)}]).param_groups
+    assert groups[0] != groups[1]
+    assert groups.index(groups[1]) == 1
+
+
+def test_clipvalue_that_rounds_to_nothing_is_refused():
+    with refused(ValueError, "clipvalue is 1e-60, which is 0 in float32", of=[]):
+        RMSProp(one(1), clipvalue=1e-60)

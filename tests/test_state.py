@@ -52,7 +52,7 @@ def test_state_goes_by_name_and_by_index():
     state = opt.state
     assert (list(state), len(state)) == (["a", "b", "c"], 3)
     for i, key in enumerate("abc"):
-        assert state[i] == state[key]
+        assert [x.ctypes.data for x in state[i].values()] == [x.ctypes.data for x in state[key].values()]
         assert key in state
         for name in ("square_avg", "grad_avg", "momentum_buffer"):
             buffer = state[key][name]
@@ -61,6 +61,20 @@ def test_state_goes_by_name_and_by_index():
     assert state["a"]["square_avg"].strides == params_of(opt)[0].strides  # each lies as its parameter does
     assert not any(np.shares_memory(x, y) for x in state["a"].values() for y in state["b"].values())
     assert f"{sum(x.nbytes for key in state for x in state[key].values()):,} bytes" in repr(state)
+
+
+def test_what_is_done_to_the_arrays_handed_out_does_not_reach_the_state():
+    opt = run(build(), 1)
+    saved = run(build(), 1, 2).state_dict()
+    mine = opt.state["b"]["square_avg"]
+    mine.flags.writeable = False
+    with pytest.raises(ValueError, match="cannot resize"):  # not under the kernels
+        mine.base.resize(0, refcheck=False)
+    opt.load_state_dict(saved)
+    for key in "abc":
+        for name, x in saved["state"][key].items():
+            assert_same_bits(opt.state[key][name], x)
+    assert_same_bits(mine, saved["state"]["b"]["square_avg"])
 
 
 @pytest.mark.parametrize("key", ["d", 3, -1, True, None, 1.0])
@@ -88,7 +102,7 @@ def through_npz_and_json(state_dict):
     """Arrays by np.savez without pickle, all else as text; the names of a state hold no "|"."""
     arrays = {f"{key}|{name}": x for key, entry in state_dict["state"].items() for name, x in entry.items()}
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
+    np.savez(file, **arrays)
     text = json.dumps({name: x for name, x in state_dict.items() if name != "state"})
     file.seek(0)
     loaded, state = json.loads(text), {}
@@ -381,6 +395,9 @@ WRONG = {
     "step NaN": (put("state", "b", "step", math.nan), None, ['state["b"]["step"]']),
     "step beyond 64 bits": (put("state", "b", "step", 2**70), None, ['state["b"]["step"]']),
     "step complex": (put("state", "b", "step", np.complex64(1)), None, ['state["b"]["step"]']),
+    "average below 0": (put(*AVERAGE, F4 - 1), ValueError, ['["square_avg"] has elements below 0']),
+    "weight below 0": (put("state", "b", "bias_weight", -0.5), ValueError, ['["bias_weight"] has elements below 0']),
+    "step that would overflow": (put("state", "b", "step", np.array(2**63 - 1)), ValueError, ["wanted a count"]),
     "step True": (put("state", "b", "step", True), TypeError, ['state["b"]["step"] is']),
     "step an array of one": (put("state", "b", "step", np.array([1])), ValueError, ["has shape (1,); wanted ()"]),
     "weight huge": (put("state", "b", "bias_weight", 1e300), None, ['state["b"]["bias_weight"]']),
@@ -469,6 +486,14 @@ def test_not_strict_loads_what_both_have():
     opt.param_groups[0]["momentum"] = 0.5  # of a, whose buffer is new, and b, whose buffer was loaded
     run(opt, 5)
     assert opt.state["a"]["momentum_buffer"].any()
+
+
+def test_not_strict_keeps_our_hyperparameters():
+    saved, opt = build(lr=9.0, alpha=0.5).state_dict(), run(build(), 1)
+    before = [group.hyper() for group in opt.param_groups]
+    assert opt.load_state_dict(saved, strict=False) == ([], [])
+    assert [group.hyper() for group in opt.param_groups] == before
+    assert not opt.state["a"]["square_avg"].any()
 
 
 def test_report_of_not_strict_has_names():

@@ -16,7 +16,11 @@ CUDA_MISSING = (
 
 def refuse_cuda(x: object) -> str | None:
     """Why this CUDA array cannot be used; None for whatever is not one. The array is asked, no library is imported."""
-    return CUDA_MISSING if getattr(x, "__cuda_array_interface__", None) is not None else None
+    try:
+        interface = getattr(x, "__cuda_array_interface__", None)
+    except Exception:  # torch's for a CUDA tensor that requires grad: it has one, and does not hand it out
+        return CUDA_MISSING
+    return None if interface is None else CUDA_MISSING
 
 
 def is_masked(x: object) -> bool:
