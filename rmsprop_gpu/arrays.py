@@ -199,6 +199,8 @@ def check_unchanged(tensor: Tensor, problems: Problems) -> None:
 
 def check_grad(x: object, tensor: Tensor, problems: Problems) -> NDArray | None:
     """A gradient of the parameter's shape and dtype, in any layout."""
+    if isinstance(x, np.generic) and tensor.layout.shape == ():
+        x = np.asarray(x)  # what NumPy's arithmetic makes of 0-d arrays
     array = host_array(x, tensor.grad_label, problems)
     if array is None:
         return None

@@ -58,9 +58,9 @@ class Optimizer:
     # Hyperparameters
 
     @property
-    def param_groups(self) -> list[ParamGroup]:
+    def param_groups(self) -> tuple[ParamGroup, ...]:
         """The groups, each a mapping of its hyperparameters and ``"params"``; an assignment counts at the next step."""
-        return list(self._param_groups)
+        return tuple(self._param_groups)
 
     @property
     def lr(self) -> float | Schedule:

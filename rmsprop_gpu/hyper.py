@@ -144,7 +144,7 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
         one_minus_alpha=1.0 - alpha,
         eps=h["eps"],
         weight_decay=decay,
-        lr_times_decay=lr * decay,
+        lr_times_decay=lr * decay if h["decoupled_weight_decay"] else 0.0,
         momentum=h.get("momentum", 0.0),
         clipvalue=h["clipvalue"] or math.inf,
         scale=-1.0 if h["maximize"] else 1.0,

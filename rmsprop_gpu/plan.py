@@ -141,7 +141,7 @@ class Plan:
                 if array is None:
                     continue
                 check_grad_apart(array, tensor.grad_label, self._near(array), problems)
-                if tensor.layout.matches(array) and array.flags.aligned:
+                if isinstance(grad, np.ndarray) and tensor.layout.matches(array) and array.flags.aligned:
                     self._column[i] = address_of(array)
                 else:
                     copies.append((i, array))

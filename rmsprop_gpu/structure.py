@@ -61,6 +61,8 @@ def _parse_one(params: Any, place: str, first: int) -> tuple[list[Leaf], Callabl
     """The leaves of one array, sequence or mapping, and the function that flattens its gradients."""
     where = f"grads{place}"
     if isinstance(params, Mapping):
+        if isinstance(params.get("params"), (list, tuple, Mapping)):
+            raise TypeError(f'params{place} is one group, a mapping with "params"; wanted a list of groups: [{{...}}]')
         for name in params:
             if not isinstance(name, str):
                 raise TypeError(

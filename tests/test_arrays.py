@@ -366,3 +366,10 @@ def test_a_cuda_array_that_does_not_hand_out_its_interface_is_refused_as_one():
     kind = type("Tensor", (), {"__cuda_array_interface__": property(lambda self: 1 / 0)})
     with pytest.raises(TypeError, match="CuPy arrays need the extra"):
         RMSProp(kind())
+
+
+@pytest.mark.usefixtures("check")
+def test_a_scalar_is_a_gradient_of_a_0d_parameter():
+    step_and_compare(np.ones((), F4), F4(3))
+    refused(RMSProp(param := np.ones((), F4)), [param], F8(3), TypeError, "grads has dtype float64")
+    refused(RMSProp(param := np.ones(1, F4)), [param], F4(3), TypeError, "grads is a numpy.float32")

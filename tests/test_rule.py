@@ -213,6 +213,7 @@ def test_nan_and_infinity_stay_in_their_element(clipvalue):
 
 def test_scalars_are_rounded_once():
     h = {**NUMBERS, "alpha": 0.9999, "maximize": False, "initial_scale": 0.0}
+    h["decoupled_weight_decay"] = True
     row = Scalars(*hyper.scalars(h, 0.013, np.dtype(np.float32)))
     assert row.one_minus_alpha == np.float32(1 - 0.9999) != np.float32(1) - np.float32(0.9999)
     assert row.lr_times_decay == np.float32(0.013 * 0.07)

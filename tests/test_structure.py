@@ -133,7 +133,7 @@ WRONG_PARAMS = {
     "pairs": ([("a", A)], TypeError, ["params[0] is a tuple"]),
     "name of another kind": ({1: A}, TypeError, ["the name 1"]),
     "name of another kind in a group": ([{"params": {None: A}}], TypeError, ["params[0] has the name None"]),
-    "one group that is no list": ({"params": [A], "lr": 0.1}, TypeError, ['params["params"] is a list']),
+    "one group that is no list": ({"params": [A], "lr": 0.1}, TypeError, ["one group", "wanted a list of groups"]),
     "group and array": ([{"params": A}, B], TypeError, ["params[1] is a", "group"]),
     "array and group": ([A, {"params": B}], TypeError, ["params[0] is a", "group"]),
     "group without params": ([{"lr": 0.1}], TypeError, ["params[0] is a mapping with keys ['lr']", '"params"']),
