@@ -112,7 +112,8 @@ assert stepped(5, opt, param) == want
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_steps(layer):
-    assert run(FORK, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == layer
+    # Numba's TBB layer prints at each fork that it could not end its threads; our child needs none.
+    assert run(FORK, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2").splitlines()[0] == layer
 
 
 def test_a_fork_during_a_compilation_does_not_hang():
