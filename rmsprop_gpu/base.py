@@ -93,8 +93,8 @@ class Optimizer:
         grads : array, sequence, mapping or list of these
             Mirrors the structure of the parameters; for groups a list with one entry a group. Each gradient has its
             parameter's shape and dtype, in any layout: one that lies as its parameter does is read where it is,
-            another is copied into a buffer that is kept. None is ever written. ``None`` leaves the parameter and its
-            state alone.
+            another is copied into a buffer that is kept. Gradients are only read. ``None`` in the place of one leaves
+            its parameter and state alone.
         grad_scale, found_inf : None
             Reserved for device scalars; anything else raises NotImplementedError.
 
@@ -142,12 +142,10 @@ class Optimizer:
             raise
         return self._plan
 
-    def _needed(self) -> list[list[str]]:
-        return [needed(self._param_groups[i].hyper(), self._adagrad) for i in self._group_of]
-
     def _allocate(self) -> None:
         """Make the state that the hyperparameters need and that is not there yet."""
-        self._state.ensure(self._needed(), [self._param_groups[i]["initial_scale"] for i in self._group_of])
+        hypers = [self._param_groups[i].hyper() for i in self._group_of]
+        self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
 
     # State
 
@@ -212,7 +210,7 @@ class Optimizer:
         report = LoadReport(
             [key for key in keys if key not in loaded["state"]], [key for key in loaded["state"] if key not in keys]
         )
-        groups = [dict(group.hyper()) for group in self._param_groups]
+        groups = [group.hyper() for group in self._param_groups]
         if strict:
             for name, what in (
                 (report.missing, "is missing in"),
@@ -236,10 +234,11 @@ class Optimizer:
         if len(saved) != len(self._param_groups):
             problems.add(ValueError, f"param_groups has {len(saved)} groups; wanted {len(self._param_groups)}")
             return [group.hyper() for group in self._param_groups]
-        groups = []
-        for i, (group, entry) in enumerate(zip(self._param_groups, saved, strict=True)):
-            groups.append(group.loaded(entry, [t.key for t in self._members[i]], f"param_groups[{i}]", problems))
-        return groups
+        keys = [[tensor.key for tensor in tensors] for tensors in self._members]
+        return [
+            group.loaded(entry, names, f"param_groups[{i}]", problems)
+            for i, (group, entry, names) in enumerate(zip(self._param_groups, saved, keys, strict=True))
+        ]
 
     def __repr__(self) -> str:
         tensors = self._tensors
@@ -271,9 +270,14 @@ class Optimizer:
 
 
 def _tensor(leaf: Leaf, problems: Problems) -> Tensor | None:
-    labels = {f"{word}_label": f"{what}{leaf.place}" for word, what in (("grad", "grads"), ("state", "state"))}
-    labels["state_label"] += "."
-    return make_tensor(leaf.array, problems, key=leaf.key, label=f"params{leaf.place}", **labels)
+    return make_tensor(
+        leaf.array,
+        problems,
+        key=leaf.key,
+        label=f"params{leaf.place}",
+        grad_label=f"grads{leaf.place}",
+        state_label=f"state{leaf.place}.",
+    )
 
 
 def _count(n: int, what: str) -> str:

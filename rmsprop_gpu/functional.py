@@ -139,5 +139,6 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
     dtype = tensor.layout.dtype
     settings = {(0, dtype): (hyper.variant(h, adagrad), hyper.scalars(h, h["lr"], dtype))}
     plan = Plan([tensor], [0], [buffers], settings, np.zeros(1, np.int64))
+    plan.write_scalars(settings)
     plan.bind([grad])
     plan.launch()

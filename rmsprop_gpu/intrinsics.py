@@ -63,7 +63,7 @@ def memory(T: Any, space: int) -> tuple[Any, Any]:
 
 @intrinsic
 def call(typingctx, function, batch, row, start, stop):  # type: ignore[no-untyped-def]
-    """Call the C function of four int64 at this address: what a first-class function costs 60 us for 300 calls."""
+    """Call the C function of four int64 at this address; a first-class function would be unboxed at every call."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         signature = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 4)

@@ -85,7 +85,6 @@ class Plan:
             start += len(rows)
             members = [(tensors[i], groups[i], buffers[i]) for i in rows]
             self.batches.append(_make_batch(variant, dtype, members, column))
-        self.write_scalars(settings)
         self._written = sorted(_written(tensors, buffers), key=lambda interval: interval[0])
         self._highest = [interval[1] for interval in self._written]
         self._make_block()

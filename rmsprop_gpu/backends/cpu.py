@@ -1,7 +1,7 @@
 """The CPU backend: a loop over chunks around the rule, on all threads or on one.
 
 One driver serves every Variant: it calls chunk kernels by their address, so it is compiled once, and a Variant is one
-small serial function (about 0.15 s). All batches of a step go through one call of the driver, so that a Ctrl-C, which
+small serial function. All batches of a step go through one call of the driver, so that a Ctrl-C, which
 Python delivers between calls, cannot leave a step half done.
 """
 
