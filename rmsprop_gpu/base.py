@@ -14,6 +14,7 @@ from .plan import Plan, Settings
 from .rule import Variant
 from .state import VERSION, LoadReport, State, check_state_dict, needed
 from .structure import Leaf, parse
+from .summary import summary
 
 
 class Optimizer:
@@ -241,21 +242,7 @@ class Optimizer:
         ]
 
     def __repr__(self) -> str:
-        tensors = self._tensors
-        size = sum(t.layout.size for t in tensors)
-        dtypes = ", ".join(sorted({str(t.layout.dtype) for t in tensors}))
-        lines = [
-            f"{type(self).__name__}({_count(len(tensors), 'tensor')}, {_count(size, 'parameter')} of {dtypes} "
-            f"on the cpu, {self._state.nbytes:,} bytes of state, {_count(self.steps, 'step')})"
-        ]
-        for i, group in enumerate(self._param_groups):
-            members = self._members[i]
-            size = sum(t.layout.size for t in members)
-            shown = ", ".join(
-                f"{name}={_shown(value)}" for name, value in group.hyper().items() if _is_said(name, value)
-            )
-            lines.append(f"  group {i}: {_count(len(members), 'tensor')}, {_count(size, 'parameter')}: {shown}")
-        return "\n".join(lines)
+        return summary(self, self._members, self._state.nbytes)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lr" and not name.startswith("_"):
@@ -278,16 +265,3 @@ def _tensor(leaf: Leaf, problems: Problems) -> Tensor | None:
         grad_label=f"grads{leaf.place}",
         state_label=f"state{leaf.place}.",
     )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
-
-
-def _shown(value: Any) -> str:
-    return getattr(value, "__qualname__", None) or repr(value) if callable(value) else repr(value)
-
-
-def _is_said(name: str, value: Any) -> bool:
-    """Is a hyperparameter worth a word: always lr, alpha and eps, others where they do something."""
-    return name in ("lr", "alpha", "eps") or (value is not None and value is not False and value != 0)

@@ -265,7 +265,11 @@ def test_gradient_that_overlaps_is_refused():
 
 
 CHANGES = {
-    "moved": (lambda a: a.resize(4000, refcheck=False), "changed in place: it has shape (4000,)"),
+    "at another address": (
+        lambda a: a.__setstate__((1, a.shape, a.dtype, False, bytes(a.nbytes))),
+        "at another address",
+    ),
+    "resized": (lambda a: a.resize(4000, refcheck=False), "changed in place: it has shape (4000,)"),
     "reshaped": (lambda a: _set(a, "shape", (2, 3)), "it has shape (2, 3)"),
     "retyped": (lambda a: _set(a, "dtype", np.int32), "dtype int32"),
     "of another byte order": (lambda a: _set(a, "dtype", np.dtype(">f4")), "foreign byte order"),
@@ -293,7 +297,7 @@ def test_arrays_changed_in_place_between_steps(change, stepped):
     opt = RMSProp(params[1])
     opt.step(grads[1])
     alter(grads[1])
-    if change == "read-only":
+    if change in ("read-only", "at another address"):
         opt.step(grads[1])
     else:
         refused(opt, params[1:], grads[1], (ValueError, TypeError), "grads has")
@@ -373,3 +377,16 @@ def test_a_scalar_is_a_gradient_of_a_0d_parameter():
     step_and_compare(np.ones((), F4), F4(3))
     refused(RMSProp(param := np.ones((), F4)), [param], F8(3), TypeError, "grads has dtype float64")
     refused(RMSProp(param := np.ones(1, F4)), [param], F4(3), TypeError, "grads is a numpy.float32")
+
+
+@pytest.mark.usefixtures("check")
+@pytest.mark.parametrize(("start", "apart"), [(0, True), (1, False), (9, False), (13, False), (14, True)])
+def test_overlap_begins_and_ends_with_the_element(start, apart):
+    memory = np.ones(24, F4)
+    param = memory[5:14]  # of nine: neighbours of five on both sides, or one element in common
+    opt = RMSProp([param, np.ones(5, F4)])
+    grads = [np.ones(9, F4), memory[start : start + 5]]
+    if apart:
+        opt.step(grads)
+    else:
+        refused(opt, [param], grads, ValueError, "grads[1] overlaps params[0]")

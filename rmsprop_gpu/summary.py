@@ -1,0 +1,41 @@
+"""What ``repr(opt)`` says: how much is optimized, with what, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .arrays import Tensor
+
+if TYPE_CHECKING:
+    from .base import Optimizer
+
+
+def summary(opt: Optimizer, members: Sequence[Sequence[Tensor]], state_bytes: int) -> str:
+    """A line for the optimizer and one for each group, of the tensors in `members`."""
+    tensors = [tensor for group in members for tensor in group]
+    dtypes = ", ".join(sorted({str(tensor.layout.dtype) for tensor in tensors}))
+    head = f"{type(opt).__name__}({_amount(tensors)} of {dtypes} on the cpu, {state_bytes:,} bytes of state"
+    lines = [f"{head}, {_count(opt.steps, 'step')})"]
+    for i, (group, mine) in enumerate(zip(opt.param_groups, members, strict=True)):
+        said = (f"{name}={_shown(x)}" for name, x in group.hyper().items() if _is_said(name, x))
+        lines.append(f"  group {i}: {_amount(mine)}: {', '.join(said)}")
+    return "\n".join(lines)
+
+
+def _amount(tensors: Sequence[Tensor]) -> str:
+    size = sum(tensor.layout.size for tensor in tensors)
+    return f"{_count(len(tensors), 'tensor')}, {_count(size, 'parameter')}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or repr(value) if callable(value) else repr(value)
+
+
+def _is_said(name: str, value: Any) -> bool:
+    """Is a hyperparameter worth a word: always lr, alpha and eps, others where they do something."""
+    return name in ("lr", "alpha", "eps") or (value is not None and value is not False and value != 0)
