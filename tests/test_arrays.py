@@ -264,16 +264,6 @@ def test_gradient_that_overlaps_is_refused():
     assert opt.steps == 1
 
 
-CHANGES = {
-    "at another address": (lambda a: _move(a), "at another address"),
-    "resized": (lambda a: a.resize(4000, refcheck=False), "changed in place: it has shape (4000,)"),
-    "reshaped": (lambda a: _set(a, "shape", (2, 3)), "it has shape (2, 3)"),
-    "retyped": (lambda a: _set(a, "dtype", np.int32), "dtype int32"),
-    "of another byte order": (lambda a: _set(a, "dtype", np.dtype(">f4")), "foreign byte order"),
-    "read-only": (lambda a: a.setflags(write=False), "read-only"),
-}
-
-
 def _move(a):
     """The same header over other memory."""
     before, shape = a.ctypes.data, a.shape
@@ -281,6 +271,16 @@ def _move(a):
     taken = [np.ones(shape, F4) for _ in range(50)]  # where it was: the allocator would give that back
     a.__setstate__((1, shape, a.dtype, False, taken[0].tobytes()))
     assert a.ctypes.data != before
+
+
+CHANGES = {
+    "at another address": (_move, "at another address"),
+    "resized": (lambda a: a.resize(4000, refcheck=False), "changed in place: it has shape (4000,)"),
+    "reshaped": (lambda a: _set(a, "shape", (2, 3)), "it has shape (2, 3)"),
+    "retyped": (lambda a: _set(a, "dtype", np.int32), "dtype int32"),
+    "of another byte order": (lambda a: _set(a, "dtype", np.dtype(">f4")), "foreign byte order"),
+    "read-only": (lambda a: a.setflags(write=False), "read-only"),
+}
 
 
 def _set(a, name, value):
