@@ -1,18 +1,20 @@
-"""What counts as an array: pointer, size, dtype, layout. Every refusal about arrays is worded here."""
+"""What counts as an array: pointer, size, dtype, device, layout. Every refusal about arrays is worded here."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .backends import is_masked, refuse_cuda
+from . import dtypes
+from .backends import is_cuda, is_masked
+from .interop import UnusableError, cupy_array
 
 NDArray: TypeAlias = np.ndarray[Any, Any]
-
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+Array: TypeAlias = Any  # NumPy's, or CuPy's on a device
 
 
 def quoted(name: object) -> str:
@@ -61,17 +63,24 @@ class Layout(NamedTuple):
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
-    def matches(self, array: NDArray) -> bool:
+    def of(self, dtype: np.dtype[Any]) -> Layout:
+        """The same order of elements of another dtype."""
+        have, want = self.dtype.itemsize, dtype.itemsize
+        strides = tuple(stride // have * want for stride in self.strides)
+        return Layout(self.shape, strides, dtype, self.low // have * want)
+
+    def matches(self, array: Array) -> bool:
         """Do the elements of this array lie in the same order?"""
         if array.shape != self.shape:
             return False
         pairs = zip(self.shape, self.strides, array.strides, strict=True)
         return self.size == 0 or all(n == 1 or want == got for n, want, got in pairs)
 
-    def over(self, buffer: NDArray, offset: int) -> NDArray:
+    def over(self, buffer: Array, offset: int) -> Array:
         """An array of this layout in `buffer` (bytes), its lowest address `offset` bytes from the start."""
-        array: NDArray = np.ndarray(self.shape, self.dtype, buffer, offset - self.low, self.strides)
-        return array
+        if isinstance(buffer, np.ndarray):
+            return np.ndarray(self.shape, self.dtype, buffer, offset - self.low, self.strides)
+        return type(buffer)(self.shape, self.dtype, buffer.data + (offset - self.low), self.strides)
 
 
 @dataclass(eq=False)
@@ -82,25 +91,41 @@ class Tensor:
     label: str
     grad_label: str
     state_label: str  # before the name of a buffer
-    array: NDArray
+    array: Any
+    view: Array  # the same memory, as NumPy's or CuPy's plain array
     layout: Layout
     address: int  # the lowest
+    device: int | None  # CUDA's number of it; None is the host's memory
 
 
-def low_offset(array: NDArray) -> int:
+def low_offset(array: Array) -> int:
     return sum(stride * (n - 1) for n, stride in zip(array.shape, array.strides, strict=True) if stride < 0 and n > 0)
 
 
-def layout_of(array: NDArray) -> Layout:
+def layout_of(array: Array) -> Layout:
     return Layout(array.shape, array.strides, array.dtype, low_offset(array))
 
 
-def address_of(array: NDArray) -> int:
-    """The lowest address of a dense array."""
-    return int(array.__array_interface__["data"][0]) + low_offset(array)
+def pointer_of(array: Array) -> int:
+    """The address of the first element."""
+    return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)
 
 
-def is_dense(array: NDArray) -> bool:
+def address_of(array: Array) -> int:
+    """The lowest address."""
+    return pointer_of(array) + low_offset(array)
+
+
+def device_of(array: Array) -> int | None:
+    """CUDA's number of the device of this array; None for the host."""
+    return None if isinstance(array, np.ndarray) else array.data.device_id
+
+
+def place(device: int | None) -> str:
+    return "in host memory" if device is None else f"on cuda:{device}"
+
+
+def is_dense(array: Array) -> bool:
     """Is the memory of this array one block, each element once, in whatever order of dimensions and directions?"""
     if array.size == 0:
         return True
@@ -113,21 +138,25 @@ def is_dense(array: NDArray) -> bool:
     return True
 
 
-def host_array(x: object, label: str, problems: Problems) -> NDArray | None:
-    """A NumPy array as a plain ``ndarray`` (the same memory); anything else is a problem."""
+def plain_array(x: Any, label: str, problems: Problems) -> Array | None:
+    """The memory of `x` as a plain NumPy array, or CuPy's where it lies on a device; anything else is a problem."""
     if is_masked(x):
         problems.add(TypeError, f"{label} is a masked array, whose mask would be ignored; wanted its .data")
         return None
     if isinstance(x, np.ndarray):
-        plain: NDArray = np.asarray(x)
-        return plain
-    refusal = refuse_cuda(x)
-    found = f"{label} is {_a(type(x))}"
-    problems.add(TypeError, f"{found}: {refusal}" if refusal else f"{found}; wanted a NumPy array")
-    return None
+        return np.asarray(x)
+    if not is_cuda(x):
+        problems.add(TypeError, f"{label} is {a(type(x))}; wanted a NumPy or CuPy array")
+        return None
+    try:
+        return cupy_array(x)
+    except UnusableError as error:
+        problems.add(TypeError, f"{label} is {a(type(x))} on a CUDA device: {error}")
+        return None
 
 
-def _a(kind: type) -> str:
+def a(kind: type) -> str:
+    """The name of a type behind its article."""
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
@@ -136,18 +165,31 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
     return str(dtype) if dtype.isnative else f"{dtype.newbyteorder('=')} of foreign byte order ({dtype.str})"
 
 
-def check_param(x: object, label: str, problems: Problems) -> NDArray | None:
-    """A parameter or state array: float32 or float64, native, aligned, writeable, dense."""
-    array = host_array(x, label, problems)
+def is_aligned(array: Array) -> bool:
+    return array.flags.aligned if isinstance(array, np.ndarray) else pointer_of(array) % array.itemsize == 0
+
+
+def is_writeable(x: Any, array: Array) -> bool:
+    """May the memory of `x`, whose plain array is this, be written to?"""
+    if isinstance(array, np.ndarray):
+        return array.flags.writeable
+    interface = None if x is array else getattr(x, "__cuda_array_interface__", None)
+    return interface is None or not interface["data"][1]
+
+
+def check_param(x: object, label: str, problems: Problems) -> Array | None:
+    """A parameter or state array: of a dtype that is supported, native, aligned, writeable, dense."""
+    array = plain_array(x, label, problems)
     if array is None:
         return None
     before = len(problems)
-    if array.dtype not in DTYPES:
-        problems.add(TypeError, f"{label} has dtype {_dtype_name(array.dtype)}; wanted float32 or float64")
+    if not dtypes.is_supported(array.dtype):
+        wanted = "float32, float64, float16 or bfloat16"
+        problems.add(TypeError, f"{label} has dtype {_dtype_name(array.dtype)}; wanted {wanted}")
         return None
-    if not array.flags.writeable:
+    if not is_writeable(x, array):
         problems.add(ValueError, f"{label} is read-only; wanted an array that can be updated in place")
-    if not array.flags.aligned:
+    if not is_aligned(array):
         problems.add(
             ValueError, f"{label} is not aligned to its {array.itemsize}-byte elements; wanted an aligned array"
         )
@@ -167,8 +209,21 @@ def make_tensor(
     array = check_param(x, label, problems)
     if array is None:
         return None
-    assert isinstance(x, np.ndarray)  # kept itself, not its plain view: what changes in place is the caller's object
-    return Tensor(key, label, grad_label, state_label, x, layout_of(array), address_of(array))
+    # The caller's object is kept itself: NumPy's arrays change in place, and it owns the memory.
+    layout, address = layout_of(array), address_of(array)
+    return Tensor(key, label, grad_label, state_label, x, array, layout, address, device_of(array))
+
+
+def check_one_place(tensors: Iterable[Tensor], problems: Problems) -> None:
+    """Refuse host and device arrays side by side, naming each."""
+    host: list[Tensor] = []
+    device: list[Tensor] = []
+    for tensor in tensors:
+        (host if tensor.device is None else device).append(tensor)
+    if host and device:
+        names = ", ".join(f"{t.label} ({place(t.device)})" for t in device)
+        rest = ", ".join(f"{t.label} ({place(None)})" for t in host)
+        problems.add(TypeError, f"arrays on a device and arrays of the host cannot be mixed: {names}; {rest}")
 
 
 def check_disjoint(labelled: Iterable[tuple[str, int, int]], problems: Problems) -> None:
@@ -182,7 +237,7 @@ def check_disjoint(labelled: Iterable[tuple[str, int, int]], problems: Problems)
 
 
 def check_unchanged(tensor: Tensor, problems: Problems) -> None:
-    """Is the parameter what it was when the optimizer was built?"""
+    """Is the NumPy parameter what it was when the optimizer was built?"""
     array, layout = np.asarray(tensor.array), tensor.layout
     same = array.dtype == layout.dtype and array.dtype.isnative and layout.matches(array)
     if not same or address_of(array) != tensor.address:
@@ -197,31 +252,47 @@ def check_unchanged(tensor: Tensor, problems: Problems) -> None:
         problems.add(ValueError, f"{tensor.label} has become read-only; wanted an array that can be updated in place")
 
 
-def check_grad(x: object, tensor: Tensor, problems: Problems) -> NDArray | None:
-    """A gradient of the parameter's shape and dtype, in any layout."""
-    if isinstance(x, np.generic) and tensor.layout.shape == ():
+def check_grad(x: object, tensor: Tensor, problems: Problems) -> Array | None:
+    """A gradient of the parameter's shape and dtype, in any layout, where the parameter lies."""
+    if isinstance(x, np.generic) and tensor.layout.shape == () and tensor.device is None:
         x = np.asarray(x)  # what NumPy's arithmetic makes of 0-d arrays
-    array = host_array(x, tensor.grad_label, problems)
+    array = plain_array(x, tensor.grad_label, problems)
     if array is None:
         return None
-    before = len(problems)
+    before, label = len(problems), tensor.grad_label
+    if device_of(array) != tensor.device:
+        found = f"{label} is {a(type(x))} {place(device_of(array))}, but the parameter lies {place(tensor.device)}"
+        problems.add(TypeError, f"{found}; wanted a gradient there, nothing is copied between them unasked")
     if array.dtype != tensor.layout.dtype or not array.dtype.isnative:
         problems.add(
-            TypeError,
-            f"{tensor.grad_label} has dtype {_dtype_name(array.dtype)}, but the parameter has {tensor.layout.dtype}",
+            TypeError, f"{label} has dtype {_dtype_name(array.dtype)}, but the parameter has {tensor.layout.dtype}"
         )
     if array.shape != tensor.layout.shape:
-        problems.add(
-            ValueError,
-            f"{tensor.grad_label} has shape {array.shape}, but the parameter has shape {tensor.layout.shape}",
-        )
+        problems.add(ValueError, f"{label} has shape {array.shape}, but the parameter has shape {tensor.layout.shape}")
+    if tensor.device is not None and len(problems) == before and not is_aligned(array):
+        problems.add(ValueError, f"{label} is not aligned to its {array.itemsize}-byte elements, as CUDA wants it")
     return array if len(problems) == before else None
 
 
-def check_grad_apart(array: NDArray, label: str, others: Iterable[tuple[str, NDArray]], problems: Problems) -> None:
+def check_grad_apart(array: Array, label: str, others: Iterable[tuple[str, Array]], problems: Problems) -> None:
     """Refuse a gradient that shares memory with what the step writes."""
+    shadow = _shadow(array)
     for name, other in others:
-        if np.may_share_memory(array, other) and np.shares_memory(array, other):
+        if np.shares_memory(shadow, _shadow(other)):
             problems.add(
                 ValueError, f"{label} overlaps {name} in memory; wanted a gradient apart from what a step writes"
             )
+
+
+def _shadow(array: Array) -> NDArray:
+    """A NumPy array at the addresses of any array, for questions about addresses; its elements are not touched."""
+    if isinstance(array, np.ndarray) or array.size == 0:
+        return np.asarray(array) if isinstance(array, np.ndarray) else np.empty(0)
+    low = address_of(array)
+    steps = zip(array.strides, array.shape, strict=True)
+    size = sum(abs(stride) * (n - 1) for stride, n in steps) + array.itemsize
+    memory = (ctypes.c_uint8 * size).from_address(low)
+    bytes_: NDArray = np.ndarray(
+        (*array.shape, array.itemsize), np.uint8, memory, pointer_of(array) - low, (*array.strides, 1)
+    )
+    return bytes_

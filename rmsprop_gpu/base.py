@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
 from . import hyper
-from .arrays import Problems, Tensor, check_disjoint, make_tensor, quoted
+from .arrays import Problems, Tensor, check_disjoint, check_one_place, make_tensor, quoted
+from .dtypes import compute_dtype
 from .hyper import Changes, ParamGroup, Schedule
-from .plan import Plan, Settings
-from .rule import Variant
+from .plan import Plan, Settings, variants_of
 from .state import VERSION, LoadReport, State, check_state_dict, needed
 from .structure import Leaf, parse
 from .summary import summary
+
+if TYPE_CHECKING:
+    from .streams import Order
+
+CAPTURED = "the current stream is captured in a CUDA graph"
 
 
 class Optimizer:
@@ -24,7 +30,6 @@ class Optimizer:
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._plan: Plan | None = None
-        self._variants: dict[Any, Variant] = {}
         for name, value in defaults.items():
             defaults[name] = hyper.checked(name, value)
         structure = parse(params)
@@ -33,6 +38,7 @@ class Optimizer:
         made = [[_tensor(leaf, problems) for leaf in leaves] for _, leaves in structure.groups]
         self._members = [[tensor for tensor in tensors if tensor] for tensors in made]
         self._tensors = [tensor for tensors in self._members for tensor in tensors]
+        check_one_place(self._tensors, problems)
         check_disjoint([(t.label, t.address, t.layout.nbytes) for t in self._tensors], problems)
         problems.raise_any()
 
@@ -45,16 +51,32 @@ class Optimizer:
                     raise TypeError(f"params[{i}] has {name!r}; wanted hyperparameters among {', '.join(defaults)}")
             try:
                 values = {**defaults, **{name: hyper.checked(name, value) for name, value in overrides.items()}}
-                self._param_groups.append(ParamGroup(values, tuple(t.array for t in tensors), self._changes))
+                computes = {compute_dtype(t.layout.dtype) for t in tensors}
+                self._param_groups.append(ParamGroup(values, tuple(t.array for t in tensors), computes, self._changes))
             except (TypeError, ValueError, NotImplementedError) as error:
                 if not overrides:
                     raise
                 raise type(error)(f"params[{i}]: {error}") from None
         self._group_of = [i for i, tensors in enumerate(self._members) for _ in tensors]
         self._steps = np.zeros(1, np.int64)
-        self._state = State(self._tensors)
+        self._order = self._make_order()
+        self._captured_plans: list[Plan] = []  # those of which a CUDA graph holds steps; the last is the one to refresh
+        self._state = State(self._tensors, self._order)
         self._kinds = {(i, t.layout.dtype) for t, i in zip(self._tensors, self._group_of, strict=True)}
         self._allocate()
+
+    def _make_order(self) -> Order | None:
+        """The order of streams, where the arrays lie on devices."""
+        devices = sorted({t.device for t in self._tensors if t.device is not None})
+        if not devices:
+            return None
+        from .streams import Order  # it imports CuPy
+
+        order = Order(devices)
+        if order.capturing():
+            raise RuntimeError(f"{CAPTURED}; build the optimizer before")
+        weakref.finalize(self, order.release).atexit = False
+        return order
 
     # Hyperparameters
 
@@ -76,8 +98,12 @@ class Optimizer:
         value = hyper.checked("lr", value)
         for group in self._param_groups:
             group._check({**group.hyper(), "lr": value})
+        nothing_else = not self._changes.pending
         for group in self._param_groups:
             group["lr"] = value
+        # Replays of a graph read it without asking us; it belongs to no switch, so the plan stays.
+        if self._order and self._plan and nothing_else and not callable(value) and not self._order.capturing():
+            self._current_plan()
 
     @property
     def steps(self) -> int:
@@ -109,39 +135,97 @@ class Optimizer:
             hyper.refuse_later(grad_scale=grad_scale, found_inf=found_inf)
         arrays = self._flatten(grads)
         plan = self._plan
-        if self._changes.pending or self._scheduled or plan is None:
+        if self._order and self._order.capturing():
+            plan = self._plan_to_capture()
+        elif self._changes.pending or self._scheduled or plan is None:
             plan = self._current_plan()
         plan.bind(arrays)
         plan.launch()
 
-    def _settings(self) -> Settings:
-        """Variant and scalars of the next step, for every group and dtype in it."""
-        steps, hypers = self.steps, [group.hyper() for group in self._param_groups]
+    def refresh(self, step: int | None = None) -> None:
+        """Send the hyperparameters as they are now to the device, for the next replay of a captured CUDA graph.
+
+        No Python runs in a replay. ``opt.lr = ...`` sends the new rate at once; after an assignment to `param_groups`,
+        and with a callable `lr` before each replay, call this, under the stream on which the graph is replayed.
+
+        Parameters
+        ----------
+        step : int, optional
+            What a callable `lr` is asked for; by default `steps`. With a callable `lr` it counts as the replay's step:
+            `steps` is one more afterwards. (The counters in `state` are the device's and count every replay.)
+
+        Raises
+        ------
+        RuntimeError
+            For arrays in host memory; while a stream is captured; and after a change of a switch (momentum that was 0,
+            say), which a captured graph cannot follow: capture it anew.
+        """
+        if self._order is None:
+            raise RuntimeError("refresh is for replays of CUDA graphs, but the parameters lie in host memory")
+        self._refuse_capture("refresh")
+        asked = self.steps if step is None else step
+        if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or asked < 0:
+            raise ValueError(f"step is {step!r}; wanted a count >= 0, or None for opt.steps")
+        if self._captured_plans:
+            settings = self._settings(int(asked))
+            if variants_of(settings) != self._captured_plans[-1].variants:
+                raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it anew")
+        self._current_plan(int(asked))
+        if self._scheduled:
+            self._steps[0] = asked + 1
+
+    def _refuse_capture(self, what: str) -> None:
+        if self._order and self._order.capturing():
+            raise RuntimeError(f"{CAPTURED}, which can hold no {what}; end the capture first")
+
+    def _plan_to_capture(self) -> Plan:
+        """The plan of a step that a CUDA graph captures; all that it needs must be on the device."""
+        if self._plan is None:
+            raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same one before")
+        if self._changes.pending:
+            raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() before")
+        if self._plan not in self._captured_plans:
+            self._captured_plans.append(self._plan)
+        return self._plan
+
+    def _settings(self, step: int) -> Settings:
+        """Variant and scalars of a step, for every group and dtype in it."""
+        hypers = [group.hyper() for group in self._param_groups]
         schedules = {id(h["lr"]): h["lr"] for h in hypers}  # groups that share one ask it once together
-        asked = {key: hyper.lr_at(lr, steps) for key, lr in schedules.items()}
+        asked = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
         rates = [asked[id(h["lr"])] for h in hypers]
         return {
-            (i, dtype): (hyper.variant(hypers[i], self._adagrad), hyper.scalars(hypers[i], rates[i], dtype))
+            (i, dtype): (
+                hyper.variant(hypers[i], self._adagrad),
+                hyper.scalars(hypers[i], rates[i], compute_dtype(dtype)),
+            )
             for i, dtype in self._kinds
         }
 
-    def _current_plan(self) -> Plan:
+    def _current_plan(self, step: int | None = None) -> Plan:
         """The plan for the hyperparameters as they are now: a new one only if a switch or a buffer is new."""
         changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
         try:
-            settings = self._settings()
+            settings = self._settings(self.steps if step is None else step)
             if self._plan is None or changed:
-                variants = {kind: variant for kind, (variant, _) in settings.items()}
                 self._allocate()
-                if self._plan is None or variants != self._variants:
-                    self._plan = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps)
-                    self._variants = variants
+                if self._plan is None or variants_of(settings) != self._plan.variants:
+                    self._plan = self._plan_for(settings)
                 self._scheduled = any(callable(group["lr"]) for group in self._param_groups)
             self._plan.write_scalars(settings)
         except BaseException:
             self._changes.pending = True
             raise
         return self._plan
+
+    def _plan_for(self, settings: Settings) -> Plan:
+        for plan in self._captured_plans:
+            if plan.variants == variants_of(settings):
+                return plan
+        made = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps, self._order)
+        if self._order:
+            self._order.release()  # the memory of the plan before
+        return made
 
     def _allocate(self) -> None:
         """Make the state that the hyperparameters need and that is not there yet."""
@@ -165,8 +249,9 @@ class Optimizer:
         -------
         dict
             ``"optimizer"``, ``"version"``, ``"steps"``; ``"state"``, by name the arrays of each parameter, on its
-            device and of its dtype; ``"param_groups"``, a list of dicts of hyperparameters, with names as ``"params"``.
+            device (no copies of the host); ``"param_groups"``, a list of dicts of hyperparameters, with names as ``"params"``.
         """
+        self._refuse_capture("state_dict")
         self._allocate()  # what was assigned since the last step
         members = [[tensor.key for tensor in tensors] for tensors in self._members]
         groups = [group.hyper() for group in self._param_groups]
@@ -204,6 +289,7 @@ class Optimizer:
             Naming everything that does not fit; then nothing was changed. torch finds a wrong shape at the next step,
             and casts float32 state to the parameter's dtype.
         """
+        self._refuse_capture("load_state_dict")
         problems = Problems()
         loaded = check_state_dict(state_dict, type(self).__name__, problems)
         problems.raise_any()
@@ -228,6 +314,8 @@ class Optimizer:
         self._steps[0] = int(loaded["steps"])
         for group, values in zip(self._param_groups, groups, strict=True):
             group.replace(values)
+        if self._order:
+            self._order.broken = None  # if it was between two steps, it is not now
         return report
 
     def _loaded_groups(self, saved: list[Any], problems: Problems) -> list[dict[str, Any]]:

@@ -7,23 +7,36 @@ from typing import Any
 import numpy as np
 
 from . import hyper
-from .arrays import NDArray, Problems, address_of, check_disjoint, check_grad, check_param, make_tensor
+from .arrays import (
+    Array,
+    Problems,
+    Tensor,
+    a,
+    address_of,
+    check_disjoint,
+    check_grad,
+    check_param,
+    device_of,
+    make_tensor,
+    place,
+)
+from .dtypes import compute_dtype
 from .plan import Plan
 
 
 def rmsprop_update(
-    param: NDArray,
-    grad: NDArray,
-    square_avg: NDArray,
+    param: Array,
+    grad: Array,
+    square_avg: Array,
     *,
     lr: float,
     alpha: float = 0.9,
     eps: float = 1e-8,
     weight_decay: float | None = 0.0,
     momentum: float = 0.0,
-    momentum_buffer: NDArray | None = None,
+    momentum_buffer: Array | None = None,
     centered: bool = False,
-    grad_avg: NDArray | None = None,
+    grad_avg: Array | None = None,
     nesterov: bool = False,
     eps_in_sqrt: bool = False,
     lr_in_momentum: bool = False,
@@ -65,16 +78,16 @@ def rmsprop_update(
     h = _checked(arguments, hyper.RMSPROP)
     state = {"square_avg": square_avg}
     if h["centered"]:
-        state["grad_avg"] = grad_avg  # type: ignore[assignment]  # None is refused with the rest
+        state["grad_avg"] = grad_avg
     if h["momentum"]:
-        state["momentum_buffer"] = momentum_buffer  # type: ignore[assignment]
+        state["momentum_buffer"] = momentum_buffer
     _update(param, grad, state, h, adagrad=False)
 
 
 def adagrad_update(
-    param: NDArray,
-    grad: NDArray,
-    sum: NDArray,
+    param: Array,
+    grad: Array,
+    sum: Array,
     *,
     lr: float,
     eps: float = 1e-10,
@@ -120,14 +133,7 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
         array = check_param(x, name, problems)
         if array is None or tensor is None:
             continue
-        if array.dtype != tensor.layout.dtype:
-            problems.add(TypeError, f"{name} has dtype {array.dtype}, but param has {tensor.layout.dtype}")
-        elif not tensor.layout.matches(array):
-            problems.add(
-                ValueError,
-                f"{name} has shape {array.shape} and strides {array.strides}, "
-                f"but param has {tensor.layout.shape} and {tensor.layout.strides}; wanted them to lie alike",
-            )
+        _check_state(name, x, array, tensor, problems)
         buffers[name] = array
     if tensor is not None:
         check_grad(grad, tensor, problems)
@@ -137,8 +143,33 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
     problems.raise_any()
     assert tensor is not None  # or there were problems
     dtype = tensor.layout.dtype
-    settings = {(0, dtype): (hyper.variant(h, adagrad), hyper.scalars(h, h["lr"], dtype))}
-    plan = Plan([tensor], [0], [buffers], settings, np.zeros(1, np.int64))
-    plan.write_scalars(settings)
+    settings = {(0, dtype): (hyper.variant(h, adagrad), hyper.scalars(h, h["lr"], compute_dtype(dtype)))}
+    order = None
+    if tensor.device is not None:
+        from .streams import Order  # it imports CuPy
+
+        order = Order([tensor.device])
+        if order.capturing():
+            raise RuntimeError("one update builds its plan anew and cannot be captured in a CUDA graph; use RMSProp")
+    plan = Plan([tensor], [0], [buffers], settings, np.zeros(1, np.int64), order)
     plan.bind([grad])
     plan.launch()
+    if order is not None:
+        order.release()
+
+
+def _check_state(name: str, x: object, array: Array, tensor: Tensor, problems: Problems) -> None:
+    """Does a state array lie as the parameter does, in the same place, in the dtype of its arithmetic?"""
+    want = tensor.layout.of(compute_dtype(tensor.layout.dtype))
+    if device_of(array) != tensor.device:
+        found = f"{name} is {a(type(x))} {place(device_of(array))}, but param lies {place(tensor.device)}"
+        problems.add(TypeError, f"{found}; wanted them in one place")
+    if array.dtype != want.dtype:
+        wanted = "" if want.dtype == tensor.layout.dtype else f"; wanted {want.dtype}"
+        problems.add(TypeError, f"{name} has dtype {array.dtype}, but param has {tensor.layout.dtype}{wanted}")
+    elif not want.matches(array):
+        problems.add(
+            ValueError,
+            f"{name} has shape {array.shape} and strides {array.strides}, "
+            f"but param has {tensor.layout.shape} and {tensor.layout.strides}; wanted them to lie alike",
+        )

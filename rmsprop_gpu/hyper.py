@@ -183,9 +183,11 @@ class ParamGroup(MutableMapping[str, Any]):
     fixed. ``"params"`` and ``"initial_scale"``, which only the start of the state can follow, cannot be assigned.
     """
 
-    def __init__(self, values: Mapping[str, Any], params: tuple[Any, ...], changes: Changes) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], params: tuple[Any, ...], dtypes: set[np.dtype[Any]], changes: Changes
+    ) -> None:
         self._values, self._params, self._changes = dict(values), params, changes
-        self._dtypes = {np.asarray(p).dtype for p in params}
+        self._dtypes = dtypes  # of the arithmetic
         self._check(self._values)
 
     def _check(self, values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -12,19 +13,18 @@ from numba import extending, types
 # Numba annotates an intrinsic with the signature of the function below it; callers write fewer arguments.
 intrinsic: Any = extending.intrinsic
 
-HOST = 0  # LLVM's address space of the host's memory; CUDA's global memory is 1
+HOST, GLOBAL = 0, 1  # LLVM's address spaces: the host's memory, and a CUDA device's
 
-_LLVM: dict[Any, Any] = {
-    np.int32: ir.IntType(32),
-    np.int64: ir.IntType(64),
-    np.float32: ir.FloatType(),
-    np.float64: ir.DoubleType(),
-}
-_NUMBA: dict[Any, Any] = {
-    np.int32: types.int32,
-    np.int64: types.int64,
-    np.float32: types.float32,
-    np.float64: types.float64,
+_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+# By the name of a dtype: what lies in memory, and the type that kernels see of it.
+_TYPES: dict[str, tuple[Any, Any]] = {
+    "int32": (_I32, types.int32),
+    "int64": (ir.IntType(64), types.int64),
+    "float32": (_F32, types.float32),
+    "float64": (ir.DoubleType(), types.float64),
+    "float16": (_I16, types.float32),
+    "bfloat16": (_I16, types.float32),
 }
 
 
@@ -34,11 +34,77 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     return a(a, a, a), lambda context, builder, sig, args: builder.fma(*args)
 
 
+def _widen(builder: Any, name: str, space: int, x: Any) -> Any:
+    """The float32 of the 16 bits of a half; anything else as it is."""
+    if name == "float16":
+        if space == GLOBAL:
+            return builder.fpext(builder.bitcast(x, ir.HalfType()), _F32)
+        return _widen_by_hand(builder, builder.zext(x, _I32))
+    if name == "bfloat16":  # the upper half of a float32
+        return builder.bitcast(builder.shl(builder.zext(x, _I32), _I32(16)), _F32)
+    return x
+
+
+def _narrow(builder: Any, name: str, space: int, x: Any) -> Any:
+    """The 16 bits of the half nearest to a float32, ties to even; anything else as it is."""
+    if name == "float16":
+        if space == GLOBAL:
+            return builder.bitcast(builder.fptrunc(x, ir.HalfType()), _I16)
+        return builder.trunc(_narrow_by_hand(builder, builder.bitcast(x, _I32)), _I16)
+    if name == "bfloat16":  # in integers: the instruction for it needs an architecture of its own
+        bits = builder.bitcast(x, _I32)
+        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+        rounded = builder.add(bits, builder.add(odd, _I32(0x7FFF)))
+        quiet = builder.or_(bits, _I32(0x400000))  # a NaN stays one: rounding could carry it into an infinity
+        chosen = builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded)
+        return builder.trunc(builder.lshr(chosen, _I32(16)), _I16)
+    return x
+
+
+# On a processor without F16C, LLVM calls a function of the compiler's runtime for a float16, which need not be there:
+# the process would be aborted. By hand it is a handful of instructions in a vector register everywhere.
+
+
+def _widen_by_hand(builder: Any, h: Any) -> Any:
+    """The float32 of a float16, whose 16 bits come in an int32; a product with a power of two is exact."""
+    rest = builder.and_(h, _I32(0x7FFF))
+    shifted = builder.bitcast(builder.shl(rest, _I32(13)), _F32)
+    scaled = builder.bitcast(builder.fmul(shifted, _F32(2.0**112)), _I32)
+    finite = builder.icmp_unsigned("<", rest, _I32(0x7C00))
+    endless = builder.or_(builder.shl(rest, _I32(13)), _I32(0x7F800000))
+    sign = builder.shl(builder.and_(h, _I32(0x8000)), _I32(16))
+    return builder.bitcast(builder.or_(builder.select(finite, scaled, endless), sign), _F32)
+
+
+def _narrow_by_hand(builder: Any, bits: Any) -> Any:
+    """The 16 bits, in an int32, of the float16 nearest to the float32 of these bits."""
+    rest = builder.and_(bits, _I32(0x7FFFFFFF))
+    sign = builder.and_(builder.lshr(bits, _I32(16)), _I32(0x8000))
+    odd = builder.and_(builder.lshr(rest, _I32(13)), _I32(1))
+    rebased = builder.sub(builder.add(rest, builder.add(odd, _I32(0xFFF))), _I32(112 << 23))
+    normal = builder.lshr(rebased, _I32(13))
+    # Adding 0.5 rounds to a multiple of 2^-24, which is what a subnormal counts.
+    rounded = builder.fadd(builder.bitcast(rest, _F32), _F32(0.5))
+    subnormal = builder.sub(builder.bitcast(rounded, _I32), _I32(0x3F000000))
+    chosen = builder.select(builder.icmp_unsigned("<", rest, _I32(113 << 23)), subnormal, normal)
+    is_nan = builder.icmp_unsigned(">", rest, _I32(0x7F800000))
+    endless = builder.select(is_nan, _I32(0x7E00), _I32(0x7C00))
+    chosen = builder.select(builder.icmp_unsigned("<", rest, _I32(143 << 23)), chosen, endless)
+    return builder.or_(chosen, sign)
+
+
 @cache
-def memory(T: Any, space: int) -> tuple[Any, Any]:
-    """``load(address, index)`` and ``store(address, index, value)`` of elements of type T at an integer address."""
-    llvm, numba = _LLVM[T], _NUMBA[T]
-    align = np.dtype(T).itemsize
+def memory(T: Any, space: int, width: int = 1) -> tuple[Any, Any]:
+    """``load(address, index)`` and ``store(address, index, value)`` at an integer address, in elements of type T.
+
+    Halves are float32 for whoever loads and stores. With a `width`, tuples of so many elements that follow each
+    other, aligned to 16 bytes, 16 bytes in one access.
+    """
+    return (_one if width == 1 else _many)(np.dtype(T), space, width)
+
+
+def _one(dtype: np.dtype[Any], space: int, _: int) -> tuple[Any, Any]:
+    llvm, value = _TYPES[dtype.name]
 
     def pointer(builder: Any, address: Any, index: Any) -> Any:
         return builder.gep(builder.inttoptr(address, llvm.as_pointer(space)), [index], inbounds=True)
@@ -46,19 +112,117 @@ def memory(T: Any, space: int) -> tuple[Any, Any]:
     @intrinsic
     def load(typingctx, address, index):  # type: ignore[no-untyped-def]
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-            return builder.load(pointer(builder, *args), align=align)
+            return _widen(builder, dtype.name, space, builder.load(pointer(builder, *args), align=dtype.itemsize))
 
-        return numba(types.int64, types.int64), codegen
+        return value(types.int64, types.int64), codegen
 
     @intrinsic
-    def store(typingctx, address, index, value):  # type: ignore[no-untyped-def]
+    def store(typingctx, address, index, x):  # type: ignore[no-untyped-def]
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-            builder.store(args[2], pointer(builder, args[0], args[1]), align=align)
+            address, index, x = args
+            stored = _narrow(builder, dtype.name, space, x)
+            builder.store(stored, pointer(builder, address, index), align=dtype.itemsize)
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, numba), codegen
+        return types.void(types.int64, types.int64, value), codegen
 
     return load, store
+
+
+def _many(dtype: np.dtype[Any], space: int, width: int) -> tuple[Any, Any]:
+    llvm, element = _TYPES[dtype.name]
+    value = types.UniTuple(element, width)
+    # Halves travel in pairs: some compilers take a vector of 16-bit integers apart.
+    halves = dtype.itemsize == 2
+    word = ir.VectorType(_I32 if halves else llvm, 16 // max(dtype.itemsize, 4))
+    lanes = 16 // dtype.itemsize
+
+    def pointers(builder: Any, address: Any, index: Any) -> list[Any]:
+        first = builder.gep(builder.inttoptr(address, llvm.as_pointer(space)), [index], inbounds=True)
+        vectors = builder.bitcast(first, word.as_pointer(space))
+        return [builder.gep(vectors, [_I32(k)], inbounds=True) for k in range(width // lanes)]
+
+    def unpacked(builder: Any, vector: Any) -> list[Any]:
+        words = [builder.extract_element(vector, _I32(j)) for j in range(word.count)]
+        if halves:
+            words = [builder.trunc(x, _I16) for w in words for x in (w, builder.lshr(w, _I32(16)))]
+        return [_widen(builder, dtype.name, space, x) for x in words]
+
+    def packed(builder: Any, values: Sequence[Any]) -> Any:
+        words = [_narrow(builder, dtype.name, space, x) for x in values]
+        if halves:
+            wide = [builder.zext(x, _I32) for x in words]
+            pairs = zip(wide[::2], wide[1::2], strict=True)
+            words = [builder.or_(low, builder.shl(high, _I32(16))) for low, high in pairs]
+        vector = ir.Constant(word, ir.Undefined)
+        for j, x in enumerate(words):
+            vector = builder.insert_element(vector, x, _I32(j))
+        return vector
+
+    @intrinsic
+    def load(typingctx, address, index):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            vectors = [builder.load(pointer, align=16) for pointer in pointers(builder, *args)]
+            return context.make_tuple(builder, value, [x for v in vectors for x in unpacked(builder, v)])
+
+        return value(types.int64, types.int64), codegen
+
+    @intrinsic
+    def store(typingctx, address, index, x):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            address, index, x = args
+            values = [builder.extract_value(x, j) for j in range(width)]
+            for k, pointer in enumerate(pointers(builder, address, index)):
+                builder.store(packed(builder, values[k * lanes : (k + 1) * lanes]), pointer, align=16)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, value), codegen
+
+    return load, store
+
+
+def make_lanes(function: Any, T: Any, width: int) -> Any:
+    """``lanes(p, g, v, m, b, s, c)``: a function of five elements, `s` and `c`, on tuples of `width` elements.
+
+    It is compiled once and called for each element, and the calls vanish in the machine code: Numba takes seconds to
+    inline as many copies itself.
+    """
+    element = _TYPES[np.dtype(T).name][1]
+    many = types.UniTuple(element, width)
+
+    @intrinsic
+    def lanes(typingctx, p, g, v, m, b, s, c):  # type: ignore[no-untyped-def]
+        result = types.UniTuple(many, 4)
+
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            one = types.UniTuple(element, 4)(*[element] * 5, sig.args[5], element)
+            rows = []
+            for j in range(width):
+                lane = [builder.extract_value(x, j) for x in args[:5]]
+                four = context.compile_internal(builder, function.py_func, one, [*lane, *args[5:]])
+                rows.append([builder.extract_value(four, k) for k in range(4)])
+            columns = zip(*rows, strict=True)
+            return context.make_tuple(builder, result, [context.make_tuple(builder, many, x) for x in columns])
+
+        return result(many, many, many, many, many, s, element), codegen
+
+    return lanes
+
+
+@intrinsic
+def opaque(typingctx, x):  # type: ignore[no-untyped-def]
+    """`x`, of which the compiler knows nothing any more: it does not unroll a loop whose end it cannot tell.
+
+    For CUDA only. Unrolled by the compiler's guess, our loops take more registers than they are worth.
+    """
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        kind, bits = args[0].type, args[0].type.width
+        register = "r" if bits == 32 else "l"
+        text, constraint = f"mov.b{bits} $0, $1;", f"={register},{register}"
+        return builder.asm(ir.FunctionType(kind, [kind]), text, constraint, [args[0]], side_effect=True)
+
+    return x(x), codegen
 
 
 @intrinsic

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Layout, NDArray, Problems, Tensor, quoted
-from .backends import is_masked
-from .plan import allocate
+from .arrays import Array, Layout, Problems, Tensor, plain_array, quoted
+from .backends import kind_of
+from .dtypes import compute_dtype
+from .host import allocate
+from .interop import copied
 from .table import BUFFERS, COUNTERS
+
+if TYPE_CHECKING:
+    from .streams import Order
 
 VERSION = 1  # of what state_dict returns
 
@@ -33,24 +39,31 @@ def needed(h: Mapping[str, Any], adagrad: bool) -> list[str]:
 
 
 def _layout(tensor: Tensor, name: str) -> Layout:
+    compute = compute_dtype(tensor.layout.dtype)
     if name in BUFFERS:
-        return tensor.layout
-    return Layout((), (), np.dtype(np.int64) if name == "step" else tensor.layout.dtype, 0)
+        return tensor.layout.of(compute)
+    return Layout((), (), np.dtype(np.int64) if name == "step" else compute, 0)
 
 
-class State(Mapping[str | int, Mapping[str, NDArray]]):
+class State(Mapping[str | int, Mapping[str, Array]]):
     """By name or index of a parameter: its ``step``, ``square_avg``, ... as arrays, where the parameter lives.
 
-    The arrays are the state itself, not copies. A buffer is made when it is first needed and then stays.
+    The arrays are the state itself, not copies. A buffer is made when it is first needed and then stays. On a device,
+    the current stream waits for the steps before: what it does with the arrays comes after them.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Sequence[Tensor], order: Order | None) -> None:
+        self._tensors, self._order = tensors, order
         self._index = {tensor.key: i for i, tensor in enumerate(tensors)}
         self._guards: list[Any] = []
-        self.buffers: list[dict[str, NDArray]] = [{} for _ in tensors]
+        self.buffers: list[dict[str, Array]] = [{} for _ in tensors]
 
-    def __getitem__(self, key: str | int) -> Mapping[str, NDArray]:
+    def _at(self, i: int) -> AbstractContextManager[Any]:
+        """Where work on the state of a parameter belongs: on its device, after what was enqueued before."""
+        device = self._tensors[i].device
+        return nullcontext() if self._order is None or device is None else self._order.on(device)
+
+    def __getitem__(self, key: str | int) -> Mapping[str, Array]:
         if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and 0 <= key < len(self.buffers):
             index = int(key)
         elif isinstance(key, str) and key in self._index:
@@ -58,6 +71,9 @@ class State(Mapping[str | int, Mapping[str, NDArray]]):
         else:
             some = ", ".join([*list(self._index)[:8], *["..."] * (len(self) > 8)])
             raise KeyError(f"{key!r}; there are {len(self)} parameters: {some}")
+        if self._order is not None and not self._order.capturing():
+            with self._at(index):
+                pass
         # Views: what a caller does to their shape, dtype or flags does not reach the state.
         return MappingProxyType({name: buffer.view() for name, buffer in self.buffers[index].items()})
 
@@ -75,26 +91,41 @@ class State(Mapping[str | int, Mapping[str, NDArray]]):
         return sum(buffer.nbytes for buffers in self.buffers for buffer in buffers.values())
 
     def ensure(self, names: Sequence[Sequence[str]], initial_scale: Sequence[float]) -> None:
-        """Make what is missing, all of it in one allocation."""
+        """Make what is missing, on each device in one allocation."""
         missing = [(i, name) for i, wanted in enumerate(names) for name in wanted if name not in self.buffers[i]]
-        made = allocate([_layout(self._tensors[i], name) for i, name in missing]) if missing else []
-        # NumPy resizes no array that has weak references: the memory, which is the base of what we hand out, stays.
-        self._guards += [weakref.ref(buffer.base) for buffer in made[:1]]
-        for (i, name), buffer in zip(missing, made, strict=True):
+        made: list[tuple[int, str, Array]] = []
+        for device in dict.fromkeys(self._tensors[i].device for i, _ in missing):
+            here = [(i, name) for i, name in missing if self._tensors[i].device == device]
+            arrays = self._allocate([_layout(self._tensors[i], name) for i, name in here], device)
+            made += [(i, name, array) for (i, name), array in zip(here, arrays, strict=True)]
+        for i, name, buffer in made:
             if name in ("square_avg", "sum") and initial_scale[i]:
-                buffer.fill(initial_scale[i])
+                with self._at(i):
+                    buffer.fill(initial_scale[i])
+        for i, name, buffer in made:
             self.buffers[i][name] = buffer
 
-    def snapshot(self) -> dict[str, dict[str, NDArray]]:
-        """Copies of everything, by name."""
-        return {
-            tensor.key: {name: buffer.copy(order="K") for name, buffer in buffers.items()}
-            for tensor, buffers in zip(self._tensors, self.buffers, strict=True)
-        }
+    def _allocate(self, layouts: list[Layout], device: int | None) -> list[Array]:
+        if device is None or self._order is None:
+            made = allocate(layouts)
+            # NumPy resizes no array that has weak references: the memory, which is the base of what we hand out, stays.
+            self._guards += [weakref.ref(buffer.base) for buffer in made[:1]]
+            return made
+        from .device import allocate as allocate_on_device
+
+        return allocate_on_device(layouts, device, self._order)
+
+    def snapshot(self) -> dict[str, dict[str, Array]]:
+        """Copies of everything, by name, where the state lies."""
+        copies = {}
+        for i, tensor in enumerate(self._tensors):
+            with self._at(i):
+                copies[tensor.key] = {name: x.copy(order="K") for name, x in self.buffers[i].items()}
+        return copies
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
         """What `saved` holds for each of our parameters, validated; `names` is what each must have."""
-        found: dict[int, dict[str, NDArray]] = {}
+        found: dict[int, dict[str, Array]] = {}
         known = {name for wanted in names for name in wanted} | self.buffers[0].keys()
         known |= {"grad_avg", "momentum_buffer"} if "square_avg" in known else set()
         for i, tensor in enumerate(self._tensors):
@@ -110,18 +141,20 @@ class State(Mapping[str | int, Mapping[str, NDArray]]):
                 if name not in known:
                     problems.add(ValueError, f"{label} has {name!r}; wanted only {', '.join(sorted(known))}")
                 else:
-                    array = _check_entry(entry[name], f'{label}["{name}"]', name, _layout(tensor, name), problems)
+                    with self._at(i):
+                        array = _check_entry(entry[name], f'{label}["{name}"]', name, tensor, problems)
                     if array is not None:
                         found.setdefault(i, {})[name] = array
         return found
 
-    def load(self, found: Mapping[int, Mapping[str, NDArray]]) -> None:
+    def load(self, found: Mapping[int, Mapping[str, Array]]) -> None:
         """Copy what `check` returned into the buffers where they lie; a buffer of ours that it lacks starts anew."""
         wanted = [list(found.get(i, ())) for i in range(len(self))]
         self.ensure(wanted, [0.0] * len(self))
         for i, entry in found.items():
-            for name, buffer in self.buffers[i].items():
-                np.copyto(buffer, entry.get(name, 0))
+            with self._at(i):
+                for name, buffer in self.buffers[i].items():
+                    buffer[...] = entry.get(name, 0)
 
 
 def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[str, Any]:
@@ -161,21 +194,28 @@ def _counter(x: object, dtype: np.dtype[Any]) -> object:
     return x
 
 
-def _check_entry(x: object, label: str, name: str, layout: Layout, problems: Problems) -> NDArray | None:
-    """One saved array: of the shape and dtype that the state has; counters may be plain numbers."""
+def _check_entry(entry: object, label: str, name: str, tensor: Tensor, problems: Problems) -> Array | None:
+    """One saved array, of the host or a device, of the shape and dtype that the state has; counters may be numbers.
+
+    Returned as a copy where the parameter lies: it may be a view of the very state that is loaded.
+    """
+    layout = _layout(tensor, name)
     if name in COUNTERS:
-        x = _counter(x, layout.dtype)
-    if not isinstance(x, np.ndarray) or is_masked(x):
-        problems.add(TypeError, f"{label} is a {type(x).__name__}; wanted a NumPy array")
-    elif x.dtype != layout.dtype:
+        entry = _counter(entry, layout.dtype)
+    if kind_of(entry) is None:
+        problems.add(TypeError, f"{label} is a {type(entry).__name__}; wanted a NumPy or CuPy array")
+        return None
+    x = plain_array(entry, label, problems)
+    if x is None:
+        return None
+    if x.dtype != layout.dtype:
         problems.add(TypeError, f"{label} has dtype {x.dtype}; wanted {layout.dtype}, no value is rounded on loading")
     elif x.shape != layout.shape:
         problems.add(ValueError, f"{label} has shape {x.shape}; wanted {layout.shape}")
     elif name == "step" and not 0 <= x < 2**62:
         problems.add(ValueError, f"{label} is {x}; wanted a count >= 0")
-    elif name not in ("step", "grad_avg", "momentum_buffer") and np.any(x < 0):
+    elif name not in ("step", "grad_avg", "momentum_buffer") and bool((x < 0).any()):
         problems.add(ValueError, f"{label} has elements below 0; wanted averages or sums of squares")
     else:
-        copy: NDArray = x.copy(order="K")  # it may be a view of the very state that is loaded
-        return copy
+        return copied(x, tensor.device)
     return None

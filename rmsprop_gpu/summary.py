@@ -15,7 +15,8 @@ def summary(opt: Optimizer, members: Sequence[Sequence[Tensor]], state_bytes: in
     """A line for the optimizer and one for each group, of the tensors in `members`."""
     tensors = [tensor for group in members for tensor in group]
     dtypes = ", ".join(sorted({str(tensor.layout.dtype) for tensor in tensors}))
-    head = f"{type(opt).__name__}({_amount(tensors)} of {dtypes} on the cpu, {state_bytes:,} bytes of state"
+    devices = ", ".join(sorted({"the cpu" if t.device is None else f"cuda:{t.device}" for t in tensors}))
+    head = f"{type(opt).__name__}({_amount(tensors)} of {dtypes} on {devices}, {state_bytes:,} bytes of state"
     lines = [f"{head}, {_count(opt.steps, 'step')})"]
     for i, (group, mine) in enumerate(zip(opt.param_groups, members, strict=True)):
         said = (f"{name}={_shown(x)}" for name, x in group.hyper().items() if _is_said(name, x))

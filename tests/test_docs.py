@@ -18,7 +18,10 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("module", MODULES)
+NEED_CUDA = {"rmsprop_gpu.backends.cuda", "rmsprop_gpu.device", "rmsprop_gpu.streams"}
+
+
+@pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.gpu] * (m in NEED_CUDA)) for m in MODULES])
 def test_examples_in_docstrings_run(module):
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 

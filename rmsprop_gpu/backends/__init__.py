@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-CUDA_MISSING = (
-    'CuPy arrays need the extra cuda12 or cuda13 (pip install "rmsprop-gpu[cuda13]") and the CUDA backend, '
-    "which this version of rmsprop_gpu does not have yet; on the CPU use NumPy arrays"
-)
-
-
-def refuse_cuda(x: object) -> str | None:
-    """Why this CUDA array cannot be used; None for whatever is not one. The array is asked, no library is imported."""
-    try:
-        interface = getattr(x, "__cuda_array_interface__", None)
-    except Exception:  # torch's for a CUDA tensor that requires grad: it has one, and does not hand it out
-        return CUDA_MISSING
-    return None if interface is None else CUDA_MISSING
+EXTRAS = 'the extra cuda13 or cuda12, as fits your driver (pip install "rmsprop-gpu[cuda13]")'
+DLPACK_CUDA = (2, 13)  # device types of DLPack: CUDA's own memory, and managed
 
 
 def is_masked(x: object) -> bool:
@@ -28,18 +19,42 @@ def is_masked(x: object) -> bool:
     return "numpy.ma" in sys.modules and isinstance(x, np.ma.MaskedArray)
 
 
+def is_cuda(x: Any) -> bool:
+    """Does this array lie on a CUDA device? It is asked, no library is imported."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, getattr(cupy, "ndarray", ())):
+        return True
+    try:
+        if getattr(x, "__cuda_array_interface__", None) is not None:
+            return not isinstance(x, type)
+    except Exception:  # torch's for a CUDA tensor that requires grad: it has one, and does not hand it out
+        return True
+    try:
+        return not isinstance(x, (type, np.ndarray)) and x.__dlpack_device__()[0] in DLPACK_CUDA
+    except Exception:  # no DLPack, or none for such an array
+        return False
+
+
+def kind_of(x: object) -> str | None:
+    """``"cpu"``, ``"cuda"``, or None for what is no array that can be updated."""
+    if isinstance(x, np.ndarray):
+        return None if is_masked(x) else "cpu"
+    return "cuda" if is_cuda(x) else None
+
+
 def backend_of(array: object) -> str:
-    """The backend that updates this array: ``"cpu"`` for NumPy arrays.
+    """The backend that updates this array: ``"cpu"`` for NumPy arrays, ``"cuda"`` for arrays on a CUDA device.
 
     Parameters
     ----------
     array : array
-        It is only looked at; nothing is copied or moved.
+        NumPy's, CuPy's, Numba's, or any with ``__cuda_array_interface__`` or DLPack on a CUDA device. It is only looked
+        at; nothing is copied, moved or imported.
 
     Raises
     ------
     TypeError
-        For a CUDA array, with what is missing, and for anything that is not an array.
+        For anything else.
 
     Examples
     --------
@@ -47,22 +62,106 @@ def backend_of(array: object) -> str:
     >>> backend_of(np.zeros(3))
     'cpu'
     """
-    if isinstance(array, np.ndarray) and not is_masked(array):
-        return "cpu"
-    kind = f"{type(array).__module__}.{type(array).__qualname__}"
-    refusal = refuse_cuda(array)
-    raise TypeError(f"{kind}: {refusal}" if refusal else f"{kind} is not an array that can be updated; wanted NumPy's")
+    kind = kind_of(array)
+    if kind is None:
+        name = f"{type(array).__module__}.{type(array).__qualname__}"
+        raise TypeError(f"{name} is not an array that can be updated; wanted NumPy's, or one on a CUDA device")
+    return kind
+
+
+def cuda_missing() -> str | None:
+    """What CuPy arrays need and is not installed or does not load; None where nothing is missing."""
+    for name, why in (
+        ("cupy", "CuPy, which holds the arrays"),
+        ("numba_cuda", "numba-cuda, which compiles the kernels"),
+    ):
+        if not _is_installed(name):
+            return f"{why}, is not installed; install {EXTRAS}"
+    if "cupy" not in sys.modules:
+        try:
+            import cupy  # noqa: F401  # only whether it loads
+        except Exception as error:  # an ImportError, or what a broken driver makes of it
+            return _why_cupy_does_not_load(error)
+    return None
+
+
+def _is_installed(name: str) -> bool:
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return find_spec(name) is not None
+
+
+def _why_cupy_does_not_load(error: Exception) -> str:
+    said = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
+    reason = said[-1] if said else type(error).__name__
+    if "libcuda" in reason:
+        return f"there is no NVIDIA driver ({reason}); install one, CuPy and Numba bring the rest"
+    return f"CuPy does not load ({reason}); it wants the wheel that fits your CUDA version: {EXTRAS}"
+
+
+def cuda_devices() -> list[str]:
+    """A line for every CUDA device that works.
+
+    Raises
+    ------
+    RuntimeError
+        Where none does, with the reason and what to install.
+    """
+    missing = cuda_missing()
+    if missing:
+        raise RuntimeError(missing)
+    import cupy
+    from cupy.cuda import runtime
+
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        raise RuntimeError(_why_no_device(runtime, error)) from None
+    if not count:
+        raise RuntimeError("there is no CUDA device (CUDA_VISIBLE_DEVICES may hide it)")
+    working, reasons = [], []
+    for i in range(count):
+        try:
+            with cupy.cuda.Device(i):
+                free, total = runtime.memGetInfo()
+                cupy.zeros(1, np.uint8)  # a device may be there and have no memory left
+            properties = runtime.getDeviceProperties(i)
+        except Exception as error:  # CUDA's errors and CuPy's OutOfMemoryError have no common base
+            reasons.append(f"device {i} does not work ({error})")
+            continue
+        name = properties["name"].decode()
+        capability = f"compute capability {properties['major']}.{properties['minor']}"
+        working.append(f"{name} (device {i}), {capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    if not working:
+        raise RuntimeError("; ".join(reasons) + "; another program may hold its memory (nvidia-smi shows which)")
+    return working
+
+
+def _why_no_device(runtime: ModuleType, error: Any) -> str:
+    version = runtime.runtimeGetVersion()
+    if error.status == runtime.errorInsufficientDriver:
+        return (
+            f"the NVIDIA driver is too old for CUDA {version // 1000}.{version % 1000 // 10} ({error}); "
+            'install a newer one, or the extra for an older CUDA (pip install "rmsprop-gpu[cuda12]")'
+        )
+    return f"CUDA finds no device ({error}); an NVIDIA GPU and its driver are needed"
 
 
 def available_backends() -> dict[str, str]:
     """What works here: ``{"cpu": "...", "cuda": "..."}``, where one does not, why not and what to install.
+
+    It imports CuPy where that is installed, and asks every device.
 
     Examples
     --------
     >>> available_backends()["cpu"]  # doctest: +ELLIPSIS
     'NumPy arrays, ... cores'
     """
-    return {"cpu": f"NumPy arrays, {_cores()} cores", "cuda": f"not available: {CUDA_MISSING}"}
+    try:
+        cuda = f"CuPy arrays, {'; '.join(cuda_devices())}"
+    except RuntimeError as error:
+        cuda = f"not available: {error}"
+    return {"cpu": f"NumPy arrays, {_cores()} cores", "cuda": cuda}
 
 
 def _cores() -> int:
@@ -89,6 +188,14 @@ def array_module(device: str = "auto") -> ModuleType:
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f'device is {device!r}; wanted "auto", "cpu" or "cuda"')
-    if device == "cuda":
-        raise RuntimeError(CUDA_MISSING)
-    return np
+    if device == "cpu":
+        return np
+    try:
+        cuda_devices()
+    except RuntimeError:
+        if device == "cuda":
+            raise
+        return np
+    import cupy
+
+    return cupy  # type: ignore[no-any-return]  # CuPy has no stubs

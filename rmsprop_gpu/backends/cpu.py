@@ -15,6 +15,7 @@ import numpy as np
 from numba import cfunc, njit, prange, types
 
 from ..compiling import in_forked_child, once
+from ..dtypes import compute_dtype
 from ..intrinsics import HOST, call, memory
 from ..norms import make_advance
 from ..rule import Scalars, Variant, make_rule
@@ -29,6 +30,7 @@ from ..table import (
     SCALARS_ROW,
     SQUARE_AVG,
     TABLE,
+    chunk_list,
 )
 
 CHUNK = 16_384  # elements: 64 KiB of each float32 stream, enough to forget the call, little enough to share work evenly
@@ -44,8 +46,11 @@ class Batch(Protocol):
 
     variant: Variant
     dtype: np.dtype[Any]
-    block: np.ndarray[Any, Any]  # addresses of table, gradient column, scalars, factors
     sizes: list[int]
+    table: np.ndarray[Any, Any]
+    grads: np.ndarray[Any, Any]
+    scalars: np.ndarray[Any, Any]
+    factors: np.ndarray[Any, Any]
 
 
 def _make_scalars(T: Any) -> Any:
@@ -63,10 +68,11 @@ def _make_scalars(T: Any) -> Any:
     return scalars
 
 
-def _make_update_kernel(variant: Variant, T: Any) -> Any:
-    """The kernel of one chunk: elements start to stop of one tensor."""
+def _make_update_kernel(variant: Variant, D: Any) -> Any:
+    """The kernel of one chunk, elements start to stop of one tensor; parameters and gradients are of type D."""
+    T: Any = compute_dtype(np.dtype(D)).type
     rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), _make_scalars(T)
-    load, store = memory(T, HOST)
+    (load, store), (load_state, store_state) = memory(D, HOST), memory(T, HOST)
     one = T(1)
 
     # Without error_model="numpy" a division may raise, and the loop does not vectorise.
@@ -79,22 +85,22 @@ def _make_update_kernel(variant: Variant, T: Any) -> Any:
         s = scalars(batch, row)
         correction = one
         if variant.bias_correction:
-            correction = load(_load(batch, FACTORS), index)
+            correction = load_state(_load(batch, FACTORS), index)
         elif start == 0:
             advance(row, s)
         param, square_avg = _load(row, PARAM), _load(row, SQUARE_AVG)
         grad_avg, momentum_buffer = _load(row, GRAD_AVG), _load(row, MOMENTUM_BUFFER)
         for i in range(start, stop):
-            p, v = load(param, i), load(square_avg, i)
-            m = load(grad_avg, i) if variant.centered else p
-            b = load(momentum_buffer, i) if variant.momentum else p
+            p, v = load(param, i), load_state(square_avg, i)
+            m = load_state(grad_avg, i) if variant.centered else p
+            b = load_state(momentum_buffer, i) if variant.momentum else p
             p, v, m, b = rule(p, load(grad, i), v, m, b, s, correction)
             store(param, i, p)
-            store(square_avg, i, v)
+            store_state(square_avg, i, v)
             if variant.centered:
-                store(grad_avg, i, m)
+                store_state(grad_avg, i, m)
             if variant.momentum:
-                store(momentum_buffer, i, b)
+                store_state(momentum_buffer, i, b)
 
     return update_kernel
 
@@ -141,23 +147,16 @@ def update_kernel(variant: Variant, dtype: np.dtype[Any]) -> Any:
     return once(_make_update_kernel, variant, dtype.type)
 
 
-def chunk_list(sizes: Sequence[int], chunk: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """(row, start, stop) of every chunk; a tensor without elements has one empty chunk, which counts its step."""
-    counts = [max(1, -(-size // chunk)) for size in sizes]
-    rows = np.repeat(np.arange(len(sizes)), counts)
-    starts = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * chunk
-    stops = np.minimum(starts + chunk, np.asarray(sizes, np.int64)[rows])
-    return np.stack([rows, starts, stops], axis=1).astype(np.int64)
-
-
 def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callable[[], None]:
     """Compile what these batches need; the function returned runs one step over them all and counts it in `steps`."""
     serial, parallel = once(_make_drivers)
-    prepares, work = [], []
+    prepares, work, blocks = [], [], []
     for batch in batches:
-        T, block = batch.dtype.type, batch.block.ctypes.data
+        owners = (batch.table, batch.grads, batch.scalars, batch.factors)
+        blocks.append(np.array([a.ctypes.data for a in owners], np.int64))
+        block = blocks[-1].ctypes.data
         if batch.variant.bias_correction:
-            kernel = once(_make_prepare_kernel, batch.variant, T)
+            kernel = once(_make_prepare_kernel, batch.variant, compute_dtype(batch.dtype).type)
             prepares.append((kernel.address, block, 0, 0, len(batch.sizes)))
         chunks = chunk_list(batch.sizes, CHUNK)
         kernel = update_kernel(batch.variant, batch.dtype)
@@ -177,7 +176,7 @@ def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callab
         PARTS,
         steps.ctypes.data,
     )
-    kept = (prepare_items, items, bounds, steps, batches)  # addresses do not own
+    kept = (prepare_items, items, bounds, steps, blocks, batches)  # addresses do not own
 
     def launch() -> None:
         # A forked child stays serial: GNU OpenMP aborts it, other layers have lost their threads.

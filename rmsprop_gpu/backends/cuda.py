@@ -1,0 +1,214 @@
+"""The CUDA backend: a loop over chunks around the rule, a block of threads for each chunk.
+
+A kernel gets addresses, not arrays: unpacking array arguments costs more than a small update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import cuda.core
+import numba.cuda
+import numpy as np
+from numba import types
+
+from ..compiling import once
+from ..dtypes import compute_dtype
+from ..intrinsics import GLOBAL, make_lanes, memory, opaque
+from ..norms import make_advance
+from ..rule import Scalars, Variant, inline, make_rule
+from ..table import (
+    CHUNK_COLUMNS,
+    COLUMNS,
+    GRAD_AVG,
+    MOMENTUM_BUFFER,
+    PARAM,
+    ROW,
+    SCALARS_ROW,
+    SQUARE_AVG,
+    START,
+    STOP,
+    chunk_list,
+)
+
+CHUNK = 8192  # elements: a block that moves 160 KiB forgets what it cost to read its row of the table
+THREADS = 256  # a block
+VECTOR = 16  # bytes of the widest access
+
+target: Any = numba.cuda  # what kernels call it; CUDA's words are attributes of it that no stub knows
+_load_int, _ = memory(np.int64, GLOBAL)
+
+
+class Batch(Protocol):
+    """What this backend needs to know of a batch (batch.py)."""
+
+    variant: Variant
+    dtype: np.dtype[Any]
+    labels: list[str]
+    sizes: list[int]
+
+
+def _make_scalars(T: Any) -> Any:
+    """``scalars(scalars, table row)``: the row of scalars of a tensor, as the rule takes it."""
+    load, _ = memory(T, GLOBAL)
+    stride = len(Scalars._fields) * np.dtype(T).itemsize
+
+    @inline
+    def scalars(scalars, row):  # type: ignore[no-untyped-def]
+        s = scalars + _load_int(row, SCALARS_ROW) * stride
+        return Scalars(
+            load(s, 0), load(s, 1), load(s, 2), load(s, 3), load(s, 4), load(s, 5), load(s, 6), load(s, 7), load(s, 8)
+        )
+
+    return scalars
+
+
+def make_update_kernel(variant: Variant, D: Any) -> Any:
+    """The kernel of all chunks of a batch, as a Python function; parameters and gradients are of type D."""
+    T: Any = compute_dtype(np.dtype(D)).type
+    size, state_size = np.dtype(D).itemsize, np.dtype(T).itemsize
+    width = VECTOR // size  # elements a thread takes at a time: 128 bits of parameter and gradient
+    rule, advance, scalars_of = make_rule(variant, T), make_advance(variant, T, GLOBAL), _make_scalars(T)
+    one_lane, lanes = make_lanes(rule, T, 1), make_lanes(rule, T, width)
+    (load, store), (loads, stores) = memory(D, GLOBAL), memory(D, GLOBAL, width)
+    (load_state, store_state), (loads_state, stores_state) = memory(T, GLOBAL), memory(T, GLOBAL, width)
+    one = T(1)
+    # A thread of halves has eight elements in its registers, and those of 64-bit indices would be too many.
+    Index = np.int64 if size == state_size else np.int32
+
+    def update_kernel(table, grads, chunks, scalars, factors):  # type: ignore[no-untyped-def]
+        chunk = chunks + np.int64(target.blockIdx.x) * (8 * CHUNK_COLUMNS)
+        index, start, stop = _load_int(chunk, ROW), _load_int(chunk, START), _load_int(chunk, STOP)
+        grad = _load_int(grads, index)
+        if grad == 0:
+            return
+        row = table + index * 8 * COLUMNS
+        s = scalars_of(scalars, row)
+        correction = one
+        if variant.bias_correction:
+            correction = load_state(factors, index)
+        elif start == 0 and target.threadIdx.x == 0:
+            advance(row, s)
+
+        # From here on the chunk is all there is: its addresses moved once, in 64 bits.
+        grad += start * size
+        param = _load_int(row, PARAM) + start * size
+        square_avg = _load_int(row, SQUARE_AVG) + start * state_size
+        grad_avg = _load_int(row, GRAD_AVG) + start * state_size
+        momentum_buffer = _load_int(row, MOMENTUM_BUFFER) + start * state_size
+        n = Index(stop - start)
+        whole = Index(n - n % width)
+        if (param | grad | square_avg | grad_avg | momentum_buffer) % VECTOR != 0:
+            whole = Index(0)
+
+        i = Index(target.threadIdx.x * width)
+        while i < whole:
+            p, g, v = loads(param, i), loads(grad, i), loads_state(square_avg, i)
+            m = loads_state(grad_avg, i) if variant.centered else v
+            b = loads_state(momentum_buffer, i) if variant.momentum else v
+            p, v, m, b = lanes(p, g, v, m, b, s, correction)
+            stores(param, i, p)
+            stores_state(square_avg, i, v)
+            if variant.centered:
+                stores_state(grad_avg, i, m)
+            if variant.momentum:
+                stores_state(momentum_buffer, i, b)
+            i = opaque(Index(i + THREADS * width))
+
+        # The ragged end of a chunk, or all of one that is not aligned.
+        i = Index(whole + Index(target.threadIdx.x))
+        while i < n:
+            p1, g1, v1 = (load(param, i),), (load(grad, i),), (load_state(square_avg, i),)
+            m1 = (load_state(grad_avg, i),) if variant.centered else v1
+            b1 = (load_state(momentum_buffer, i),) if variant.momentum else v1
+            p1, v1, m1, b1 = one_lane(p1, g1, v1, m1, b1, s, correction)
+            store(param, i, p1[0])
+            store_state(square_avg, i, v1[0])
+            if variant.centered:
+                store_state(grad_avg, i, m1[0])
+            if variant.momentum:
+                store_state(momentum_buffer, i, b1[0])
+            i = opaque(Index(i + THREADS))
+
+    return update_kernel
+
+
+def make_prepare_kernel(variant: Variant, D: Any) -> Any:
+    """The kernel before the updates of a batch that needs factors, a thread for each row; as a Python function."""
+    T: Any = compute_dtype(np.dtype(D)).type
+    advance, scalars_of = make_advance(variant, T, GLOBAL), _make_scalars(T)
+    _, store = memory(T, GLOBAL)
+
+    def prepare_kernel(table, grads, scalars, factors, rows):  # type: ignore[no-untyped-def]
+        index = np.int64(target.blockIdx.x) * THREADS + np.int64(target.threadIdx.x)
+        if index < rows and _load_int(grads, index) != 0:
+            row = table + index * 8 * COLUMNS
+            store(factors, index, advance(row, scalars_of(scalars, row)))
+
+    return prepare_kernel
+
+
+SIGNATURE = (types.int64,) * 5
+
+
+def _compile(make: Any, variant: Variant, D: Any) -> Any:
+    """The ``@cuda.jit`` kernel of a Variant and dtype, not yet compiled for any device."""
+    return target.jit(make(variant, D))
+
+
+def _load(make: Any, variant: Variant, D: Any, device: int) -> Any:
+    """The handle that ``cuda.core.launch`` wants, on this device, which is current; compiled once an architecture."""
+    kernel = once(_compile, make, variant, D)
+    kernel.compile(SIGNATURE)
+    return kernel.overloads[SIGNATURE]._codelibrary.get_cufunc().kernel
+
+
+class Kernels(NamedTuple):
+    """What a step of a batch launches, in this order."""
+
+    prepare: Any
+    update: Any
+
+
+def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> Kernels:
+    """The kernels of a Variant and dtype on a device, compiled where that has not been done."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        prepare = once(_load, make_prepare_kernel, variant, dtype.type, device) if variant.bias_correction else None
+        return Kernels(prepare, once(_load, make_update_kernel, variant, dtype.type, device))
+
+
+def chunks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return chunk_list(sizes, CHUNK)
+
+
+class Launch(partial[None]):
+    """A call that launches a kernel; `kernel` says which, and over which arrays."""
+
+    kernel: str
+
+
+def launches(kernels: Kernels, stream: Any, n_chunks: int, batch: Batch, addresses: Sequence[int]) -> list[Launch]:
+    """The calls that launch a step of a batch on a stream, by the addresses of its tables."""
+    table, grads, chunk_table, scalars, factors = addresses
+    rows = len(batch.sizes)
+    made = []
+    handle = cuda.core.Stream.from_handle(stream.ptr)
+    if kernels.prepare is not None:
+        arguments = (table, grads, scalars, factors, rows)
+        made.append(_launch("prepare_kernel", kernels.prepare, handle, -(-rows // THREADS), batch, arguments))
+    arguments = (table, grads, chunk_table, scalars, factors)
+    made.append(_launch("update_kernel", kernels.update, handle, n_chunks, batch, arguments))
+    return made
+
+
+def _launch(name: str, kernel: Any, stream: Any, grid: int, batch: Batch, arguments: Sequence[int]) -> Launch:
+    config = cuda.core.LaunchConfig(grid=grid, block=THREADS)
+    call = Launch(cuda.core.launch, stream, config, kernel, *arguments)
+    on = [field for field, value in batch.variant._asdict().items() if value]
+    some = ", ".join([*batch.labels[:3], *["..."] * (len(batch.labels) > 3)])
+    call.kernel = f"{name}[{batch.dtype}, {'+'.join(on) or 'plain'}] over {len(batch.labels)} arrays ({some})"
+    return call

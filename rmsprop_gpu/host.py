@@ -1,0 +1,100 @@
+"""Steps over arrays in host memory: the memory of their state, the check of a step's gradients, the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import headers
+from .arrays import (
+    Layout,
+    NDArray,
+    Problems,
+    Tensor,
+    address_of,
+    check_grad,
+    check_grad_apart,
+    check_unchanged,
+    is_aligned,
+)
+from .backends import cpu
+from .batch import LINE, Batch, Written, places
+
+
+def allocate(layouts: Sequence[Layout]) -> list[NDArray]:
+    """Zeroed arrays of these layouts, views of one aligned allocation."""
+    offsets, end = places(layouts)
+    memory = np.zeros(end + LINE, np.uint8)
+    first = -address_of(memory) % LINE
+    return [layout.over(memory, first + offset) for layout, offset in zip(layouts, offsets, strict=True)]
+
+
+class HostSteps:
+    """The steps of a plan over NumPy arrays: `bind` checks all of a step's arrays, `launch` runs it and cannot fail."""
+
+    def __init__(self, tensors: Sequence[Tensor], batches: Sequence[Batch], written: Written, steps: NDArray) -> None:
+        self._tensors, self._written = tensors, written
+        self._column = np.full(len(tensors), -1, np.int64)
+        self._dense: dict[int, NDArray] = {}
+        start = 0
+        for batch in batches:
+            batch.grads = self._column[start : start + len(batch.sizes)]
+            start += len(batch.sizes)
+        self._make_block()
+        self.launch = cpu.make_launch(batches, steps)
+
+    def _make_block(self) -> None:
+        """The block of addresses that the compiled check of all headers reads."""
+        records = [headers.record(tensor) for tensor in self._tensors]
+        offsets = np.cumsum([0, *map(len, records)], dtype=np.int64)
+        ids = np.array([id(t.array) for t in self._tensors], np.int64)
+        flat = np.array([word for record in records for word in record], np.int64)
+        self._grad_ids = np.zeros(len(ids), np.int64)
+        self._verdicts = np.full(len(ids), headers.PARAM_CHANGED | headers.GRAD_ODD, np.int64)
+        owners = (ids, flat, offsets, self._column, self._written.lowest, self._written.highest)
+        addresses = [a.ctypes.data for a in owners]
+        counts = [len(self._written.lowest), self._verdicts.ctypes.data, len(ids)]
+        self._block = np.array(addresses + counts, np.int64)
+        self._owners = owners  # addresses do not own
+        self._check = headers.checker()
+        self._check_arguments = (self._block.ctypes.data, self._grad_ids.ctypes.data)
+
+    def bind(self, grads: list[Any]) -> None:
+        """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
+        self._grad_ids[:] = np.fromiter(map(id, grads), np.int64, len(grads))
+        try:
+            if not headers.TRUSTED or self._check(*self._check_arguments):
+                self._examine(grads)
+        except BaseException:
+            self._column.fill(-1)  # no address in it counts as checked
+            raise
+
+    def _examine(self, grads: list[Any]) -> None:
+        """Look at the odd ones in Python: refuse them, or take them the slow way."""
+        problems, copies = Problems(), []
+        for i in self._verdicts.nonzero()[0].tolist():
+            tensor, grad, verdict = self._tensors[i], grads[i], self._verdicts[i]
+            if verdict & headers.PARAM_CHANGED:
+                check_unchanged(tensor, problems)
+            if grad is None:
+                self._column[i] = 0
+            elif verdict & (headers.GRAD_ODD | headers.GRAD_OVERLAPS):
+                array = check_grad(grad, tensor, problems)
+                if array is None:
+                    continue
+                check_grad_apart(array, tensor.grad_label, self._written.near(array), problems)
+                if isinstance(grad, np.ndarray) and tensor.layout.matches(array) and is_aligned(array):
+                    self._column[i] = address_of(array)
+                else:
+                    copies.append((i, array))
+        problems.raise_any()
+        for i, array in copies:
+            if i not in self._dense:
+                (self._dense[i],) = allocate([self._tensors[i].layout])
+            np.copyto(self._dense[i], array)
+            self._column[i] = address_of(self._dense[i])
+
+    def send(self) -> None:
+        """The kernels read the scalars where the plan writes them."""

@@ -1,0 +1,62 @@
+"""Arrays of other libraries on a CUDA device as CuPy's, in place, and copies from one place to another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .backends import cuda_missing
+
+
+class UnusableError(TypeError):
+    """A device array that cannot be used, with the reason."""
+
+
+def cupy_array(x: Any) -> Any:
+    """The CuPy array over the memory of any array on a CUDA device: CuPy's own, or by an interface, without a copy.
+
+    Work that the other library has enqueued on its stream comes first: the current stream waits for it, not the host.
+    """
+    missing = cuda_missing()
+    if missing:
+        raise UnusableError(missing)
+    import cupy
+
+    if isinstance(x, cupy.ndarray):
+        return x
+    try:
+        interface = getattr(x, "__cuda_array_interface__", None)
+        return cupy.from_dlpack(x) if interface is None else _over(cupy, x, interface)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise UnusableError(f"it does not hand out its memory ({error})") from None
+
+
+def _over(cupy: Any, x: Any, interface: dict[str, Any]) -> Any:
+    """A CuPy array by the CUDA array interface; ``cupy.asarray`` would let the host wait for the other's stream."""
+    if interface.get("mask") is not None:
+        raise TypeError("it has a mask, which would be ignored")
+    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+    strides = interface.get("strides")
+    if strides is None:
+        strides = tuple(dtype.itemsize * int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
+    low = sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s < 0 and n > 0)
+    high = sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s > 0 and n > 0) + dtype.itemsize
+    address, size = interface["data"][0], 0 if 0 in shape else high - low
+    memory = cupy.cuda.UnownedMemory(address + low if size else 0, size, x)
+    array = cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, -low if size else 0), strides)
+    producer = interface.get("stream")
+    current = cupy.cuda.get_current_stream()
+    if producer and producer != current.ptr and not current.is_capturing():
+        current.wait_event(cupy.cuda.ExternalStream(producer).record())
+    return array
+
+
+def copied(x: Any, device: int | None) -> Any:
+    """A copy of a NumPy or CuPy array in the memory of the host (None) or of a device."""
+    if device is None:
+        return x.copy(order="K") if isinstance(x, np.ndarray) else x.get(order="A")
+    import cupy
+
+    with cupy.cuda.Device(device):
+        return cupy.array(x, order="K", copy=True)

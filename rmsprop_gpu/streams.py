@@ -1,0 +1,134 @@
+"""Order between the streams on which an optimizer works: events on the device, never a wait of the host."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cupy.cuda import Device, Event, ExternalStream, get_current_stream
+
+_LEGACY, _PER_THREAD = 0, 2  # the pointers of CUDA's default streams
+
+
+def is_capturing(stream: Any) -> bool:
+    """Is a CUDA graph being captured on this stream? The legacy default stream cannot be, and asking is an error."""
+    return bool(stream.ptr != _LEGACY and stream.is_capturing())
+
+
+def _mark(stream: Any) -> Any:
+    """An event behind the work on this stream."""
+    event = Event(disable_timing=True)
+    event.record(stream)
+    return event
+
+
+class _Work:
+    """The last work of an optimizer on one stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream  # held, so that it is not destroyed while there is something to wait for
+        self.event: Any = None
+        # Others may destroy their streams, and a thread cannot name the default stream of another one.
+        self.needs_event = isinstance(stream, ExternalStream) or stream.ptr == _PER_THREAD
+
+    def awaited_by(self, stream: Any) -> None:
+        """Let a stream wait for it."""
+        if self.event is None:
+            if self.needs_event or is_capturing(self.stream):
+                return  # nothing was enqueued, or only into a graph
+            stream.wait_event(_mark(self.stream))
+        else:
+            stream.wait_event(self.event)
+
+
+class _Device:
+    """What an optimizer has enqueued on one device, by stream."""
+
+    def __init__(self) -> None:
+        self.current: _Work | None = None
+        self.busy: dict[Any, _Work] = {}
+        self.captured: dict[Any, _Work] = {}  # graphs may be replayed on these at any time, and nobody tells us
+        self.homes: dict[Any, Any] = {}  # streams on which memory was allocated
+
+
+def _key(stream: Any) -> Any:
+    return (stream.ptr, threading.get_ident()) if stream.ptr == _PER_THREAD else stream.ptr
+
+
+class Order:
+    """On each device, all that an optimizer enqueues comes after what it enqueued before, on whichever stream."""
+
+    def __init__(self, devices: Iterable[int]) -> None:
+        self._devices = {device: _Device() for device in devices}
+        self.broken: str | None = None  # why the optimizer cannot be used any more
+        for device in self._devices:
+            with self.on(device):
+                pass  # what made the parameters comes before all that follows
+
+    @property
+    def devices(self) -> list[int]:
+        return list(self._devices)
+
+    def capturing(self) -> bool:
+        """Is the current stream of any of the devices being captured?"""
+        return any(is_capturing(get_current_stream(device)) for device in self._devices)
+
+    def enter(self, device: int) -> Any:
+        """The current stream of the device, which from here on waits for all that was enqueued before."""
+        here, stream = self._devices[device], get_current_stream(device)
+        if here.current is not None and here.current.stream is stream and not here.current.needs_event:
+            return stream
+        key = _key(stream)
+        with Device(device):
+            for other, work in here.busy.items():
+                if other != key:
+                    work.awaited_by(stream)
+        here.current = here.busy.get(key) or _Work(stream)
+        here.busy = {**here.captured, key: here.current}
+        return stream
+
+    def enter_captured(self, device: int) -> Any:
+        """The current stream of the device, on which a graph is captured.
+
+        It waits for nothing: inside a graph that would be an error. Whoever replays the graph orders that.
+        """
+        here, stream = self._devices[device], get_current_stream(device)
+        key = _key(stream)
+        here.captured[key] = here.busy[key] = here.busy.get(key) or _Work(stream)
+        return stream
+
+    def enqueued(self, device: int) -> None:
+        """Say that work was enqueued on the stream that was entered last."""
+        current = self._devices[device].current
+        if current is not None and current.needs_event:
+            with Device(device):
+                current.event = _mark(current.stream)
+
+    @contextmanager
+    def on(self, device: int) -> Iterator[Any]:
+        """Work on this device and its current stream, after what was enqueued before."""
+        with Device(device):
+            stream = self.enter(device)
+            yield stream
+            self.enqueued(device)
+
+    @contextmanager
+    def allocating(self, device: int) -> Iterator[Any]:
+        """As `on`, for memory that is kept."""
+        with self.on(device) as stream:
+            self._devices[device].homes[_key(stream)] = stream
+            yield stream
+
+    def release(self) -> None:
+        """Make memory ready to be freed: the streams it came from, which get it again, wait for the others' work."""
+        if sys.is_finalizing():
+            return
+        for device, here in self._devices.items():
+            with Device(device):
+                for key, home in here.homes.items():
+                    for other, work in here.busy.items():
+                        if other != key and not is_capturing(home):
+                            work.awaited_by(home)
