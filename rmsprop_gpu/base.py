@@ -249,7 +249,8 @@ class Optimizer:
         -------
         dict
             ``"optimizer"``, ``"version"``, ``"steps"``; ``"state"``, by name the arrays of each parameter, on its
-            device (no copies of the host); ``"param_groups"``, a list of dicts of hyperparameters, with names as ``"params"``.
+            device (no copies of the host); ``"param_groups"``, a list of dicts of hyperparameters, with names as
+            ``"params"``.
         """
         self._refuse_capture("state_dict")
         self._allocate()  # what was assigned since the last step
