@@ -73,6 +73,7 @@ class Written:
         self._named = [(label, array) for _, _, label, array in intervals]
         self._starts, self._ends = [i[0] for i in intervals], [i[1] for i in intervals]
         self.lowest, self.highest = np.array(self._starts, np.int64), np.array(self._ends, np.int64)
+        self._lowest_or_none = np.append(self.lowest, np.iinfo(np.int64).max)
 
     def near(self, array: Array) -> Iterator[tuple[str, Array]]:
         """(label, array) of what a step writes within the bounds of this array in memory."""
@@ -87,10 +88,7 @@ class Written:
 
     def hit(self, starts: NDArray, sizes: NDArray) -> NDArray:
         """The indices of the intervals, by their first addresses and sizes in bytes, that hold a byte of these."""
-        if not self._ends:
-            return np.empty(0, np.int64)
-        k = np.searchsorted(self.highest, starts, side="right")
-        lowest = np.append(self.lowest, np.iinfo(np.int64).max)[k]
+        lowest = self._lowest_or_none[np.searchsorted(self.highest, starts, side="right")]
         return ((lowest < starts + sizes) & (sizes > 0)).nonzero()[0]
 
 

@@ -48,7 +48,6 @@ class _Column:
     def __init__(self, rows: int) -> None:
         self.buffer = cupy.empty(rows, np.int64)
         self.content = b""
-        self.captured = False
 
 
 class _Resident:
@@ -65,7 +64,8 @@ class _Resident:
             for target, source in zip((self.table, self.chunks, self.scalars, self.factors), sources, strict=True):
                 _upload(target, source, stream)
             self.column = _Column(len(batch.sizes))
-        self.captured: list[_Column] = []
+        self._own: _Column | None = self.column  # the one that no graph has captured
+        self._captured: list[_Column] = []
 
     def send(self, order: Order) -> None:
         """Send the scalars if they differ from those that were sent last."""
@@ -78,24 +78,27 @@ class _Resident:
     def known(self, column: NDArray) -> _Column | None:
         """A column of these addresses that is on the device already."""
         content = column.tobytes()
-        return next((c for c in (self.column, *self.captured) if c.content == content), None)
+        return next((c for c in (self._own, *self._captured) if c and c.content == content), None)
 
-    def take(self, column: NDArray, order: Order) -> None:
-        """Make this the column that the next launch reads; one that a graph has captured is not written to."""
-        found = self.known(column)
+    def take(self, column: NDArray, stream: Any, order: Order) -> bool:
+        """Make this the column that the next launch reads: is it another buffer? A captured one is not written to."""
+        found, before = self.known(column), self.column
         if found is None:
-            with order.allocating(self.device) as stream:
-                found = _Column(len(column)) if self.column.captured else self.column
-                found.content = b""
-                _upload(found.buffer, column, stream)
+            if self._own is None:
+                with order.allocating(self.device):
+                    self._own = _Column(len(column))
+            found = self._own
+            found.content = b""  # until it is sent
+            _upload(found.buffer, column, stream)
             found.content = column.tobytes()
         self.column = found
+        return found is not before
 
     def capture(self) -> None:
         """Keep the current column as it is from now on."""
-        if not self.column.captured:
-            self.column.captured = True
-            self.captured.append(self.column)
+        if self.column is self._own:
+            self._captured.append(self.column)
+            self._own = None
 
     def launches(self, stream: Any) -> list[cuda.Launch]:
         """The calls that launch a step."""
@@ -131,7 +134,7 @@ class DeviceSteps:
         self._kept: list[Any] = []  # what graphs have captured
         self._changed = True
         self._calls: list[Callable[[], Any]] = []
-        self._streams: list[Any] = []
+        self._streams: dict[int, Any] = {}  # of the calls
 
     @property
     def captured(self) -> bool:
@@ -166,7 +169,9 @@ class DeviceSteps:
         problems, copies = Problems(), []
         column = np.array(addresses, np.int64) + self._low
         column[self._nbytes == 0] = EMPTY
-        odd = {i for i, (got, want) in enumerate(zip(layouts, self._layouts, strict=True)) if got != want}
+        odd = set()
+        if layouts != self._layouts:
+            odd = {i for i, (got, want) in enumerate(zip(layouts, self._layouts, strict=True)) if got != want}
         odd |= set((column % self._itemsize).nonzero()[0].tolist())
         odd |= set(self._written.hit(column, self._nbytes).tolist())
         for i in sorted(odd):
@@ -195,10 +200,10 @@ class DeviceSteps:
             self._capture()
             return
         try:
-            streams = [self._order.enter(device) for device in self._order.devices]
+            streams = {device: self._order.enter(device) for device in self._order.devices}
             if self._changed or self._copies:
-                self._prepare()
-            if self._changed or streams != self._streams:
+                self._prepare(streams)
+            if streams != self._streams:
                 self._make_calls(streams)
             self._changed = False
         except runtime.CUDARuntimeError as error:
@@ -209,7 +214,7 @@ class DeviceSteps:
             self._order.enqueued(device)
         self._grads = []
 
-    def _prepare(self) -> None:
+    def _prepare(self, streams: dict[int, Any]) -> None:
         """Copy odd gradients into dense buffers, and send the columns that changed."""
         for i, array in self._copies:
             tensor, device = self._tensors[i], self._tensors[i].device or 0
@@ -219,15 +224,17 @@ class DeviceSteps:
                 cupy.copyto(self._dense[i], array)
             self._column[i] = address_of(self._dense[i])
         for resident, rows in zip(self._residents, self._slices, strict=True):
-            resident.take(self._column[rows], self._order)
+            with Device(resident.device):  # the default stream is that of the current device
+                if resident.take(self._column[rows], streams[resident.device], self._order):
+                    self._streams = {}  # the calls name the buffer
 
-    def _make_calls(self, streams: list[Any]) -> None:
+    def _make_calls(self, streams: dict[int, Any]) -> None:
         """What one step calls, without a return to Python between: Ctrl-C cannot leave it half done."""
-        by_device = dict(zip(self._order.devices, streams, strict=True))
         self._calls = []
         for resident in self._residents:
             self._calls.append(partial(runtime.setDevice, resident.device))
-            self._calls += resident.launches(by_device[resident.device])
+            with Device(resident.device):
+                self._calls += resident.launches(streams[resident.device])
         self._streams = streams
 
     def _run(self, calls: list[Callable[[], Any]]) -> None:
@@ -270,11 +277,11 @@ class DeviceSteps:
                     f"the step is captured in a CUDA graph, but the addresses of its gradients ({labels}, ...) are not "
                     f"on the device; {WARM_UP}"
                 )
+        streams = {device: self._order.enter_captured(device) for device in self._order.devices}
         for resident, rows in zip(self._residents, self._slices, strict=True):
-            resident.take(self._column[rows], self._order)
+            resident.take(self._column[rows], streams[resident.device], self._order)
             resident.capture()
         self._kept.append((self._grads, list(self._copies)))
-        streams = [self._order.enter_captured(device) for device in self._order.devices]
         for i, array in self._copies:
             with Device(self._tensors[i].device):
                 cupy.copyto(self._dense[i], array)

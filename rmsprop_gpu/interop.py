@@ -48,7 +48,9 @@ def _over(cupy: Any, x: Any, interface: dict[str, Any]) -> Any:
     producer = interface.get("stream")
     current = cupy.cuda.get_current_stream()
     if producer and producer != current.ptr and not current.is_capturing():
-        current.wait_event(cupy.cuda.ExternalStream(producer).record())
+        event = cupy.cuda.Event(disable_timing=True)
+        cupy.cuda.runtime.eventRecord(event.ptr, producer)
+        current.wait_event(event)
     return array
 
 

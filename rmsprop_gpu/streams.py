@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from cupy.cuda import Device, Event, ExternalStream, get_current_stream
+from cupy.cuda import Device, Event, ExternalStream, get_current_stream, runtime
 
 _LEGACY, _PER_THREAD = 0, 2  # the pointers of CUDA's default streams
 
@@ -130,5 +130,7 @@ class Order:
             with Device(device):
                 for key, home in here.homes.items():
                     for other, work in here.busy.items():
-                        if other != key and not is_capturing(home):
-                            work.awaited_by(home)
+                        # What fails is a stream that others have destroyed: nothing runs on it.
+                        with suppress(runtime.CUDARuntimeError):
+                            if other != key and not is_capturing(home):
+                                work.awaited_by(home)

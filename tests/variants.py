@@ -123,3 +123,12 @@ def random_problem(variant, sizes, dtype, rng):
             if x.ndim:
                 x[::14] = 0
     return opt, params, grads
+
+
+def bits(array):
+    """The bits of a NumPy or CuPy array, all NaNs alike."""
+    x = array.get() if hasattr(array, "get") else np.asarray(array)
+    x = np.array(x, copy=True)
+    if x.dtype.kind != "i":
+        x[np.isnan(x)] = np.nan
+    return x.tobytes()

@@ -1,0 +1,301 @@
+"""CUDA graphs: a captured step replayed equals an eager one, and keeps what it captured."""
+
+import numpy as np
+import pytest
+from variants import bits
+
+from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, rmsprop_update
+
+pytestmark = pytest.mark.gpu
+cupy = pytest.importorskip("cupy", exc_type=ImportError)
+
+SIZES = (9000, 5, 0, 257)
+
+
+def arrays(seed, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return [cupy.asarray(rng.standard_normal(n).astype(dtype)) for n in SIZES]
+
+
+def capture(opt, grads, stream):
+    with stream:
+        stream.begin_capture()
+        try:
+            opt.step(grads)
+        finally:
+            graph = stream.end_capture()
+    return graph
+
+
+def replay(graph, stream, times=1):
+    for _ in range(times):
+        graph.launch(stream)
+    stream.synchronize()
+
+
+def everything(opt):
+    cupy.cuda.get_current_stream().synchronize()
+    params = [bits(p) for group in opt.param_groups for p in group["params"]]
+    return params + [bits(x) for i in range(len(opt.state)) for x in opt.state[i].values()]
+
+
+@pytest.fixture
+def stream():
+    return cupy.cuda.Stream(non_blocking=True)
+
+
+EVERYTHING_ON = {"momentum": 0.9, "weight_decay": 0.01, "clipvalue": 1.0}
+EVERYTHING_ON |= dict.fromkeys(["centered", "nesterov", "bias_correction", "maximize"], True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("given", [{}, EVERYTHING_ON], ids=["plain", "everything"])
+def test_replays_equal_eager_steps(given, dtype, stream):
+    grads = arrays(1, dtype)
+    with stream:
+        replayed, eager = RMSProp(arrays(0, dtype), **given), RMSProp(arrays(0, dtype), **given)
+        for opt in (replayed, eager):
+            opt.step(grads)  # the warm-up
+        graph = capture(replayed, grads, stream)
+        for i in range(100):
+            if i % 10 == 0:
+                replayed.lr = eager.lr = 0.02 / (1 + i)
+            replay(graph, stream)
+            eager.step(grads)
+        assert everything(replayed) == everything(eager)
+    assert (replayed.steps, eager.steps) == (1, 101)  # the host counts calls that run
+    assert int(replayed.state[0]["step"]) == int(eager.state[0]["step"]) == 101
+
+
+def test_capture_itself_runs_nothing(stream):
+    with stream:
+        opt, grads = RMSProp(arrays(0)), arrays(1)
+        opt.step(grads)
+        before = everything(opt)
+        capture(opt, grads, stream)
+        assert everything(opt) == before
+        assert opt.steps == 1
+
+
+def test_warm_up_on_another_stream(stream):
+    grads = arrays(1)
+    replayed, eager = RMSProp(arrays(0), momentum=0.5), RMSProp(arrays(0), momentum=0.5)
+    for opt in (replayed, eager):
+        opt.step(grads)
+    cupy.cuda.get_current_stream().synchronize()
+    graph = capture(replayed, grads, stream)
+    replay(graph, stream, 3)
+    for _ in range(3):
+        eager.step(grads)
+    assert everything(replayed) == everything(eager)
+    replayed.step(grads)
+    eager.step(grads)
+    assert everything(replayed) == everything(eager)
+
+
+def test_refresh_asks_a_schedule_and_counts(stream):
+    def schedule(step):
+        return 0.1 / (1 + step)
+
+    grads = arrays(1)
+    with stream:
+        replayed, eager = RMSProp(arrays(0), lr=schedule), RMSProp(arrays(0), lr=schedule)
+        for opt in (replayed, eager):
+            opt.step(grads)
+        graph = capture(replayed, grads, stream)
+        for i in range(1, 20):
+            replayed.refresh()
+            replay(graph, stream)
+            eager.step(grads)
+            assert replayed.steps == eager.steps == i + 1
+        assert everything(replayed) == everything(eager)
+        replayed.refresh(100)
+        assert replayed.steps == 101
+
+
+def test_refresh_sends_what_was_assigned_to_groups(stream):
+    grads = arrays(1)
+    with stream:
+        replayed, eager = RMSProp(arrays(0), momentum=0.5), RMSProp(arrays(0), momentum=0.5)
+        for opt in (replayed, eager):
+            opt.step(grads)
+        graph = capture(replayed, grads, stream)
+        for opt in (replayed, eager):
+            opt.param_groups[0].update(momentum=0.25, alpha=0.5, eps=1e-3)
+        before = replayed.steps
+        replayed.refresh()
+        assert replayed.steps == before
+        replay(graph, stream)
+        eager.step(grads)
+        assert everything(replayed) == everything(eager)
+
+
+def test_a_graph_keeps_the_gradients_that_it_captured(stream):
+    with stream:
+        first, second = arrays(1), arrays(2)
+        opt, eager = RMSProp(arrays(0)), RMSProp(arrays(0))
+        opt.step(first)
+        graph = capture(opt, first, stream)
+        for _ in range(3):  # another column, written anew each time
+            opt.step(second)
+            opt.step(arrays(3))
+            replay(graph, stream)
+        for step in [first, *[second, arrays(3), first] * 3]:
+            eager.step(step)
+        assert everything(opt) == everything(eager)
+
+
+def test_captured_gradients_may_be_freed(stream):
+    with stream:
+        grads = arrays(1)
+        opt, eager = RMSProp(arrays(0)), RMSProp(arrays(0))
+        opt.step(grads)
+        graph = capture(opt, grads, stream)
+        del grads
+        other = [arrays(i) for i in range(2, 8)]  # takes the memory if it was given back
+        replay(graph, stream, 2)
+        for _ in range(3):
+            eager.step(arrays(1))
+        assert everything(opt) == everything(eager)
+        assert len(other) == 6
+
+
+def test_a_captured_odd_gradient_is_copied_in_each_replay(stream):
+    with stream:
+        params = [cupy.asarray(np.arange(12, dtype=np.float32).reshape(3, 4)) for _ in range(2)]
+        grad = cupy.asarray(np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)).T
+        opt, eager = RMSProp(params[0]), RMSProp(params[1])
+        for x in (opt, eager):
+            x.step(grad)
+        graph = capture(opt, grad, stream)
+        grad *= 3
+        replay(graph, stream)
+        eager.step(grad)
+        assert everything(opt) == everything(eager)
+        opt.step(cupy.ones((4, 3), np.float32).T)  # takes the same dense buffer
+        eager.step(cupy.ones((4, 3), np.float32).T)
+        replay(graph, stream)
+        eager.step(grad)
+        assert everything(opt) == everything(eager)
+
+
+def test_load_state_dict_is_seen_by_the_next_replay(stream):
+    with stream:
+        grads = arrays(1)
+        opt, eager = RMSProp(arrays(0)), RMSProp(arrays(0))
+        opt.step(grads)
+        saved = opt.state_dict()
+        graph = capture(opt, grads, stream)
+        replay(graph, stream, 5)
+        opt.load_state_dict(saved)
+        for p, start in zip(opt.param_groups[0]["params"], arrays(0), strict=True):
+            p[...] = start
+        replay(graph, stream, 2)
+        eager.load_state_dict(saved)
+        for _ in range(2):
+            eager.step(grads)
+        assert everything(opt) == everything(eager)
+
+
+def test_none_and_late_gradients_have_counters_of_their_own(stream):
+    with stream:
+        opt, eager = RMSProp(arrays(0), bias_correction=True), RMSProp(arrays(0), bias_correction=True)
+        grads = arrays(1)
+        part = [grads[0], None, grads[2], None]
+        for x in (opt, eager):
+            x.step(part)
+        graph = capture(opt, part, stream)
+        replay(graph, stream, 3)
+        opt.step(grads)
+        for step in [part] * 3 + [grads]:
+            eager.step(step)
+        assert everything(opt) == everything(eager)
+        assert [int(opt.state[i]["step"]) for i in range(4)] == [5, 1, 5, 1]
+
+
+def test_several_captures_and_switches_between(stream):
+    with stream:
+        grads = arrays(1)
+        opt, eager = RMSProp(arrays(0)), RMSProp(arrays(0))
+        opt.step(grads)
+        plain = capture(opt, grads, stream)
+        opt.param_groups[0]["momentum"] = 0.9
+        with pytest.raises(RuntimeError, match="switch"):
+            opt.refresh()
+        opt.step(grads)  # eager, with another kernel
+        heavy = capture(opt, grads, stream)
+        replay(heavy, stream)
+        opt.param_groups[0]["momentum"] = 0.0
+        opt.step(grads)
+        replay(plain, stream)
+        for momentum in (0.0, 0.9, 0.9, 0.0, 0.0):
+            eager.param_groups[0]["momentum"] = momentum
+            eager.step(grads)
+        assert everything(opt) == everything(eager)
+
+
+def refused(call, text, stream):
+    with stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match=text):
+                call()
+        finally:
+            stream.end_capture()
+
+
+def test_what_a_capture_cannot_hold_is_refused(stream):
+    with stream:
+        grads, other = arrays(1), arrays(2)
+        opt = RMSProp(arrays(0))
+        refused(lambda: opt.step(grads), "has not taken a step yet", stream)
+        opt.step(grads)
+        before = everything(opt)
+        refused(lambda: opt.step(other), r"grads\[0\].*take the same step once before", stream)
+        refused(lambda: opt.step([*grads[:3], None]), "take the same step once before", stream)
+        refused(lambda: opt.step([cupy.repeat(g, 2)[::2] if g.size else g for g in grads]), "take the same", stream)
+        refused(opt.state_dict, "can hold no state_dict", stream)
+        refused(lambda: opt.load_state_dict({}), "can hold no load_state_dict", stream)
+        refused(opt.refresh, "can hold no refresh", stream)
+        refused(lambda: RMSProp(other), "build the optimizer before", stream)
+        refused(lambda: AdaGrad(other), "build the optimizer before", stream)
+        square = cupy.zeros(5, np.float32)
+        refused(lambda: rmsprop_update(other[1], grads[1], square, lr=0.1), "cannot be captured", stream)
+        refused(lambda: adagrad_update(other[1], grads[1], square, lr=0.1), "cannot be captured", stream)
+        opt.param_groups[0]["lr"] = 0.5
+        refused(lambda: opt.step(grads), "hyperparameters were assigned", stream)
+        opt.refresh()
+        assert everything(opt) == before
+        replay(capture(opt, grads, stream), stream)
+        assert everything(opt) != before
+
+
+def test_lr_assigned_under_capture_counts_at_the_next_refresh(stream):
+    with stream:
+        grads = arrays(1)
+        opt, eager = RMSProp(arrays(0)), RMSProp(arrays(0))
+        for x in (opt, eager):
+            x.step(grads)
+        stream.begin_capture()
+        opt.step(grads)
+        opt.lr = 0.5
+        graph = stream.end_capture()
+        opt.refresh()
+        eager.lr = 0.5
+        replay(graph, stream)
+        eager.step(grads)
+        assert everything(opt) == everything(eager)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, True, "1"])
+def test_refresh_wants_a_count(step, stream):
+    with stream, pytest.raises(ValueError, match="wanted a count"):
+        RMSProp(arrays(0)).refresh(step)
+
+
+def test_refresh_before_the_first_step_makes_it_ready(stream):
+    with stream:
+        opt, grads = RMSProp(arrays(0)), arrays(1)
+        opt.refresh()
+        opt.step(grads)
+        assert opt.steps == 1
