@@ -43,7 +43,12 @@ def _over(cupy: Any, x: Any, interface: dict[str, Any]) -> Any:
     low = sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s < 0 and n > 0)
     high = sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s > 0 and n > 0) + dtype.itemsize
     address, size = interface["data"][0], 0 if 0 in shape else high - low
-    memory = cupy.cuda.UnownedMemory(address + low if size else 0, size, x)
+    if size:
+        memory = cupy.cuda.UnownedMemory(address + low, size, x)
+    else:
+        memory = cupy.cuda.UnownedMemory(0, 0, x, cupy.cuda.runtime.getDevice())
+    if memory.device_id < 0:
+        raise TypeError(f"the address {address:#x} is on no device")
     array = cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, -low if size else 0), strides)
     producer = interface.get("stream")
     current = cupy.cuda.get_current_stream()

@@ -1,0 +1,180 @@
+"""The selector: what an array belongs to, and the reason where CUDA does not work."""
+
+import importlib.machinery
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rmsprop_gpu import RMSProp, array_module, available_backends, backend_of
+from rmsprop_gpu.backends import kind_of
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's."""
+
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
+
+
+class Device:
+    """A device, current in a with statement."""
+
+    current = 0
+
+    def __init__(self, number):
+        self.number = number
+
+    def __enter__(self):
+        Device.current = self.number
+
+    def __exit__(self, *_):
+        Device.current = 0
+
+
+def fake_cupy(count=lambda: 1, memory=lambda: (3 << 30, 4 << 30), zeros=np.zeros):
+    """A CuPy whose runtime answers as told."""
+    runtime = ModuleType("cupy.cuda.runtime")
+    runtime.CUDARuntimeError, runtime.errorInsufficientDriver = CUDARuntimeError, 35
+    runtime.getDeviceCount, runtime.runtimeGetVersion, runtime.memGetInfo = count, lambda: 13020, memory
+    runtime.getDeviceProperties = lambda i: {"name": b"GPU %d" % i, "major": 9, "minor": 0}
+    cuda, cupy = ModuleType("cupy.cuda"), ModuleType("cupy")
+    cuda.runtime, cuda.Device = runtime, Device
+    cupy.cuda, cupy.zeros, cupy.ndarray = cuda, zeros, type("ndarray", (), {})
+    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cuda.runtime": runtime, "numba_cuda": SimpleNamespace()}
+
+
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+class Finder:
+    """Finds a CuPy that fails when it is loaded."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name in ("cupy", "numba_cuda") else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        raise self.error
+
+
+NO_DRIVER = """
+================================================================
+Failed to import CuPy.
+
+Original error:
+  ImportError: libcuda.so.1: cannot open shared object file: No such file or directory
+================================================================
+"""
+
+CASES = {
+    "no CuPy": ({"cupy": None}, "CuPy, which holds the arrays, is not installed; install the extra cuda13 or cuda12"),
+    "no numba-cuda": ({**fake_cupy(), "numba_cuda": None}, "numba-cuda, which compiles the kernels, is not installed"),
+    "no driver": (Finder(ImportError(NO_DRIVER)), "there is no NVIDIA driver (ImportError: libcuda.so.1: cannot open"),
+    "broken CuPy": (Finder(ImportError("undefined symbol: x")), "CuPy does not load (undefined symbol: x); it wants"),
+    "CuPy that fails otherwise": (Finder(OSError("")), "CuPy does not load (OSError)"),
+    "old driver": (
+        fake_cupy(count=raising(CUDARuntimeError(35, "cudaErrorInsufficientDriver: driver version is insufficient"))),
+        "the NVIDIA driver is too old for CUDA 13.2 (cudaErrorInsufficientDriver: driver version is insufficient); "
+        'install a newer one, or the extra for an older CUDA (pip install "rmsprop-gpu[cuda12]")',
+    ),
+    "no device": (
+        fake_cupy(count=raising(CUDARuntimeError(100, "cudaErrorNoDevice: no CUDA-capable device is detected"))),
+        "CUDA finds no device (cudaErrorNoDevice: no CUDA-capable device is detected); an NVIDIA GPU",
+    ),
+    "hidden devices": (fake_cupy(count=lambda: 0), "there is no CUDA device (CUDA_VISIBLE_DEVICES may hide it)"),
+    "no memory": (
+        fake_cupy(count=lambda: 2, zeros=raising(MemoryError("out of memory allocating 512 bytes"))),
+        "device 0 does not work (out of memory allocating 512 bytes); device 1 does not work (out of memory allocating "
+        "512 bytes); another program may hold its memory",
+    ),
+}
+
+
+def install(monkeypatch, modules):
+    for name in [n for n in sys.modules if n.split(".")[0] in ("cupy", "numba_cuda")]:
+        monkeypatch.delitem(sys.modules, name)
+    if isinstance(modules, Finder):
+        monkeypatch.setattr(sys, "meta_path", [modules, *sys.meta_path])
+        return
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_failure_has_its_reason(case, monkeypatch):
+    modules, text = CASES[case]
+    install(monkeypatch, modules)
+    found = available_backends()
+    assert found["cuda"].startswith(f"not available: {text}")
+    assert found["cpu"].startswith("NumPy arrays, ")
+    with pytest.raises(RuntimeError) as info:
+        array_module("cuda")
+    assert str(info.value).startswith(text)
+    assert array_module() is array_module("auto") is array_module("cpu") is np
+
+
+def test_what_works_is_said_of_each_device(monkeypatch):
+    install(monkeypatch, fake_cupy(count=lambda: 2))
+    said = "GPU {} (device {}), compute capability 9.0, 3.0 of 4.0 GiB free"
+    assert available_backends()["cuda"] == f"CuPy arrays, {said.format(0, 0)}; {said.format(1, 1)}"
+    assert array_module() is array_module("cuda") is sys.modules["cupy"]
+
+
+def test_one_device_that_works_is_enough(monkeypatch):
+    def memory():
+        if Device.current == 0:
+            raise CUDARuntimeError(2, "cudaErrorMemoryAllocation")
+        return 1 << 30, 4 << 30
+
+    install(monkeypatch, fake_cupy(count=lambda: 2, memory=memory))
+    assert available_backends()["cuda"].startswith("CuPy arrays, GPU 1 (device 1)")
+
+
+@pytest.mark.parametrize("device", ["gpu", "CUDA", None, 0])
+def test_array_module_knows_three_devices(device):
+    with pytest.raises(ValueError, match='wanted "auto", "cpu" or "cuda"'):
+        array_module(device)
+
+
+class Interface:
+    """A device array by its interface."""
+
+    __cuda_array_interface__ = {"shape": (3,)}  # noqa: RUF012
+
+
+class DLPack:
+    """An array by DLPack, on some device."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __dlpack_device__(self):
+        return (self.kind, 0)
+
+
+def test_arrays_are_asked_what_they_are():
+    assert backend_of(np.zeros(3)) == "cpu"
+    for x in (Interface(), DLPack(2), DLPack(13)):
+        assert backend_of(x) == "cuda"
+    for x in (np.ma.zeros(3), [1.0], 1.5, None, "text", Interface, np.float32(1), DLPack(1)):
+        assert kind_of(x) is None
+        with pytest.raises(TypeError, match="is not an array that can be updated; wanted NumPy's, or one on a CUDA"):
+            backend_of(x)
+
+
+def test_a_device_array_without_cupy_says_what_to_install(monkeypatch):
+    install(monkeypatch, {"cupy": None})
+    with pytest.raises(TypeError, match=r"params is a test_backends.Interface on a CUDA device: CuPy, .* install"):
+        RMSProp(Interface())
