@@ -19,6 +19,7 @@ import numba
 import numpy as np
 
 from . import AdaGrad, RMSProp, __version__, available_backends
+from .backends import cuda_versions
 from .demo import LR, MissingExtraError, Run, Settings, extra
 from .demo_report import plot, print_summary
 
@@ -87,7 +88,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="rmsprop-gpu", description="RMSProp in place on NumPy and CuPy arrays.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"rmsprop-gpu {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    text = "versions, backends, threads"
+    text = "versions, backends, devices, threads"
     commands.add_parser("info", help=text, description=f"{text}.", allow_abbrev=False).set_defaults(run=info)
 
     text = "train a small network on scikit-learn's handwritten digits"
@@ -135,12 +136,15 @@ def seed(word: str) -> int:
 
 
 def info(_: argparse.Namespace) -> int:
-    """What is installed, which backends work, how many threads; nothing but NumPy and Numba is needed."""
+    """What is installed, which backends work and on what, how many threads; only NumPy and Numba are needed."""
     rows = [("rmsprop-gpu", __version__), ("python", f"{platform.python_version()} on {platform.platform()}")]
     rows += [(name, installed(name) or "not installed") for name in ("numpy", "numba", "llvmlite", "numba-cuda")]
     cupy = [f"{found} ({name})" for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (found := installed(name))]
     rows += [("cupy", ", ".join(cupy) or "not installed")]
-    rows += [(f"backend {name}", text) for name, text in available_backends().items()]
+    backends = available_backends()
+    rows += [(f"backend {name}", text) for name, text in backends.items()]
+    if not backends["cuda"].startswith("not available"):
+        rows += [("cuda", cuda_versions())]
     for name, text in rows + threads():
         print(f"{name:16} {text}")
     return OK

@@ -16,10 +16,10 @@ def print_summary(s: dict[str, Any], console: Console) -> None:
 
     table = Table.grid(padding=(0, 2))
     update, us, speed = s["update_seconds"], s["update_seconds_median"] * 1e6, s["gb_per_second"]
-    size = s["bytes_a_step"] / s["parameters"]
+    size, place = s["bytes_a_step"] / s["parameters"], "a CUDA device" if s["device"] == "cuda" else "the CPU"
     rows = [
         ("test accuracy", f"{s['accuracy']:.2%} of {s['digits']['test']} digits, training loss {s['loss']:.2g}"),
-        ("model", f"{s['parameters']:,} parameters in {s['tensors']} tensors, on the {s['device']}"),
+        ("model", f"{s['parameters']:,} parameters in {s['tensors']} tensors, on {place}"),
         ("time", f"{s['seconds']:.1f} s, {s['compile_seconds']:.1f} s of it to compile"),
         ("update", f"{update:.3f} s for {s['steps']:,} steps of {s['optimizer']}, {us:.0f} us a step (median)"),
         ("memory traffic", f"{s['bytes_moved'] / 1e6:,.0f} MB, {size:.0f} bytes an element, {speed:.1f} GB/s"),

@@ -165,6 +165,35 @@ def test_a_device_that_does_not_work(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "rmsprop-gpu: --device cuda: no CUDA here, install it\n")
 
 
+@pytest.mark.gpu
+def test_info_tells_the_device_the_driver_and_the_versions():
+    done = run("info")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line[:16].strip(): line[17:] for line in done.stdout.splitlines()}
+    assert rows["backend cuda"] == rmsprop_gpu.available_backends()["cuda"]
+    assert "compute capability" in rows["backend cuda"]
+    assert rows["cuda"].startswith("driver for 1")
+    assert "cupy-cuda" in rows["cupy"]
+    assert rows["numba-cuda"][0].isdigit()
+
+
+@pytest.mark.gpu
+def test_the_demo_trains_on_a_device_as_on_the_cpu(tmp_path):
+    found = {}
+    for device in ("cuda", "cpu"):
+        path = tmp_path / f"{device}.json"
+        words = ("--epochs", 2, "--batch-size", 128, "--momentum", 0.5, "--json", path)
+        done = run("demo", "--device", device, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        found[device] = json.loads(path.read_text())
+        assert f"on {'a CUDA device' if device == 'cuda' else 'the CPU'}" in done.stdout
+    cuda, cpu = found["cuda"], found["cpu"]
+    assert (cuda["device"], cpu["device"]) == ("cuda", "cpu")
+    # The products of matrices differ in the order of their sums, the updates do not differ.
+    assert cuda["loss"] == pytest.approx(cpu["loss"], rel=1e-4)
+    assert cuda["deviation"]["beyond"] < 1e-6
+
+
 @pytest.mark.parametrize("module", ["sklearn.datasets", "rich.console", "matplotlib.figure"])
 def test_a_missing_library_names_the_extra(module, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)

@@ -138,13 +138,23 @@ def cuda_devices() -> list[str]:
 
 
 def _why_no_device(runtime: ModuleType, error: Any) -> str:
-    version = runtime.runtimeGetVersion()
     if error.status == runtime.errorInsufficientDriver:
         return (
-            f"the NVIDIA driver is too old for CUDA {version // 1000}.{version % 1000 // 10} ({error}); "
+            f"the NVIDIA driver is too old for CUDA {_version(runtime.runtimeGetVersion())} ({error}); "
             'install a newer one, or the extra for an older CUDA (pip install "rmsprop-gpu[cuda12]")'
         )
     return f"CUDA finds no device ({error}); an NVIDIA GPU and its driver are needed"
+
+
+def cuda_versions() -> str:
+    """The CUDA version that the driver is for, and that of the runtime that CuPy brings; where CUDA works."""
+    from cupy.cuda import runtime
+
+    return f"driver for {_version(runtime.driverGetVersion())}, runtime {_version(runtime.runtimeGetVersion())}"
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def available_backends() -> dict[str, str]:
