@@ -131,6 +131,8 @@ class DeviceSteps:
         self._column = np.zeros(len(tensors), np.int64)
         self._dense: dict[int, Array] = {}
         self._copies: list[tuple[int, Array]] = []
+        self._grads: list[Any] = []  # held until their step is enqueued
+        self._views: list[Array] = []
         self._kept: list[Any] = []  # what graphs have captured
         self._changed = True
         self._calls: list[Callable[[], Any]] = []
@@ -166,7 +168,7 @@ class DeviceSteps:
 
     def _examine(self, grads: list[Any], layouts: list[Any], addresses: list[int]) -> None:
         """Check what is not as in the last step."""
-        problems, copies = Problems(), []
+        problems, copies, views = Problems(), [], []
         column = np.array(addresses, np.int64) + self._low
         column[self._nbytes == 0] = EMPTY
         odd = set()
@@ -183,12 +185,14 @@ class DeviceSteps:
             if array is None:
                 continue
             check_grad_apart(array, tensor.grad_label, self._written.near(array), problems)
+            views.append(array)
             if tensor.layout.matches(array):
                 column[i] = address_of(array) if array.size else EMPTY
             else:
                 copies.append((i, array))
         problems.raise_any()
         self._column, self._copies, self._changed = column, copies, True
+        self._views = views  # another library's memory is held by the view as well as by its array
 
     # Launches
 
@@ -212,7 +216,7 @@ class DeviceSteps:
         self._run([*self._calls, self._count])
         for device in self._order.devices:
             self._order.enqueued(device)
-        self._grads = []
+        self._grads, self._views = [], []
 
     def _prepare(self, streams: dict[int, Any]) -> None:
         """Copy odd gradients into dense buffers, and send the columns that changed."""
@@ -281,10 +285,10 @@ class DeviceSteps:
         for resident, rows in zip(self._residents, self._slices, strict=True):
             resident.take(self._column[rows], streams[resident.device], self._order)
             resident.capture()
-        self._kept.append((self._grads, list(self._copies)))
+        self._kept.append((self._grads, self._views))
         for i, array in self._copies:
             with Device(self._tensors[i].device):
                 cupy.copyto(self._dense[i], array)
         self._make_calls(streams)
-        self._changed, self._grads = True, []
+        self._changed, self._grads, self._views = True, [], []
         self._run(self._calls)

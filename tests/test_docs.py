@@ -43,6 +43,14 @@ def test_readme_example_runs(capsys):
     assert capsys.readouterr().out.startswith("RMSProp(")
 
 
+@pytest.mark.gpu
+def test_readme_example_of_a_graph_runs():
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    scope = {}
+    exec(code, scope)
+    assert int(scope["opt"].state[0]["step"]) == 4
+
+
 def test_readme_has_the_two_commands():
     text = README.read_text()
     assert '\npip install ".[demo]" && rmsprop-gpu demo\n' in text

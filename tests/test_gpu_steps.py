@@ -1,14 +1,18 @@
 """Steps on a device: what they launch, copy and allocate, on which stream, and what happens when CUDA fails."""
 
+import ctypes
+import functools
 import gc
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 from test_gpu_graphs import arrays, everything
 from variants import bits
 
-from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, array_module, device, rmsprop_update
+from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, array_module, compiling, device, rmsprop_update
 from rmsprop_gpu.backends import cuda
 from rmsprop_gpu.batch import make_batch
 from rmsprop_gpu.hyper import scalars
@@ -170,6 +174,41 @@ def test_beyond_two_to_the_31_elements(rng):
         want = host[0].copy()
         RMSProp(want, lr=0.1).step(host[1])
         assert bits(p) == bits(want)
+
+
+def test_a_kernel_is_compiled_once_for_all_optimizers_and_devices():
+    dtype, variant = np.dtype(F4), Variant(momentum=True)
+    first = cuda.kernels(variant, dtype, 0)
+    for _ in range(2):
+        RMSProp(arrays(0), momentum=0.25).step(arrays(1))
+    assert cuda.kernels(variant, dtype, 0) == first
+    kernel = compiling.once(cuda._compile, cuda.make_update_kernel, variant, F4)
+    assert len(kernel.overloads) == 1
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_cannot_leave_a_step_half_done():
+    """It comes between two launches, and is heard after the last."""
+    params = [cupy.ones(5, F4), cupy.ones(5, np.float64)]
+    grads = [x.copy() for x in params]
+    opt, want = RMSProp(params), RMSProp([x.copy() for x in params])
+    opt.step(grads)
+    interrupt = functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)
+    opt._plan.steps._calls.insert(2, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _step_and_wait(opt, grads)
+    opt._plan.steps._calls.remove(interrupt)
+    for _ in range(2):
+        want.step(grads)
+    assert opt.steps == 2
+    assert everything(opt) == everything(want)
+
+
+def _step_and_wait(opt, grads):
+    opt.step(grads)
+    time.sleep(1)  # for a signal that is late
 
 
 # Streams
