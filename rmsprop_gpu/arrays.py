@@ -1,20 +1,17 @@
-"""What counts as an array: pointer, size, dtype, device, layout. Every refusal about arrays is worded here."""
+"""What counts as an array: of which library, dtype, layout, where. Every refusal about arrays is worded here."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from . import dtypes
 from .backends import is_cuda, is_masked
 from .interop import UnusableError, cupy_array
-
-NDArray: TypeAlias = np.ndarray[Any, Any]
-Array: TypeAlias = Any  # NumPy's, or CuPy's on a device
+from .layout import Array, Layout, address_of, device_of, is_aligned, is_dense, layout_of, shadow
 
 
 def quoted(name: object) -> str:
@@ -47,42 +44,6 @@ class Problems:
         raise kind("\n  ".join([f"{len(texts)} problems, nothing was changed:", *texts]))
 
 
-class Layout(NamedTuple):
-    """How the elements of a dense array lie in its one block of memory."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: np.dtype[Any]
-    low: int  # bytes from the first element to the lowest address: below 0 with negative strides
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-    def of(self, dtype: np.dtype[Any]) -> Layout:
-        """The same order of elements of another dtype."""
-        have, want = self.dtype.itemsize, dtype.itemsize
-        strides = tuple(stride // have * want for stride in self.strides)
-        return Layout(self.shape, strides, dtype, self.low // have * want)
-
-    def matches(self, array: Array) -> bool:
-        """Do the elements of this array lie in the same order?"""
-        if array.shape != self.shape:
-            return False
-        pairs = zip(self.shape, self.strides, array.strides, strict=True)
-        return self.size == 0 or all(n == 1 or want == got for n, want, got in pairs)
-
-    def over(self, buffer: Array, offset: int) -> Array:
-        """An array of this layout in `buffer` (bytes), its lowest address `offset` bytes from the start."""
-        if isinstance(buffer, np.ndarray):
-            return np.ndarray(self.shape, self.dtype, buffer, offset - self.low, self.strides)
-        return type(buffer)(self.shape, self.dtype, buffer.data + (offset - self.low), self.strides)
-
-
 @dataclass(eq=False)
 class Tensor:
     """A parameter: the caller's array, how it lies, and how to speak of it and of its gradient."""
@@ -98,44 +59,8 @@ class Tensor:
     device: int | None  # CUDA's number of it; None is the host's memory
 
 
-def low_offset(array: Array) -> int:
-    return sum(stride * (n - 1) for n, stride in zip(array.shape, array.strides, strict=True) if stride < 0 and n > 0)
-
-
-def layout_of(array: Array) -> Layout:
-    return Layout(array.shape, array.strides, array.dtype, low_offset(array))
-
-
-def pointer_of(array: Array) -> int:
-    """The address of the first element."""
-    return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)
-
-
-def address_of(array: Array) -> int:
-    """The lowest address."""
-    return pointer_of(array) + low_offset(array)
-
-
-def device_of(array: Array) -> int | None:
-    """CUDA's number of the device of this array; None for the host."""
-    return None if isinstance(array, np.ndarray) else array.data.device_id
-
-
 def place(device: int | None) -> str:
     return "in host memory" if device is None else f"on cuda:{device}"
-
-
-def is_dense(array: Array) -> bool:
-    """Is the memory of this array one block, each element once, in whatever order of dimensions and directions?"""
-    if array.size == 0:
-        return True
-    expected = array.itemsize
-    dims = [(abs(stride), n) for n, stride in zip(array.shape, array.strides, strict=True) if n > 1]
-    for stride, n in sorted(dims):
-        if stride != expected:
-            return False
-        expected *= n
-    return True
 
 
 def plain_array(x: Any, label: str, problems: Problems) -> Array | None:
@@ -163,10 +88,6 @@ def a(kind: type) -> str:
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
     return str(dtype) if dtype.isnative else f"{dtype.newbyteorder('=')} of foreign byte order ({dtype.str})"
-
-
-def is_aligned(array: Array) -> bool:
-    return array.flags.aligned if isinstance(array, np.ndarray) else pointer_of(array) % array.itemsize == 0
 
 
 def is_writeable(x: Any, array: Array) -> bool:
@@ -276,23 +197,9 @@ def check_grad(x: object, tensor: Tensor, problems: Problems) -> Array | None:
 
 def check_grad_apart(array: Array, label: str, others: Iterable[tuple[str, Array]], problems: Problems) -> None:
     """Refuse a gradient that shares memory with what the step writes."""
-    shadow = _shadow(array)
+    mine = shadow(array)
     for name, other in others:
-        if np.shares_memory(shadow, _shadow(other)):
+        if np.shares_memory(mine, shadow(other)):
             problems.add(
                 ValueError, f"{label} overlaps {name} in memory; wanted a gradient apart from what a step writes"
             )
-
-
-def _shadow(array: Array) -> NDArray:
-    """A NumPy array at the addresses of any array, for questions about addresses; its elements are not touched."""
-    if isinstance(array, np.ndarray) or array.size == 0:
-        return np.asarray(array) if isinstance(array, np.ndarray) else np.empty(0)
-    low = address_of(array)
-    steps = zip(array.strides, array.shape, strict=True)
-    size = sum(abs(stride) * (n - 1) for stride, n in steps) + array.itemsize
-    memory = (ctypes.c_uint8 * size).from_address(low)
-    bytes_: NDArray = np.ndarray(
-        (*array.shape, array.itemsize), np.uint8, memory, pointer_of(array) - low, (*array.strides, 1)
-    )
-    return bytes_

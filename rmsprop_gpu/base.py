@@ -12,15 +12,13 @@ from . import hyper
 from .arrays import Problems, Tensor, check_disjoint, check_one_place, make_tensor, quoted
 from .dtypes import compute_dtype
 from .hyper import Changes, ParamGroup, Schedule
-from .plan import Plan, Settings, variants_of
+from .planner import CAPTURED, Planner
 from .state import VERSION, LoadReport, State, check_state_dict, needed
 from .structure import Leaf, parse
 from .summary import summary
 
 if TYPE_CHECKING:
     from .streams import Order
-
-CAPTURED = "the current stream is captured in a CUDA graph"
 
 
 class Optimizer:
@@ -29,7 +27,6 @@ class Optimizer:
     _adagrad: ClassVar[bool]
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        self._plan: Plan | None = None
         for name, value in defaults.items():
             defaults[name] = hyper.checked(name, value)
         structure = parse(params)
@@ -43,7 +40,6 @@ class Optimizer:
         problems.raise_any()
 
         self._changes = Changes()
-        self._scheduled = True
         self._param_groups = []
         for i, ((overrides, _), tensors) in enumerate(zip(structure.groups, self._members, strict=True)):
             for name in overrides:
@@ -60,10 +56,18 @@ class Optimizer:
         self._group_of = [i for i, tensors in enumerate(self._members) for _ in tensors]
         self._steps = np.zeros(1, np.int64)
         self._order = self._make_order()
-        self._captured_plans: list[Plan] = []  # those of which a CUDA graph holds steps; the last is the one to refresh
         self._state = State(self._tensors, self._order)
-        self._kinds = {(i, t.layout.dtype) for t, i in zip(self._tensors, self._group_of, strict=True)}
-        self._allocate()
+        self._planner = Planner(
+            self._tensors,
+            self._group_of,
+            self._param_groups,
+            self._changes,
+            self._state,
+            self._steps,
+            self._order,
+            adagrad=self._adagrad,
+        )
+        self._planner.allocate()
 
     def _make_order(self) -> Order | None:
         """The order of streams, where the arrays lie on devices."""
@@ -101,9 +105,8 @@ class Optimizer:
         nothing_else = not self._changes.pending
         for group in self._param_groups:
             group["lr"] = value
-        # Replays of a graph read it without asking us; it belongs to no switch, so the plan stays.
-        if self._order and self._plan and nothing_else and not callable(value) and not self._order.capturing():
-            self._current_plan()
+        if nothing_else and not callable(value):
+            self._planner.send()
 
     @property
     def steps(self) -> int:
@@ -119,9 +122,10 @@ class Optimizer:
         ----------
         grads : array, sequence, mapping or list of these
             Mirrors the structure of the parameters; for groups a list with one entry a group. Each gradient has its
-            parameter's shape and dtype, in any layout: one that lies as its parameter does is read where it is,
-            another is copied into a buffer that is kept. Gradients are only read. ``None`` in the place of one leaves
-            its parameter and state alone.
+            parameter's shape and dtype and lies where it does (host or device), in any layout: one that lies as its
+            parameter is read where it is, another is copied into a buffer that is kept. Gradients are only read, and
+            on a device held until the step is enqueued. ``None`` in the place of one leaves its parameter and state
+            alone.
         grad_scale, found_inf : None
             Reserved for device scalars; anything else raises NotImplementedError.
 
@@ -130,15 +134,14 @@ class Optimizer:
         TypeError, ValueError
             Naming everything that is wrong with any gradient, or with a parameter that was changed in place. Then
             nothing at all was written: a step is all or nothing.
+        RuntimeError
+            Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; and where a
+            step that a CUDA graph captures would need something that is not on the device yet.
         """
         if grad_scale is not None or found_inf is not None:
             hyper.refuse_later(grad_scale=grad_scale, found_inf=found_inf)
         arrays = self._flatten(grads)
-        plan = self._plan
-        if self._order and self._order.capturing():
-            plan = self._plan_to_capture()
-        elif self._changes.pending or self._scheduled or plan is None:
-            plan = self._current_plan()
+        plan = self._planner.plan()
         plan.bind(arrays)
         plan.launch()
 
@@ -160,77 +163,12 @@ class Optimizer:
             For arrays in host memory; while a stream is captured; and after a change of a switch (momentum that was 0,
             say), which a captured graph cannot follow: capture it anew.
         """
-        if self._order is None:
-            raise RuntimeError("refresh is for replays of CUDA graphs, but the parameters lie in host memory")
         self._refuse_capture("refresh")
-        asked = self.steps if step is None else step
-        if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or asked < 0:
-            raise ValueError(f"step is {step!r}; wanted a count >= 0, or None for opt.steps")
-        if self._captured_plans:
-            settings = self._settings(int(asked))
-            if variants_of(settings) != self._captured_plans[-1].variants:
-                raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it anew")
-        self._current_plan(int(asked))
-        if self._scheduled:
-            self._steps[0] = asked + 1
+        self._planner.refresh(step)
 
     def _refuse_capture(self, what: str) -> None:
         if self._order and self._order.capturing():
             raise RuntimeError(f"{CAPTURED}, which can hold no {what}; end the capture first")
-
-    def _plan_to_capture(self) -> Plan:
-        """The plan of a step that a CUDA graph captures; all that it needs must be on the device."""
-        if self._plan is None:
-            raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same one before")
-        if self._changes.pending:
-            raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() before")
-        if self._plan not in self._captured_plans:
-            self._captured_plans.append(self._plan)
-        return self._plan
-
-    def _settings(self, step: int) -> Settings:
-        """Variant and scalars of a step, for every group and dtype in it."""
-        hypers = [group.hyper() for group in self._param_groups]
-        schedules = {id(h["lr"]): h["lr"] for h in hypers}  # groups that share one ask it once together
-        asked = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
-        rates = [asked[id(h["lr"])] for h in hypers]
-        return {
-            (i, dtype): (
-                hyper.variant(hypers[i], self._adagrad),
-                hyper.scalars(hypers[i], rates[i], compute_dtype(dtype)),
-            )
-            for i, dtype in self._kinds
-        }
-
-    def _current_plan(self, step: int | None = None) -> Plan:
-        """The plan for the hyperparameters as they are now: a new one only if a switch or a buffer is new."""
-        changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
-        try:
-            settings = self._settings(self.steps if step is None else step)
-            if self._plan is None or changed:
-                self._allocate()
-                if self._plan is None or variants_of(settings) != self._plan.variants:
-                    self._plan = self._plan_for(settings)
-                self._scheduled = any(callable(group["lr"]) for group in self._param_groups)
-            self._plan.write_scalars(settings)
-        except BaseException:
-            self._changes.pending = True
-            raise
-        return self._plan
-
-    def _plan_for(self, settings: Settings) -> Plan:
-        for plan in self._captured_plans:
-            if plan.variants == variants_of(settings):
-                return plan
-        made = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps, self._order)
-        if self._order:
-            self._order.release()  # the memory of the plan before
-        return made
-
-    def _allocate(self) -> None:
-        """Make the state that the hyperparameters need and that is not there yet."""
-        hypers = [self._param_groups[i].hyper() for i in self._group_of]
-        self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
 
     # State
 
@@ -253,7 +191,7 @@ class Optimizer:
             ``"params"``.
         """
         self._refuse_capture("state_dict")
-        self._allocate()  # what was assigned since the last step
+        self._planner.allocate()  # what was assigned since the last step
         members = [[tensor.key for tensor in tensors] for tensors in self._members]
         groups = [group.hyper() for group in self._param_groups]
         return {

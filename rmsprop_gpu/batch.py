@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from . import table
-from .arrays import Array, Layout, NDArray, Tensor, address_of
+from .arrays import Tensor
 from .dtypes import compute_dtype
+from .layout import Array, Layout, NDArray, address_of
 from .rule import Scalars, Variant
 
 LINE = 64  # bytes: large buffers start on a cache line of their own

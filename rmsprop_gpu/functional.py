@@ -7,20 +7,9 @@ from typing import Any
 import numpy as np
 
 from . import hyper
-from .arrays import (
-    Array,
-    Problems,
-    Tensor,
-    a,
-    address_of,
-    check_disjoint,
-    check_grad,
-    check_param,
-    device_of,
-    make_tensor,
-    place,
-)
+from .arrays import Problems, Tensor, a, check_disjoint, check_grad, check_param, make_tensor, place
 from .dtypes import compute_dtype
+from .layout import Array, address_of, device_of
 from .plan import Plan
 
 
@@ -47,13 +36,14 @@ def rmsprop_update(
 
     Parameters
     ----------
-    param : ndarray
-        Updated in place: float32 or float64, any shape, one dense block of memory.
-    grad : ndarray
-        Of the same shape and dtype, any layout; only read.
-    square_avg, momentum_buffer, grad_avg : ndarray
-        State that lies in memory as `param` does, updated in place; the buffer is needed with `momentum`, the average
-        with `centered`. Start them at zero.
+    param : array
+        Updated in place, as a parameter of :class:`RMSProp`: any shape, one dense block of memory, on the host or on a
+        CUDA device.
+    grad : array
+        Of the same shape and dtype, any layout, in the same place; only read.
+    square_avg, momentum_buffer, grad_avg : array
+        State that lies in memory as `param` does, in the same place, updated in place; of the parameter's dtype, for
+        halves of float32. The buffer is needed with `momentum`, the average with `centered`. Start them at zero.
     lr : float
         Learning rate; no callable here, since there is no count of steps.
     alpha, eps, weight_decay, momentum, centered, nesterov, eps_in_sqrt, lr_in_momentum
@@ -65,6 +55,8 @@ def rmsprop_update(
     ------
     TypeError, ValueError
         Naming all that is wrong; then nothing was written.
+    RuntimeError
+        While the current stream is captured in a CUDA graph, which needs an optimizer.
 
     Examples
     --------

@@ -8,19 +8,10 @@ from typing import Any
 import numpy as np
 
 from . import headers
-from .arrays import (
-    Layout,
-    NDArray,
-    Problems,
-    Tensor,
-    address_of,
-    check_grad,
-    check_grad_apart,
-    check_unchanged,
-    is_aligned,
-)
+from .arrays import Problems, Tensor, check_grad, check_grad_apart, check_unchanged
 from .backends import cpu
 from .batch import LINE, Batch, Written, places
+from .layout import Layout, NDArray, address_of, is_aligned
 
 
 def allocate(layouts: Sequence[Layout]) -> list[NDArray]:
@@ -95,6 +86,8 @@ class HostSteps:
                 (self._dense[i],) = allocate([self._tensors[i].layout])
             np.copyto(self._dense[i], array)
             self._column[i] = address_of(self._dense[i])
+
+    captured = False  # by no CUDA graph
 
     def send(self) -> None:
         """The kernels read the scalars where the plan writes them."""

@@ -10,7 +10,7 @@ from .hyper import Schedule
 
 
 class RMSProp(Optimizer):
-    """RMSProp, in place on arrays, all of them in one parallel pass.
+    """RMSProp, in place on arrays of the CPU or of CUDA devices, all of them in one pass.
 
     ::
 
@@ -23,8 +23,9 @@ class RMSProp(Optimizer):
     Parameters
     ----------
     params : array, sequence of arrays, mapping from name to array, or list of groups
-        NumPy arrays of float32 or float64, any shape, each one dense block of memory in any order of its dimensions.
-        They are updated in place. A group is a mapping with ``"params"`` and the hyperparameters that differ.
+        NumPy arrays, or arrays on CUDA devices: CuPy's, or any with ``__cuda_array_interface__`` or DLPack, in place.
+        Of float32, float64, float16 or bfloat16 (``ml_dtypes``), any shape, each one dense block of memory in any order
+        of its dimensions. A group is a mapping with ``"params"`` and the hyperparameters that differ.
     lr : float or callable
         Learning rate, >= 0. A callable is given `steps`, the count of steps so far.
     alpha : float
@@ -61,10 +62,15 @@ class RMSProp(Optimizer):
 
     Notes
     -----
-    State, on the parameter's device and in its dtype: ``square_avg``, ``grad_avg`` if centered, ``momentum_buffer``
-    with momentum, each of the parameter's size; ``step`` and ``bias_weight``, one number each. A plain step reads three
-    and writes two streams of the model's size, 20 bytes an element of float32; each further buffer adds two.
-    Results are the same to the last bit for any number of threads.
+    State, on the parameter's device and in its dtype, in float32 for halves: ``square_avg``, ``grad_avg`` if centered,
+    ``momentum_buffer`` with momentum, each of the parameter's size; ``step`` and ``bias_weight``, one number each. A
+    plain step reads three and writes two streams of the model's size, 20 bytes an element of float32, 14 of a half;
+    each further buffer adds two. Arithmetic is in the state's dtype; a half is rounded once, to nearest even.
+    Results are the same to the last bit on the CPU, for any number of threads, and on CUDA devices.
+
+    On a device a step is one launch for all tensors that share device, dtype and switches (two with
+    `bias_correction`), on the stream that is current in CuPy; the host waits for nothing. A step may be captured in a
+    CUDA graph after a step with the same gradient arrays; see `refresh`.
 
     Any hyperparameter but `initial_scale` may change between steps (``opt.lr = 1e-4``,
     ``opt.param_groups[0]["momentum"] = 0.9``): a buffer that becomes necessary is made then, where torch raises

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from .arrays import Array, NDArray, Tensor
+from .arrays import Tensor
 from .batch import Batch, Written, make_batch
 from .host import HostSteps
+from .layout import Array, NDArray
 from .rule import Variant
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Steps(Protocol):
     def launch(self) -> None: ...
 
     def send(self) -> None: ...
+
+    @property
+    def captured(self) -> bool: ...
 
 
 class Plan:
@@ -79,6 +83,11 @@ class Plan:
         """The numbers of the next steps."""
         self._write(settings)
         self.steps.send()
+
+    @property
+    def captured(self) -> bool:
+        """Does a CUDA graph hold a step of this plan?"""
+        return self.steps.captured
 
     def bind(self, grads: list[Any]) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""

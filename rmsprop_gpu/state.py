@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array, Layout, Problems, Tensor, plain_array, quoted
+from .arrays import Problems, Tensor, plain_array, quoted
 from .backends import kind_of
 from .dtypes import compute_dtype
 from .host import allocate
 from .interop import copied
+from .layout import Array, Layout
 from .table import BUFFERS, COUNTERS
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             # NumPy resizes no array that has weak references: the memory, which is the base of what we hand out, stays.
             self._guards += [weakref.ref(buffer.base) for buffer in made[:1]]
             return made
-        from .device import allocate as allocate_on_device
+        from .resident import allocate as allocate_on_device  # it imports CuPy
 
         return allocate_on_device(layouts, device, self._order)
 

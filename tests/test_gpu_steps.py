@@ -12,7 +12,7 @@ import pytest
 from test_gpu_graphs import arrays, everything
 from variants import bits
 
-from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, array_module, compiling, device, rmsprop_update
+from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, array_module, compiling, device, resident, rmsprop_update
 from rmsprop_gpu.backends import cuda
 from rmsprop_gpu.batch import make_batch
 from rmsprop_gpu.hyper import scalars
@@ -40,13 +40,13 @@ def launched(monkeypatch):
 @pytest.fixture
 def uploads(monkeypatch):
     """The sizes of the copies from the host."""
-    sizes, upload = [], device._upload
+    sizes, upload = [], resident.upload
 
     def spy(target, source, stream):
         sizes.append(source.nbytes)
         upload(target, source, stream)
 
-    monkeypatch.setattr(device, "_upload", spy)
+    monkeypatch.setattr(resident, "upload", spy)
     return sizes
 
 
@@ -196,10 +196,10 @@ def test_ctrl_c_cannot_leave_a_step_half_done():
     opt, want = RMSProp(params), RMSProp([x.copy() for x in params])
     opt.step(grads)
     interrupt = functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)
-    opt._plan.steps._calls.insert(2, interrupt)
+    opt._planner._plan.steps._calls.insert(2, interrupt)
     with pytest.raises(KeyboardInterrupt):
         _step_and_wait(opt, grads)
-    opt._plan.steps._calls.remove(interrupt)
+    opt._planner._plan.steps._calls.remove(interrupt)
     for _ in range(2):
         want.step(grads)
     assert opt.steps == 2
@@ -462,7 +462,7 @@ def test_a_launch_that_fails_is_one_error_and_nothing_happened(monkeypatch):
     assert text.endswith("nothing was updated, the optimizer is usable as it was before the step")
     assert everything(opt) == before
     with other:
-        opt._plan.steps._streams = {}  # the calls with the impossible block are kept for this stream
+        opt._planner._plan.steps._streams = {}  # the calls with the impossible block are kept for this stream
         opt.step(grads)
     assert opt.steps == 2
 
@@ -472,7 +472,7 @@ def test_a_step_that_ends_between_two_launches_says_so_until_the_state_is_loaded
     grads = [x.copy() for x in params]
     opt = RMSProp(params)
     opt.step(grads)
-    saved, calls = opt.state_dict(), opt._plan.steps._calls
+    saved, calls = opt.state_dict(), opt._planner._plan.steps._calls
 
     class Failing:
         kernel = calls[3].kernel

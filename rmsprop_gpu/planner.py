@@ -1,0 +1,125 @@
+"""Which plan a step takes: for the hyperparameters as they are now, under capture, for the replays of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import hyper
+from .arrays import Tensor
+from .dtypes import compute_dtype
+from .hyper import Changes, ParamGroup
+from .layout import NDArray
+from .plan import Plan, Settings, variants_of
+from .state import State, needed
+
+if TYPE_CHECKING:
+    from .streams import Order
+
+CAPTURED = "the current stream is captured in a CUDA graph"
+
+
+class Planner:
+    """An optimizer's plans: a new one where a switch or a buffer is new, new numbers where only they are."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        group_of: Sequence[int],
+        groups: Sequence[ParamGroup],
+        changes: Changes,
+        state: State,
+        steps: NDArray,
+        order: Order | None,
+        *,
+        adagrad: bool,
+    ) -> None:
+        self._tensors, self._group_of, self._groups = tensors, group_of, groups
+        self._changes, self._state, self._steps, self._order, self._adagrad = changes, state, steps, order, adagrad
+        self._kinds = {(i, t.layout.dtype) for t, i in zip(tensors, group_of, strict=True)}
+        self._scheduled = True
+        self._plan: Plan | None = None
+        self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
+
+    def plan(self) -> Plan:
+        """The plan of the next step."""
+        if self._order and self._order.capturing():
+            return self._to_capture()
+        if self._changes.pending or self._scheduled or self._plan is None:
+            return self._current(int(self._steps[0]))
+        return self._plan
+
+    def send(self) -> None:
+        """Send numbers that were assigned, where replays of a graph read them without asking us."""
+        if self._order and self._plan and not self._order.capturing():
+            self._current(int(self._steps[0]))
+
+    def refresh(self, step: int | None) -> None:
+        """What an optimizer's `refresh` does."""
+        if self._order is None:
+            raise RuntimeError("refresh is for replays of CUDA graphs, but the parameters lie in host memory")
+        asked = int(self._steps[0]) if step is None else step
+        if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or asked < 0:
+            raise ValueError(f"step is {step!r}; wanted a count >= 0, or None for opt.steps")
+        captured = [plan for plan in self._graphs if plan.captured]  # not those of a capture that was refused
+        if captured and variants_of(self._settings(int(asked))) != captured[-1].variants:
+            raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it anew")
+        self._current(int(asked))
+        if self._scheduled:
+            self._steps[0] = asked + 1
+
+    def allocate(self) -> None:
+        """Make the state that the hyperparameters need and that is not there yet."""
+        hypers = [self._groups[i].hyper() for i in self._group_of]
+        self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
+
+    def _to_capture(self) -> Plan:
+        """The plan of a step that a CUDA graph captures; all that it needs must be on the device."""
+        if self._plan is None:
+            raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same one before")
+        if self._changes.pending:
+            raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() before")
+        if self._plan not in self._graphs:
+            self._graphs.append(self._plan)
+        return self._plan
+
+    def _settings(self, step: int) -> Settings:
+        """Variant and scalars of a step, for every group and dtype in it."""
+        hypers = [group.hyper() for group in self._groups]
+        schedules = {id(h["lr"]): h["lr"] for h in hypers}  # groups that share one ask it once together
+        asked = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
+        rates = [asked[id(h["lr"])] for h in hypers]
+        return {
+            (i, dtype): (
+                hyper.variant(hypers[i], self._adagrad),
+                hyper.scalars(hypers[i], rates[i], compute_dtype(dtype)),
+            )
+            for i, dtype in self._kinds
+        }
+
+    def _current(self, step: int) -> Plan:
+        """The plan for the hyperparameters as they are now, its numbers written."""
+        changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
+        try:
+            settings = self._settings(step)
+            if self._plan is None or changed:
+                self.allocate()
+                if self._plan is None or variants_of(settings) != self._plan.variants:
+                    self._plan = self._plan_for(settings)
+                self._scheduled = any(callable(group["lr"]) for group in self._groups)
+            self._plan.write_scalars(settings)
+        except BaseException:
+            self._changes.pending = True
+            raise
+        return self._plan
+
+    def _plan_for(self, settings: Settings) -> Plan:
+        for plan in self._graphs:
+            if plan.variants == variants_of(settings):
+                return plan
+        made = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps, self._order)
+        if self._order:
+            self._order.release()  # the memory of the plan before
+        return made

@@ -1,0 +1,92 @@
+"""What lies on a device: the memory of state; of each batch the table, the chunks, the numbers, the gradient columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cupy
+import numpy as np
+
+from .backends import cuda
+from .batch import LINE, Batch, places
+from .layout import Array, Layout, NDArray
+from .streams import Order
+
+
+def allocate(layouts: Sequence[Layout], device: int, order: Order) -> list[Array]:
+    """Zeroed CuPy arrays of these layouts, views of one aligned allocation."""
+    offsets, end = places(layouts)
+    with order.allocating(device):
+        memory = cupy.zeros(end + LINE, np.uint8)
+    first = -memory.data.ptr % LINE
+    return [layout.over(memory, first + offset) for layout, offset in zip(layouts, offsets, strict=True)]
+
+
+def upload(target: Array, source: NDArray, stream: Any) -> None:
+    """Enqueue a small copy from pageable memory, which the driver takes at the call: `source` may change afterwards."""
+    target.data.copy_from_host_async(source.ctypes.data, source.nbytes, stream)
+
+
+class _Column:
+    """A gradient column on the device, and what stands in it."""
+
+    def __init__(self, rows: int) -> None:
+        self.buffer = cupy.empty(rows, np.int64)
+        self.content = b""
+
+
+class Resident:
+    """A batch on its device: the table, the chunks, the scalars, the factors, the gradient columns."""
+
+    def __init__(self, batch: Batch, device: int, order: Order) -> None:
+        self.batch, self.device = batch, device
+        self._sent = batch.scalars.tobytes()
+        self.kernels = cuda.kernels(batch.variant, batch.dtype, device)
+        with order.allocating(device) as stream:
+            chunks = cuda.chunks(batch.sizes)
+            sources = (batch.table, chunks, batch.scalars, batch.factors)
+            self.table, self.chunks, self.scalars, self.factors = (cupy.empty(a.shape, a.dtype) for a in sources)
+            for target, source in zip((self.table, self.chunks, self.scalars, self.factors), sources, strict=True):
+                upload(target, source, stream)
+            self.column = _Column(len(batch.sizes))
+        self._own: _Column | None = self.column  # the one that no graph has captured
+        self._captured: list[_Column] = []
+
+    def send(self, order: Order) -> None:
+        """Send the scalars if they differ from those that were sent last."""
+        wanted = self.batch.scalars.tobytes()
+        if wanted != self._sent:
+            with order.on(self.device) as stream:
+                upload(self.scalars, self.batch.scalars, stream)
+            self._sent = wanted
+
+    def known(self, column: NDArray) -> _Column | None:
+        """A column of these addresses that is on the device already."""
+        content = column.tobytes()
+        return next((c for c in (self._own, *self._captured) if c and c.content == content), None)
+
+    def take(self, column: NDArray, stream: Any, order: Order) -> bool:
+        """Make this the column that the next launch reads: is it another buffer? A captured one is not written to."""
+        found, before = self.known(column), self.column
+        if found is None:
+            if self._own is None:
+                with order.allocating(self.device):
+                    self._own = _Column(len(column))
+            found = self._own
+            found.content = b""  # until it is sent
+            upload(found.buffer, column, stream)
+            found.content = column.tobytes()
+        self.column = found
+        return found is not before
+
+    def capture(self) -> None:
+        """Keep the current column as it is from now on."""
+        if self.column is self._own:
+            self._captured.append(self.column)
+            self._own = None
+
+    def launches(self, stream: Any) -> list[cuda.Launch]:
+        """The calls that launch a step."""
+        arguments = (self.table, self.column.buffer, self.chunks, self.scalars, self.factors)
+        return cuda.launches(self.kernels, stream, len(self.chunks), self.batch, [a.data.ptr for a in arguments])
