@@ -1,4 +1,4 @@
-"""What lies on a device: the memory of state; of each batch the table, the chunks, the numbers, the gradient columns."""
+"""What lies on a device: the memory of state; of each batch table, chunks, numbers and gradient columns."""
 
 from __future__ import annotations
 

@@ -73,8 +73,11 @@ class Order:
         return list(self._devices)
 
     def capturing(self) -> bool:
-        """Is the current stream of any of the devices being captured?"""
-        return any(is_capturing(get_current_stream(device)) for device in self._devices)
+        """Is the current stream of any of the devices being captured? Of one and not of another is an error."""
+        found = {is_capturing(get_current_stream(device)) for device in self._devices}
+        if len(found) == 2:
+            raise RuntimeError("a CUDA graph is captured on the current stream of one device and not on another's")
+        return True in found
 
     def enter(self, device: int) -> Any:
         """The current stream of the device, which from here on waits for all that was enqueued before."""
@@ -127,10 +130,9 @@ class Order:
         if sys.is_finalizing():
             return
         for device, here in self._devices.items():
-            with Device(device):
-                for key, home in here.homes.items():
-                    for other, work in here.busy.items():
-                        # What fails is a stream that others have destroyed: nothing runs on it.
-                        with suppress(runtime.CUDARuntimeError):
-                            if other != key and not is_capturing(home):
-                                work.awaited_by(home)
+            for key, home in here.homes.items():
+                for other, work in here.busy.items():
+                    # What fails is a stream that others have destroyed, or a device that is lost: nothing runs there.
+                    with suppress(runtime.CUDARuntimeError), Device(device):
+                        if other != key and not is_capturing(home):
+                            work.awaited_by(home)

@@ -77,6 +77,27 @@ def test_an_interface_with_strides_is_the_array_that_it_describes(make, rng):
     assert bits(got) == bits(array)
 
 
+def test_what_hands_out_memory_of_the_moment_is_held_until_the_step_is_enqueued():
+    """A DLPack array that makes its memory when it is asked: nobody else holds that."""
+
+    class Fleeting(DLPack):
+        def __dlpack__(self, **given):
+            return (self.held * 1).__dlpack__(**given)
+
+    pool = cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(None)
+    try:
+        params = [cupy.ones(1000, F4) for _ in range(2)]
+        fleeting, plain = RMSProp(params[0]), RMSProp(params[1])
+        grad = cupy.full(1000, 0.5, F4)
+        for _ in range(3):
+            fleeting.step(Fleeting(grad))
+            plain.step(grad)
+        assert bits(params[0]) == bits(params[1])
+    finally:
+        cupy.cuda.set_allocator(pool)
+
+
 def test_the_producers_stream_is_awaited_on_the_device():
     """The other's work is on its own stream, and nobody has waited for it."""
     stream = cupy.cuda.Stream(non_blocking=True)

@@ -445,6 +445,25 @@ def test_the_current_device_need_not_be_that_of_the_arrays():
     assert opt.steps == 3
 
 
+@two
+def test_a_capture_on_one_device_of_two_is_refused():
+    params, grads = [], []
+    for place in (0, 1):
+        with cupy.cuda.Device(place):
+            params.append(cupy.ones(5, F4))
+            grads.append(cupy.ones(5, F4))
+    opt = RMSProp(params)
+    opt.step(grads)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="on the current stream of one device and not on another's"):
+            opt.step(grads)
+        stream.end_capture()
+    opt.step(grads)
+    assert [int(opt.state[i]["step"]) for i in (0, 1)] == [2, 2]
+
+
 # Failures
 
 
