@@ -393,7 +393,17 @@ def test_a_thread_that_has_not_used_cuda_yet():
 two = pytest.mark.skipif("__import__('conftest').device_count() < 2", reason="needs two CUDA devices")
 
 
+@pytest.fixture
+def pool():
+    """CuPy's pool in any case: it frees in the order of streams, wherever the current device is."""
+    before = cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
+    yield
+    cupy.cuda.set_allocator(before)
+
+
 @two
+@pytest.mark.usefixtures("pool")
 def test_parameters_on_two_devices(launched):
     host = [np.random.default_rng(i).standard_normal(n).astype(F4) for i, n in enumerate((9000, 5, 300))]
     places = (0, 1, 0)
@@ -407,11 +417,9 @@ def test_parameters_on_two_devices(launched):
 
     params, want = on_devices(host), [x.copy() for x in host]
     opt, twin = RMSProp(params, bias_correction=True), RMSProp(want, bias_correction=True)
-    held = []  # with no pool, freeing waits for the current device alone
     for k in range(4):
         grads = [x * (k + 1) for x in host]
-        held.append(on_devices(grads))
-        opt.step(held[-1])
+        opt.step(on_devices(grads))
         twin.step(grads)
         assert cupy.cuda.runtime.getDevice() == 0
     assert len(launched) == 4 * 4  # prepare and update on each
@@ -430,6 +438,7 @@ def test_parameters_on_two_devices(launched):
 
 
 @two
+@pytest.mark.usefixtures("pool")
 def test_the_current_device_need_not_be_that_of_the_arrays():
     with cupy.cuda.Device(1):
         params, grads = arrays(0), arrays(1)
@@ -446,6 +455,7 @@ def test_the_current_device_need_not_be_that_of_the_arrays():
 
 
 @two
+@pytest.mark.usefixtures("pool")
 def test_a_capture_on_one_device_of_two_is_refused():
     params, grads = [], []
     for place in (0, 1):
