@@ -189,17 +189,24 @@ def test_a_kernel_is_compiled_once_for_all_optimizers_and_devices():
 # Ctrl-C
 
 
-def test_ctrl_c_cannot_leave_a_step_half_done():
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to it, which a process in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_cannot_leave_a_step_half_done(ctrl_c):
     """It comes between two launches, and is heard after the last."""
     params = [cupy.ones(5, F4), cupy.ones(5, np.float64)]
     grads = [x.copy() for x in params]
     opt, want = RMSProp(params), RMSProp([x.copy() for x in params])
     opt.step(grads)
-    interrupt = functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)
-    opt._planner._plan.steps._calls.insert(2, interrupt)
+    opt._planner._plan.steps._calls.insert(2, ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         _step_and_wait(opt, grads)
-    opt._planner._plan.steps._calls.remove(interrupt)
+    opt._planner._plan.steps._calls.remove(ctrl_c)
     for _ in range(2):
         want.step(grads)
     assert opt.steps == 2
