@@ -128,7 +128,7 @@ class DeviceSteps:
             return
         try:
             streams = {device: self._order.enter(device) for device in self._order.devices}
-            if self._changed or self._copies:
+            if self._changed:
                 self._prepare(streams)
             if streams != self._streams:
                 self._make_calls(streams)

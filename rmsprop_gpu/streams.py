@@ -82,7 +82,7 @@ class Order:
     def enter(self, device: int) -> Any:
         """The current stream of the device, which from here on waits for all that was enqueued before."""
         here, stream = self._devices[device], get_current_stream(device)
-        if here.current is not None and here.current.stream is stream and not here.current.needs_event:
+        if here.current and here.current.stream is stream and not here.current.needs_event and not here.captured:
             return stream
         key = _key(stream)
         with Device(device):

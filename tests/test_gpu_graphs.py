@@ -179,6 +179,27 @@ def test_a_captured_odd_gradient_is_copied_in_each_replay(stream):
         assert everything(opt) == everything(eager)
 
 
+def test_an_eager_step_waits_for_replays_that_nobody_told_of(stream):
+    first, second, here = arrays(1), arrays(2), cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        opt = RMSProp(arrays(0), momentum=0.5)
+        opt.step(first)
+        graph = capture(opt, first, stream)
+    with here:
+        opt.step(second)
+    stream.wait_event(here.record())  # the order of the replay is the caller's
+    graph.launch(stream)
+    with here:
+        opt.step(second)
+    here.synchronize()
+    stream.synchronize()
+    eager = RMSProp(arrays(0), momentum=0.5)
+    for grads in (first, second, first, second):
+        eager.step(grads)
+    assert everything(opt) == everything(eager)
+
+
 def test_load_state_dict_is_seen_by_the_next_replay(stream):
     with stream:
         grads = arrays(1)
