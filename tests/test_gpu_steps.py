@@ -290,9 +290,18 @@ def test_a_stream_that_others_own_may_be_gone_the_next_time():
     cupy.cuda.Device().synchronize()
     with cupy.cuda.ExternalStream(raw):
         opt.step(grads)
+    opt.step(others := arrays(2))  # after the other's, though nobody waited for that
+    cupy.cuda.get_current_stream().synchronize()
+    want = RMSProp(arrays(0))
+    want.step(grads)
+    want.step(others)
+    assert everything(opt) == everything(want)
+    with cupy.cuda.ExternalStream(raw):
+        opt.step(grads)
+    cupy.cuda.runtime.streamSynchronize(raw)
     cupy.cuda.runtime.streamDestroy(raw)
     opt.step(grads)
-    assert opt.steps == 2
+    assert opt.steps == 4
 
 
 def test_parameters_that_only_the_optimizer_holds_are_updated():
@@ -344,10 +353,10 @@ def test_an_optimizer_that_goes_leaves_its_memory_to_nobody_too_early(streams):
         opt.step(grads)
     del opt
     with streams[1]:  # the size of the tables, which lay there
-        other = [cupy.full(64, 7, np.int64) for _ in range(40)]
+        other = [cupy.full(64, 7, np.int64) for _ in range(5)]  # as many: more would be allocated, which waits
         streams[1].synchronize()
     streams[2].synchronize()
-    assert len(other) == 40
+    assert len(other) == 5
     want = RMSProp(arrays(0))
     for _ in range(2):
         want.step(grads)
