@@ -285,23 +285,25 @@ def _is_busy(stream):
 
 @pytest.mark.filterwarnings("ignore:ExternalStream is deprecated:DeprecationWarning")
 def test_a_stream_that_others_own_may_be_gone_the_next_time():
-    opt, grads = RMSProp(arrays(0)), arrays(1)
+    opt, grads, others = RMSProp(arrays(0)), arrays(1), arrays(2)
+    for x in (grads, others):
+        opt.step(x)
     raw = cupy.cuda.runtime.streamCreateWithFlags(cupy.cuda.runtime.streamNonBlocking)
     cupy.cuda.Device().synchronize()
     with cupy.cuda.ExternalStream(raw):
         opt.step(grads)
-    opt.step(others := arrays(2))  # after the other's, though nobody waited for that
+    opt.step(others)  # after the other's, though nobody waited for that
     cupy.cuda.get_current_stream().synchronize()
     want = RMSProp(arrays(0))
-    want.step(grads)
-    want.step(others)
+    for x in (grads, others, grads, others):
+        want.step(x)
     assert everything(opt) == everything(want)
     with cupy.cuda.ExternalStream(raw):
         opt.step(grads)
     cupy.cuda.runtime.streamSynchronize(raw)
     cupy.cuda.runtime.streamDestroy(raw)
     opt.step(grads)
-    assert opt.steps == 4
+    assert opt.steps == 6
 
 
 def test_parameters_that_only_the_optimizer_holds_are_updated():
@@ -435,9 +437,11 @@ def test_parameters_on_two_devices(launched):
 
     params, want = on_devices(host), [x.copy() for x in host]
     opt, twin = RMSProp(params, bias_correction=True), RMSProp(want, bias_correction=True)
+    held = []
     for k in range(4):
         grads = [x * (k + 1) for x in host]
-        opt.step(on_devices(grads))
+        held.append(on_devices(grads))  # at addresses of their own
+        opt.step(held[-1])
         twin.step(grads)
         assert cupy.cuda.runtime.getDevice() == 0
     assert len(launched) == 4 * 4  # prepare and update on each
