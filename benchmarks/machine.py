@@ -6,11 +6,13 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("numpy", "numba", "llvmlite", "torch")
+CUDA_PACKAGES = ("numpy", "numba", "numba-cuda", "cuda-core", "cupy-cuda13x", "cupy-cuda12x")
 
 
 def machine() -> dict[str, Any]:
@@ -28,14 +30,28 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Of Python, the packages and gcc; None for what is not installed."""
+def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
+    """Of Python and the packages; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
+    return found
+
+
+def cuda_device() -> str:
+    """The current CUDA device, in words."""
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    return f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}"
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, the packages and gcc; None for what is not installed."""
+    found = package_versions()
     try:
         done = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=True)
         found["gcc"] = done.stdout.strip()

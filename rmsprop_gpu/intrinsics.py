@@ -55,8 +55,8 @@ def _narrow(builder: Any, name: str, space: int, x: Any) -> Any:
         bits = builder.bitcast(x, _I32)
         odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
         rounded = builder.add(bits, builder.add(odd, _I32(0x7FFF)))
-        quiet = builder.or_(bits, _I32(0x400000))  # a NaN stays one: rounding could carry it into an infinity
-        chosen = builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded)
+        # A NaN stays one: rounding could carry it into an infinity.
+        chosen = builder.select(builder.fcmp_unordered("uno", x, x), _I32(0x7FC00000), rounded)
         return builder.trunc(builder.lshr(chosen, _I32(16)), _I16)
     return x
 
@@ -98,7 +98,7 @@ def memory(T: Any, space: int, width: int = 1) -> tuple[Any, Any]:
     """``load(address, index)`` and ``store(address, index, value)`` at an integer address, in elements of type T.
 
     Halves are float32 for whoever loads and stores. With a `width`, tuples of so many elements that follow each
-    other, aligned to 16 bytes, 16 bytes in one access.
+    other, aligned as a whole, in one access of at most 16 bytes.
     """
     return (_one if width == 1 else _many)(np.dtype(T), space, width)
 
@@ -134,16 +134,14 @@ def _many(dtype: np.dtype[Any], space: int, width: int) -> tuple[Any, Any]:
     value = types.UniTuple(element, width)
     # Halves travel in pairs: some compilers take a vector of 16-bit integers apart.
     halves = dtype.itemsize == 2
-    word = ir.VectorType(_I32 if halves else llvm, 16 // max(dtype.itemsize, 4))
-    lanes = 16 // dtype.itemsize
+    vector, align = ir.VectorType(_I32 if halves else llvm, width // 2 if halves else width), width * dtype.itemsize
 
-    def pointers(builder: Any, address: Any, index: Any) -> list[Any]:
+    def pointer(builder: Any, address: Any, index: Any) -> Any:
         first = builder.gep(builder.inttoptr(address, llvm.as_pointer(space)), [index], inbounds=True)
-        vectors = builder.bitcast(first, word.as_pointer(space))
-        return [builder.gep(vectors, [_I32(k)], inbounds=True) for k in range(width // lanes)]
+        return builder.bitcast(first, vector.as_pointer(space))
 
-    def unpacked(builder: Any, vector: Any) -> list[Any]:
-        words = [builder.extract_element(vector, _I32(j)) for j in range(word.count)]
+    def unpacked(builder: Any, loaded: Any) -> list[Any]:
+        words = [builder.extract_element(loaded, _I32(j)) for j in range(vector.count)]
         if halves:
             words = [builder.trunc(x, _I16) for w in words for x in (w, builder.lshr(w, _I32(16)))]
         return [_widen(builder, dtype.name, space, x) for x in words]
@@ -154,16 +152,17 @@ def _many(dtype: np.dtype[Any], space: int, width: int) -> tuple[Any, Any]:
             wide = [builder.zext(x, _I32) for x in words]
             pairs = zip(wide[::2], wide[1::2], strict=True)
             words = [builder.or_(low, builder.shl(high, _I32(16))) for low, high in pairs]
-        vector = ir.Constant(word, ir.Undefined)
+        stored = ir.Constant(vector, ir.Undefined)
         for j, x in enumerate(words):
-            vector = builder.insert_element(vector, x, _I32(j))
-        return vector
+            stored = builder.insert_element(stored, x, _I32(j))
+        return stored
 
     @intrinsic
     def load(typingctx, address, index):  # type: ignore[no-untyped-def]
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-            vectors = [builder.load(pointer, align=16) for pointer in pointers(builder, *args)]
-            return context.make_tuple(builder, value, [x for v in vectors for x in unpacked(builder, v)])
+            return context.make_tuple(
+                builder, value, unpacked(builder, builder.load(pointer(builder, *args), align=align))
+            )
 
         return value(types.int64, types.int64), codegen
 
@@ -172,8 +171,7 @@ def _many(dtype: np.dtype[Any], space: int, width: int) -> tuple[Any, Any]:
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
             address, index, x = args
             values = [builder.extract_value(x, j) for j in range(width)]
-            for k, pointer in enumerate(pointers(builder, address, index)):
-                builder.store(packed(builder, values[k * lanes : (k + 1) * lanes]), pointer, align=16)
+            builder.store(packed(builder, values), pointer(builder, address, index), align=align)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, value), codegen

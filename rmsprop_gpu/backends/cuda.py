@@ -69,13 +69,15 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of all chunks of a batch, as a Python function; parameters and gradients are of type D."""
     T: Any = compute_dtype(np.dtype(D)).type
     size, state_size = np.dtype(D).itemsize, np.dtype(T).itemsize
-    width = VECTOR // size  # elements a thread takes at a time: 128 bits of parameter and gradient
+    # Elements a thread takes at a time: 128 bits of state. With 128 bits of halves a thread would have two such vectors
+    # side by side, and each access of a warp would touch every second half of a sector.
+    width = VECTOR // state_size
     rule, advance, scalars_of = make_rule(variant, T), make_advance(variant, T, GLOBAL), _make_scalars(T)
     one_lane, lanes = make_lanes(rule, T, 1), make_lanes(rule, T, width)
     (load, store), (loads, stores) = memory(D, GLOBAL), memory(D, GLOBAL, width)
     (load_state, store_state), (loads_state, stores_state) = memory(T, GLOBAL), memory(T, GLOBAL, width)
     one = T(1)
-    # A thread of halves has eight elements in its registers, and those of 64-bit indices would be too many.
+    # 64 bits cost a kernel of halves up to an instruction an element, 32 bits one of float32 four registers on Turing.
     Index = np.int64 if size == state_size else np.int32
 
     def update_kernel(table, grads, chunks, scalars, factors):  # type: ignore[no-untyped-def]
@@ -100,7 +102,7 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
         momentum_buffer = _load_int(row, MOMENTUM_BUFFER) + start * state_size
         n = Index(stop - start)
         whole = Index(n - n % width)
-        if (param | grad | square_avg | grad_avg | momentum_buffer) % VECTOR != 0:
+        if (param | grad) % (width * size) != 0 or (square_avg | grad_avg | momentum_buffer) % VECTOR != 0:
             whole = Index(0)
 
         i = Index(target.threadIdx.x * width)

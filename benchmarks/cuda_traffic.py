@@ -1,0 +1,152 @@
+"""``python -m benchmarks.cuda_traffic``: how many bytes a step moves, counted by the device, and how often it launches.
+
+The counts come from the file that VGPU_STATS names: one JSON line a launch, as the virtual device writes them, with the
+bytes that a perfect cache would leave for memory (``dram_read_bytes``, ``dram_write_bytes``) and the 32-byte sectors over
+all requests (``load_sectors``, ``store_sectors``). On a machine with a GPU, Nsight Compute counts the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import CUDA_PACKAGES, cuda_device, package_versions
+from benchmarks.workloads import RESNET50
+from rmsprop_gpu import RMSProp
+
+RESULTS = Path(__file__).with_name("results")
+SIZE = 1 << 20  # elements
+SECTOR = 32  # bytes
+MORE_BYTES, MORE_SECTORS = 1.01, 1.05  # at most, of what the streams alone are
+
+# What is stepped: dtype, hyperparameters, bytes an element by the streams.
+CASES: list[tuple[str, str, dict[str, Any], int]] = [
+    ("plain", "float32", {}, 20),
+    ("momentum", "float32", {"momentum": 0.9}, 28),
+    ("centered", "float32", {"centered": True}, 28),
+    ("momentum, centered", "float32", {"momentum": 0.9, "centered": True}, 36),
+    ("everything", "float32", {"momentum": 0.9, "centered": True, "nesterov": True, "weight_decay": 0.1,
+                               "clipvalue": 1.0, "bias_correction": True, "maximize": True}, 36),
+    ("plain", "float64", {}, 40),
+    ("plain", "float16", {}, 14),
+    ("momentum", "float16", {"momentum": 0.9}, 22),
+    ("plain", "bfloat16", {}, 14),
+    ("momentum, centered", "bfloat16", {"momentum": 0.9, "centered": True}, 30),
+]  # fmt: skip  # a table, read as one
+
+
+class Counter:
+    """What the device counts of our kernels."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def of_a_step(self, opt: RMSProp, grads: Any) -> list[dict[str, Any]]:
+        """The launches of one step that is not the first."""
+        import cupy
+
+        opt.step(grads)
+        cupy.cuda.Device().synchronize()
+        before = self._path.stat().st_size if self._path.exists() else 0
+        opt.step(grads)
+        cupy.cuda.Device().synchronize()
+        if not self._path.exists():
+            return []
+        with self._path.open() as file:
+            file.seek(before)
+            return [json.loads(line) for line in file]
+
+
+def count(counter: Counter) -> dict[str, Any]:
+    """All cases, and the launches of a model of many tensors."""
+    import cupy
+
+    rows = []
+    for title, name, given, model in CASES:
+        dtype = np.dtype(name) if name != "bfloat16" else np.dtype(__import__("ml_dtypes").bfloat16)
+        param, grad = cupy.zeros(SIZE, dtype), cupy.asarray(np.ones(SIZE, dtype))
+        launches = counter.of_a_step(RMSProp(param, **given), grad)
+        total = {
+            key: sum(launch[key] for launch in launches) for key in launches[0] if key.endswith(("bytes", "sectors"))
+        }
+        moved = total["dram_read_bytes"] + total["dram_write_bytes"]
+        sectors = total["load_sectors"] + total["store_sectors"]
+        rows.append(
+            {
+                "case": title,
+                "dtype": name,
+                "launches": len(launches),
+                "model": model,
+                "bytes_an_element": moved / SIZE,
+                "sectors_over_bytes": sectors * SECTOR / (model * SIZE),
+                "fine": moved <= MORE_BYTES * model * SIZE and sectors * SECTOR <= MORE_SECTORS * model * SIZE,
+            }
+        )
+    models = {}
+    for corrected in (False, True):
+        params = [
+            cupy.zeros((min(shape[0], 8),), np.float32) for shape in RESNET50.shapes
+        ]  # small: only launches count
+        launches = counter.of_a_step(RMSProp(params, bias_correction=corrected), [p.copy() for p in params])
+        models["with bias_correction" if corrected else "plain"] = len(launches)
+    return {"rows": rows, "launches_of_161_tensors": models}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table."""
+    lines = [
+        "# Bytes that a step moves",
+        "",
+        f"Counted on {result['device']}, in one step of one tensor of {SIZE:,} elements, by `{result['command']}`.",
+        f"Wanted: at most {MORE_BYTES - 1:.0%} more bytes than the streams are, and sectors for at most "
+        f"{MORE_SECTORS - 1:.0%} more.",
+        "",
+        "| step | dtype | launches | bytes an element: streams | counted | sectors x 32 / streams | as wanted |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {r['case']} | {r['dtype']} | {r['launches']} | {r['model']} | {r['bytes_an_element']:.4f} "
+        f"| {r['sectors_over_bytes']:.4f} | {'yes' if r['fine'] else '**no**'} |"
+        for r in result["rows"]
+    ]
+    launches = ", ".join(f"{n} {title}" for title, n in result["launches_of_161_tensors"].items())
+    lines += ["", f"ResNet-50's 161 tensors, launches a step: {launches}.", "", _versions(result), ""]
+    return "\n".join(lines)
+
+
+def _versions(result: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number) + "."
+
+
+def main() -> int:
+    """Count, write, print; the exit status is 1 where a bound is missed."""
+    path = os.environ.get("VGPU_STATS")
+    if not path:
+        print("nothing counts: VGPU_STATS names no file", file=sys.stderr)
+        return 2
+    try:
+        counted = count(Counter(Path(path)))
+    except IndexError:
+        print("the device wrote no statistics", file=sys.stderr)
+        return 2
+    result = {
+        "command": "VGPU_STATS=FILE python -m benchmarks.cuda_traffic",
+        "device": cuda_device(),
+        "versions": package_versions(CUDA_PACKAGES),
+        **counted,
+    }
+    (RESULTS / "cuda-traffic.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = markdown(result)
+    (RESULTS / "cuda-traffic.md").write_text(text)
+    print(text)
+    fine = all(row["fine"] for row in result["rows"]) and list(result["launches_of_161_tensors"].values()) == [1, 2]
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
