@@ -1,8 +1,8 @@
 """``python -m benchmarks.cuda_traffic``: how many bytes a step moves, counted by the device, and how often it launches.
 
-The counts come from the file that VGPU_STATS names: one JSON line a launch, as the virtual device writes them, with the
-bytes that a perfect cache would leave for memory (``dram_read_bytes``, ``dram_write_bytes``) and the 32-byte sectors over
-all requests (``load_sectors``, ``store_sectors``). On a machine with a GPU, Nsight Compute counts the same.
+The counts come from the file that VGPU_STATS names: one JSON line a launch, as the virtual device writes them, with
+the bytes that a perfect cache would leave for memory (``dram_read_bytes``, ``dram_write_bytes``) and the 32-byte
+sectors over all requests (``load_sectors``, ``store_sectors``). On a GPU, Nsight Compute counts the same.
 """
 
 from __future__ import annotations

@@ -1,0 +1,96 @@
+"""The machine code of the CUDA kernels, for all architectures, with no GPU."""
+
+import inspect
+
+import ml_dtypes
+import numpy as np
+import pytest
+from machine_code import CAPABILITIES, flaws, flaws_of_update, lanes, read, why_not
+from test_rule import wanted_instructions
+from variants import cover, name
+
+from rmsprop_gpu import intrinsics, rule
+from rmsprop_gpu.rule import Variant
+
+if why_not() is None:
+    from rmsprop_gpu.backends import cuda
+
+pytestmark = [pytest.mark.sass, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+
+DTYPES = {np.dtype(dtype).name: dtype for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)}
+PLAIN, BOTH = Variant(), Variant(centered=True, momentum=True)
+VARIANTS = list(dict.fromkeys([PLAIN, *cover(2)]))
+FEW = [PLAIN, BOTH, max(VARIANTS, key=sum)]  # for the architectures between others: a kernel takes half a second
+OF = {cc: VARIANTS if cc in {(7, 5), (9, 0), (12, 0)} else FEW for cc in CAPABILITIES}
+
+
+def problems(facts, variant, dtype):
+    """The flaws of an update kernel, and an fma that the rule does not ask for: a contraction."""
+    advance = not variant.adagrad and not variant.bias_correction
+    # The rule stands in the kernel for each lane of a vector, and once for the ragged end.
+    wanted = wanted_instructions(variant)["fma"] * (lanes(dtype) + 1) + advance
+    found = list(flaws_of_update(facts, variant, dtype))
+    return found if facts.fma == wanted else [*found, f"{facts.fma} fma in the PTX; wanted {wanted}"]
+
+
+@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_update_kernels_are_without_flaws(dtype, cc):
+    facts = read([cuda.make_update_kernel(variant, dtype) for variant in OF[cc]], cc)
+    found = {name(v): problems(f, v, dtype) for v, f in zip(OF[cc], facts, strict=True)}
+    assert not {variant: flaws for variant, flaws in found.items() if flaws}
+
+
+@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")
+def test_prepare_kernels_are_without_flaws(cc):
+    facts = read([cuda.make_prepare_kernel(Variant(bias_correction=True), dtype) for dtype in DTYPES.values()], cc)
+    assert not [list(flaws(f, dtype)) for dtype, f in zip(DTYPES.values(), facts, strict=True) if any(flaws(f, dtype))]
+
+
+def planted(module, old, new):
+    """A module's names, with something else in its source."""
+    source = inspect.getsource(module)
+    assert old in source
+    scope = dict(vars(module))
+    exec(source.replace(old, new), scope)
+    return scope
+
+
+def problems_of(variant, dtype, *options, cc=(9, 0)):
+    (facts,) = read([cuda.make_update_kernel(variant, dtype)], cc, *options)
+    return "; ".join(problems(facts, variant, dtype))
+
+
+PLANTED = {
+    "a zero of float64": ("zero = T(0)", "zero = 0.0", "float64 instructions;"),
+    "a one of float64": ("s.one_minus_alpha * g) * g", "(1.0 - s.alpha) * g) * g", "float64 instructions in the PTX"),
+    "a contraction": ("r = r + s.eps", "r = s.lr * r + s.eps", "26 fma in the PTX; wanted 21"),
+    "an fma less": ("fma(-s.lr, step, p)", "p - step", "16 fma in the PTX; wanted 21"),
+    "three divisions": ("u = g / r", "u = g / r / r / r", "instructions an element; wanted at most 64"),
+    "a call": ("g = grad\n", "print(1)\n        g = grad\n", "calls in the PTX"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "found"), PLANTED.values(), ids=PLANTED)
+def test_a_flaw_of_the_rule_is_found(old, new, found, monkeypatch):
+    monkeypatch.setattr(cuda, "make_rule", planted(rule, old, new)["make_rule"])
+    assert found in problems_of(Variant(centered=True), np.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("old", ["*args), align=align", "width * dtype.itemsize"], ids=["loads", "both"])
+def test_narrower_accesses_are_found(old, dtype, monkeypatch):
+    monkeypatch.setattr(cuda, "memory", planted(intrinsics, old, f"{old} // 2")["memory"])
+    assert "the vector loop has" in problems_of(BOTH, dtype)
+
+
+@pytest.mark.parametrize("found", ["the vector loop has {}", "45 registers; wanted at most 40", "27 fma in the PTX"])
+def test_a_loop_that_the_compiler_unrolls_is_found(found, monkeypatch):
+    old = "opaque(Index(i + THREADS * width))"
+    monkeypatch.setattr(cuda, "make_update_kernel", planted(cuda, old, old[7:-1])["make_update_kernel"])
+    assert found in problems_of(PLAIN, np.float32, cc=(7, 5))
+
+
+def test_spills_are_found():
+    found = problems_of(BOTH, np.float32, "-maxrregcount=24")
+    assert all(what in found for what in ("bytes of spills", "bytes of stack", "accesses to local memory"))
