@@ -51,7 +51,19 @@ def no_training(monkeypatch):
 
 
 def test_demo_prints_an_epoch_a_line_and_writes_its_files(tmp_path):
-    done = run("demo", "--epochs", 3, "--seed", 5, "--json", tmp_path / "a.json", "--plot", tmp_path / "a.png")
+    done = run(
+        "demo",
+        "--device",
+        "cpu",
+        "--epochs",
+        3,
+        "--seed",
+        5,
+        "--json",
+        tmp_path / "a.json",
+        "--plot",
+        tmp_path / "a.png",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert "1,437" in lines[0]
