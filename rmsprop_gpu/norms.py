@@ -1,4 +1,4 @@
-"""What happens once a tensor and step, beside the elements: its step counter, its bias weight, its correction."""
+"""What happens once a tensor and step: its numbers, its step counter, its bias weight, its correction."""
 
 from __future__ import annotations
 
@@ -7,8 +7,26 @@ from typing import Any
 import numpy as np
 
 from .intrinsics import fma, memory
-from .rule import Variant, inline
-from .table import BIAS_WEIGHT, STEP
+from .rule import Scalars, Variant, inline
+from .table import BIAS_WEIGHT, SCALARS_ROW, STEP
+
+
+def make_scalars(T: Any, space: int) -> Any:
+    """``scalars(first, row)``: the numbers of the tensor whose table row is at this address, as the rule takes them.
+
+    `first` is the address of the first row of scalars.
+    """
+    (load, _), (load_int, _) = memory(T, space), memory(np.int64, space)
+    stride = len(Scalars._fields) * np.dtype(T).itemsize
+
+    @inline
+    def scalars(first, row):  # type: ignore[no-untyped-def]
+        s = first + load_int(row, SCALARS_ROW) * stride
+        return Scalars(
+            load(s, 0), load(s, 1), load(s, 2), load(s, 3), load(s, 4), load(s, 5), load(s, 6), load(s, 7), load(s, 8)
+        )
+
+    return scalars
 
 
 def make_advance(variant: Variant, T: Any, space: int) -> Any:

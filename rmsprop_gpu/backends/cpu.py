@@ -17,8 +17,8 @@ from numba import cfunc, njit, prange, types
 from ..compiling import in_forked_child, once
 from ..dtypes import compute_dtype
 from ..intrinsics import HOST, call, memory
-from ..norms import make_advance
-from ..rule import Scalars, Variant, make_rule
+from ..norms import make_advance, make_scalars
+from ..rule import Variant, make_rule
 from ..table import (
     COLUMNS,
     FACTORS,
@@ -27,7 +27,6 @@ from ..table import (
     MOMENTUM_BUFFER,
     PARAM,
     SCALARS,
-    SCALARS_ROW,
     SQUARE_AVG,
     TABLE,
     chunk_list,
@@ -42,7 +41,7 @@ _load, _store = memory(np.int64, HOST)
 
 
 class Batch(Protocol):
-    """What this backend needs to know of a batch (plan.py)."""
+    """What this backend needs to know of a batch (batch.py)."""
 
     variant: Variant
     dtype: np.dtype[Any]
@@ -53,25 +52,10 @@ class Batch(Protocol):
     factors: np.ndarray[Any, Any]
 
 
-def _make_scalars(T: Any) -> Any:
-    """``scalars(table row, batch)``: the row of scalars of a tensor, as the rule takes it."""
-    load, _ = memory(T, HOST)
-    stride = len(Scalars._fields) * np.dtype(T).itemsize
-
-    @njit(inline="always", error_model="numpy")
-    def scalars(batch, row):  # type: ignore[no-untyped-def]
-        s = _load(batch, SCALARS) + _load(row, SCALARS_ROW) * stride
-        return Scalars(
-            load(s, 0), load(s, 1), load(s, 2), load(s, 3), load(s, 4), load(s, 5), load(s, 6), load(s, 7), load(s, 8)
-        )
-
-    return scalars
-
-
 def _make_update_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of one chunk, elements start to stop of one tensor; parameters and gradients are of type D."""
     T: Any = compute_dtype(np.dtype(D)).type
-    rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), _make_scalars(T)
+    rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), make_scalars(T, HOST)
     (load, store), (load_state, store_state) = memory(D, HOST), memory(T, HOST)
     one = T(1)
 
@@ -82,7 +66,7 @@ def _make_update_kernel(variant: Variant, D: Any) -> Any:
         if grad == 0:
             return
         row = _load(batch, TABLE) + index * 8 * COLUMNS
-        s = scalars(batch, row)
+        s = scalars(_load(batch, SCALARS), row)
         correction = one
         if variant.bias_correction:
             correction = load_state(_load(batch, FACTORS), index)
@@ -107,7 +91,7 @@ def _make_update_kernel(variant: Variant, D: Any) -> Any:
 
 def _make_prepare_kernel(variant: Variant, T: Any) -> Any:
     """The kernel before the updates of a batch that needs factors: rows start to stop of its table."""
-    advance, scalars = make_advance(variant, T, HOST), _make_scalars(T)
+    advance, scalars = make_advance(variant, T, HOST), make_scalars(T, HOST)
     _, store = memory(T, HOST)
 
     @cfunc(types.void(*[types.int64] * 4), error_model="numpy")
@@ -115,7 +99,7 @@ def _make_prepare_kernel(variant: Variant, T: Any) -> Any:
         for i in range(start, stop):
             if _load(_load(batch, GRADS), i) != 0:
                 row = _load(batch, TABLE) + i * 8 * COLUMNS
-                store(_load(batch, FACTORS), i, advance(row, scalars(batch, row)))
+                store(_load(batch, FACTORS), i, advance(row, scalars(_load(batch, SCALARS), row)))
 
     return prepare_kernel
 

@@ -17,8 +17,8 @@ from numba import types
 from ..compiling import once
 from ..dtypes import compute_dtype
 from ..intrinsics import GLOBAL, make_lanes, memory, opaque
-from ..norms import make_advance
-from ..rule import Scalars, Variant, inline, make_rule
+from ..norms import make_advance, make_scalars
+from ..rule import Variant, make_rule
 from ..table import (
     CHUNK_COLUMNS,
     COLUMNS,
@@ -26,7 +26,6 @@ from ..table import (
     MOMENTUM_BUFFER,
     PARAM,
     ROW,
-    SCALARS_ROW,
     SQUARE_AVG,
     START,
     STOP,
@@ -50,21 +49,6 @@ class Batch(Protocol):
     sizes: list[int]
 
 
-def _make_scalars(T: Any) -> Any:
-    """``scalars(scalars, table row)``: the row of scalars of a tensor, as the rule takes it."""
-    load, _ = memory(T, GLOBAL)
-    stride = len(Scalars._fields) * np.dtype(T).itemsize
-
-    @inline
-    def scalars(scalars, row):  # type: ignore[no-untyped-def]
-        s = scalars + _load_int(row, SCALARS_ROW) * stride
-        return Scalars(
-            load(s, 0), load(s, 1), load(s, 2), load(s, 3), load(s, 4), load(s, 5), load(s, 6), load(s, 7), load(s, 8)
-        )
-
-    return scalars
-
-
 def make_update_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of all chunks of a batch, as a Python function; parameters and gradients are of type D."""
     T: Any = compute_dtype(np.dtype(D)).type
@@ -72,7 +56,7 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
     # Elements a thread takes at a time: 128 bits of state. With 128 bits of halves a thread would have two such vectors
     # side by side, and each access of a warp would touch every second half of a sector.
     width = VECTOR // state_size
-    rule, advance, scalars_of = make_rule(variant, T), make_advance(variant, T, GLOBAL), _make_scalars(T)
+    rule, advance, scalars_of = make_rule(variant, T), make_advance(variant, T, GLOBAL), make_scalars(T, GLOBAL)
     one_lane, lanes = make_lanes(rule, T, 1), make_lanes(rule, T, width)
     (load, store), (loads, stores) = memory(D, GLOBAL), memory(D, GLOBAL, width)
     (load_state, store_state), (loads_state, stores_state) = memory(T, GLOBAL), memory(T, GLOBAL, width)
@@ -140,7 +124,7 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
 def make_prepare_kernel(variant: Variant, D: Any) -> Any:
     """The kernel before the updates of a batch that needs factors, a thread for each row; as a Python function."""
     T: Any = compute_dtype(np.dtype(D)).type
-    advance, scalars_of = make_advance(variant, T, GLOBAL), _make_scalars(T)
+    advance, scalars_of = make_advance(variant, T, GLOBAL), make_scalars(T, GLOBAL)
     _, store = memory(T, GLOBAL)
 
     def prepare_kernel(table, grads, scalars, factors, rows):  # type: ignore[no-untyped-def]
