@@ -181,7 +181,8 @@ def check_grad(x: object, tensor: Tensor, problems: Problems) -> Array | None:
     if array is None:
         return None
     before, label = len(problems), tensor.grad_label
-    if device_of(array) != tensor.device:
+    here, there = device_of(array), tensor.device
+    if here != there and (array.size or here is None or there is None):  # nothing lies nowhere
         found = f"{label} is {a(type(x))} {place(device_of(array))}, but the parameter lies {place(tensor.device)}"
         problems.add(TypeError, f"{found}; wanted a gradient there, nothing is copied between them unasked")
     if array.dtype != tensor.layout.dtype or not array.dtype.isnative:

@@ -102,11 +102,9 @@ class Optimizer:
         value = hyper.checked("lr", value)
         for group in self._param_groups:
             group._check({**group.hyper(), "lr": value})
-        nothing_else = not self._changes.pending
         for group in self._param_groups:
             group["lr"] = value
-        if nothing_else and not callable(value):
-            self._planner.send()
+        self._planner.send()
 
     @property
     def steps(self) -> int:
@@ -132,8 +130,8 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            Naming everything that is wrong with any gradient, or with a parameter that was changed in place. Then
-            nothing at all was written: a step is all or nothing.
+            Naming everything that is wrong with any gradient, or with a NumPy parameter that was changed in place (the
+            memory of an array on a device cannot move). Then nothing at all was written: a step is all or nothing.
         RuntimeError
             Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; and where a
             step that a CUDA graph captures would need something that is not on the device yet.
@@ -255,6 +253,7 @@ class Optimizer:
             group.replace(values)
         if self._order:
             self._order.broken = None  # if it was between two steps, it is not now
+            self._planner.send()
         return report
 
     def _loaded_groups(self, saved: list[Any], problems: Problems) -> list[dict[str, Any]]:

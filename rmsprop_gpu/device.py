@@ -6,6 +6,7 @@ Nothing here waits for a device. A step of unchanged arrays and scalars copies n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter, methodcaller
 from typing import Any
@@ -22,7 +23,7 @@ from .streams import Order
 
 EMPTY = 16  # the address of a gradient without elements: not 0, which says that there is none
 
-_layout_of = attrgetter("dtype", "shape", "strides", "data.device_id")
+_layout_of = attrgetter("__class__", "dtype", "shape", "strides", "data.device_id")
 _address_of = attrgetter("data.ptr")
 _call = methodcaller("__call__")
 
@@ -46,7 +47,9 @@ class DeviceSteps:
         self._slices = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
         layouts = [tensor.layout for tensor in tensors]
-        self._layouts = [(x.dtype, x.shape, x.strides, t.device) for x, t in zip(layouts, tensors, strict=True)]
+        self._layouts = [
+            (cupy.ndarray, x.dtype, x.shape, x.strides, t.device) for x, t in zip(layouts, tensors, strict=True)
+        ]
         self._low = np.array([x.low for x in layouts], np.int64)
         self._nbytes = np.array([x.nbytes for x in layouts], np.int64)
         self._itemsize = np.array([x.dtype.itemsize for x in layouts], np.int64)
@@ -78,7 +81,7 @@ class DeviceSteps:
         try:
             layouts: list[Any] = list(map(_layout_of, grads))
             addresses = list(map(_address_of, grads))
-        except AttributeError:  # a None, or another library's array
+        except Exception:  # a None, another library's array, or one whose attributes raise
             known = [grad if type(grad) is cupy.ndarray else None for grad in grads]
             layouts = [None if grad is None else _layout_of(grad) for grad in known]
             addresses = [0 if grad is None else grad.data.ptr for grad in known]
@@ -121,8 +124,6 @@ class DeviceSteps:
 
     def launch(self) -> None:
         """Enqueue the step that was bound, on the current stream of each device."""
-        if self._order.broken:
-            raise RuntimeError(self._order.broken)
         if self._order.capturing():
             self._capture()
             return
@@ -170,7 +171,10 @@ class DeviceSteps:
         try:
             done.extend(map(_call, [*calls, partial(runtime.setDevice, device)]))
         except Exception as error:  # CUDA's errors have no base of their own in cuda.core
-            raise self._failure(error, len(done)) from error
+            failure = self._failure(error, len(done))
+            with suppress(runtime.CUDARuntimeError):  # of a device that is lost
+                runtime.setDevice(device)
+            raise failure from error
 
     def _failure(self, error: Exception, done: int | None) -> RuntimeError:
         """One exception that says what failed, and whether the optimizer can go on."""
@@ -198,7 +202,8 @@ class DeviceSteps:
             for i, _ in self._copies:
                 if rows.start <= i < rows.stop and i in self._dense:
                     self._column[i] = address_of(self._dense[i])
-            if resident.known(self._column[rows]) is None:
+            copied = all(i in self._dense for i, _ in self._copies if rows.start <= i < rows.stop)
+            if not copied or resident.known(self._column[rows]) is None:
                 labels = ", ".join(t.grad_label for t in self._tensors[rows][:3])
                 raise RuntimeError(
                     f"the step is captured in a CUDA graph, but the addresses of its gradients ({labels}, ...) are not "

@@ -44,26 +44,32 @@ def _over(cupy: Any, x: Any, interface: dict[str, Any]) -> Any:
     high = sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s > 0 and n > 0) + dtype.itemsize
     address, size = interface["data"][0], 0 if 0 in shape else high - low
     if size:
-        memory = cupy.cuda.UnownedMemory(address + low, size, x)
+        memory = cupy.cuda.UnownedMemory(address + low, size, x)  # it asks CUDA for the device of the address
     else:
         memory = cupy.cuda.UnownedMemory(0, 0, x, cupy.cuda.runtime.getDevice())
     if memory.device_id < 0:
         raise TypeError(f"the address {address:#x} is on no device")
     array = cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, -low if size else 0), strides)
     producer = interface.get("stream")
-    current = cupy.cuda.get_current_stream()
-    if producer and producer != current.ptr and not current.is_capturing():
-        event = cupy.cuda.Event(disable_timing=True)
-        cupy.cuda.runtime.eventRecord(event.ptr, producer)
-        current.wait_event(event)
+    with cupy.cuda.Device(memory.device_id):
+        current = cupy.cuda.get_current_stream()
+        if producer and producer != current.ptr and not current.is_capturing():
+            event = cupy.cuda.Event(disable_timing=True)
+            cupy.cuda.runtime.eventRecord(event.ptr, producer)
+            current.wait_event(event)
     return array
 
 
 def copied(x: Any, device: int | None) -> Any:
     """A copy of a NumPy or CuPy array in the memory of the host (None) or of a device."""
-    if device is None:
-        return x.copy(order="K") if isinstance(x, np.ndarray) else x.get(order="A")
+    if device is None and isinstance(x, np.ndarray):
+        return x.copy(order="K")
     import cupy
 
+    if not isinstance(x, np.ndarray) and device != x.data.device_id:
+        with cupy.cuda.Device(x.data.device_id):
+            x = x.get(order="A")  # from device to device by the host: in order, and without peer access
+    if device is None:
+        return x
     with cupy.cuda.Device(device):
         return cupy.array(x, order="K", copy=True)

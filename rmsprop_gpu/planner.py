@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,31 +42,52 @@ class Planner:
         self._scheduled = True
         self._plan: Plan | None = None
         self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
+        self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters that each was written with
 
     def plan(self) -> Plan:
         """The plan of the next step."""
-        if self._order and self._order.capturing():
-            return self._to_capture()
+        if self._order:
+            self._order.refuse_broken()
+            if self._order.capturing():
+                return self._to_capture()
         if self._changes.pending or self._scheduled or self._plan is None:
             return self._current(int(self._steps[0]))
         return self._plan
 
     def send(self) -> None:
-        """Send numbers that were assigned, where replays of a graph read them without asking us."""
-        if self._order and self._plan and not self._order.capturing():
-            self._current(int(self._steps[0]))
+        """Send numbers that were assigned or loaded, where replays of a graph read them without asking us.
+
+        A graph of other switches than are on now gets the learning rate alone.
+        """
+        hypers = [group.hyper() for group in self._groups]
+        if self._order is None or self._plan is None or self._order.capturing() or _scheduled(hypers):
+            return
+        step = int(self._steps[0])
+        settings = self._settings(hypers, step)
+        if variants_of(settings) == self._plan.variants:
+            self._current(step, settings)
+        for plan in dict.fromkeys([self._plan, *self._graphs]):
+            if variants_of(settings) != plan.variants:
+                pairs = zip(self._written[plan], hypers, strict=True)
+                self._written[plan] = [{**old, "lr": new["lr"]} for old, new in pairs]
+                plan.write_scalars(self._settings(self._written[plan], step))
+            elif plan is not self._plan:
+                self._written[plan] = hypers
+                plan.write_scalars(settings)
 
     def refresh(self, step: int | None) -> None:
         """What an optimizer's `refresh` does."""
         if self._order is None:
             raise RuntimeError("refresh is for replays of CUDA graphs, but the parameters lie in host memory")
         asked = int(self._steps[0]) if step is None else step
-        if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or asked < 0:
+        if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or not 0 <= asked < 2**62:
             raise ValueError(f"step is {step!r}; wanted a count >= 0, or None for opt.steps")
+        self._order.refuse_broken()
+        settings = self._settings([group.hyper() for group in self._groups], int(asked))
         captured = [plan for plan in self._graphs if plan.captured]  # not those of a capture that was refused
-        if captured and variants_of(self._settings(int(asked))) != captured[-1].variants:
+        if captured and variants_of(settings) != captured[-1].variants:
             raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it anew")
-        self._current(int(asked))
+        self._current(int(asked), settings)
         if self._scheduled:
             self._steps[0] = asked + 1
 
@@ -81,13 +102,11 @@ class Planner:
             raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same one before")
         if self._changes.pending:
             raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() before")
-        if self._plan not in self._graphs:
-            self._graphs.append(self._plan)
+        self._graphs = [*(plan for plan in self._graphs if plan is not self._plan), self._plan]
         return self._plan
 
-    def _settings(self, step: int) -> Settings:
-        """Variant and scalars of a step, for every group and dtype in it."""
-        hypers = [group.hyper() for group in self._groups]
+    def _settings(self, hypers: Sequence[Mapping[str, Any]], step: int) -> Settings:
+        """Variant and scalars of a step, for every group and dtype in it, by the hyperparameters of each group."""
         schedules = {id(h["lr"]): h["lr"] for h in hypers}  # groups that share one ask it once together
         asked = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
         rates = [asked[id(h["lr"])] for h in hypers]
@@ -99,17 +118,20 @@ class Planner:
             for i, dtype in self._kinds
         }
 
-    def _current(self, step: int) -> Plan:
+    def _current(self, step: int, settings: Settings | None = None) -> Plan:
         """The plan for the hyperparameters as they are now, its numbers written."""
         changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
         try:
-            settings = self._settings(step)
+            hypers = [group.hyper() for group in self._groups]
+            settings = settings or self._settings(hypers, step)
             if self._plan is None or changed:
                 self.allocate()
                 if self._plan is None or variants_of(settings) != self._plan.variants:
                     self._plan = self._plan_for(settings)
-                self._scheduled = any(callable(group["lr"]) for group in self._groups)
+                self._scheduled = _scheduled(hypers)
             self._plan.write_scalars(settings)
+            if changed:
+                self._written[self._plan] = hypers
         except BaseException:
             self._changes.pending = True
             raise
@@ -122,4 +144,9 @@ class Planner:
         made = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps, self._order)
         if self._order:
             self._order.release()  # the memory of the plan before
+        self._written = {plan: hypers for plan, hypers in self._written.items() if plan in self._graphs}
         return made
+
+
+def _scheduled(hypers: Sequence[Mapping[str, Any]]) -> bool:
+    return any(callable(h["lr"]) for h in hypers)

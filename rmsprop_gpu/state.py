@@ -15,7 +15,7 @@ from .backends import kind_of
 from .dtypes import compute_dtype
 from .host import allocate
 from .interop import copied
-from .layout import Array, Layout
+from .layout import Array, Layout, device_of
 from .table import BUFFERS, COUNTERS
 
 if TYPE_CHECKING:
@@ -209,6 +209,23 @@ def _check_entry(entry: object, label: str, name: str, tensor: Tensor, problems:
     x = plain_array(entry, label, problems)
     if x is None:
         return None
+    with _where(x):
+        return _checked_entry(x, label, name, layout, tensor.device, problems)
+
+
+def _where(x: Array) -> AbstractContextManager[Any]:
+    """The device of an array: what is asked of it there comes after what made it."""
+    device = device_of(x)
+    if device is None:
+        return nullcontext()
+    import cupy
+
+    return cupy.cuda.Device(device)  # type: ignore[no-any-return]  # CuPy has no stubs
+
+
+def _checked_entry(
+    x: Array, label: str, name: str, layout: Layout, device: int | None, problems: Problems
+) -> Array | None:
     if x.dtype != layout.dtype:
         problems.add(TypeError, f"{label} has dtype {x.dtype}; wanted {layout.dtype}, no value is rounded on loading")
     elif x.shape != layout.shape:
@@ -218,5 +235,5 @@ def _check_entry(entry: object, label: str, name: str, tensor: Tensor, problems:
     elif name not in ("step", "grad_avg", "momentum_buffer") and bool((x < 0).any()):
         problems.add(ValueError, f"{label} has elements below 0; wanted averages or sums of squares")
     else:
-        return copied(x, tensor.device)
+        return copied(x, device)
     return None

@@ -31,17 +31,25 @@ class _Work:
     def __init__(self, stream: Any) -> None:
         self.stream = stream  # held, so that it is not destroyed while there is something to wait for
         self.event: Any = None
+        self.eager = False  # has anything been enqueued that is no part of a graph?
         # Others may destroy their streams, and a thread cannot name the default stream of another one.
         self.needs_event = isinstance(stream, ExternalStream) or stream.ptr == _PER_THREAD
 
-    def awaited_by(self, stream: Any) -> None:
-        """Let a stream wait for it."""
-        if self.event is None:
-            if self.needs_event or is_capturing(self.stream):
-                return  # nothing was enqueued, or only into a graph
-            stream.wait_event(_mark(self.stream))
+    def awaited_by(self, stream: Any, replayed: bool) -> None:
+        """Let a stream wait for it, and for replays of graphs on its stream where there may be some."""
+        event = self.event
+        if self.needs_event and not replayed:
+            pass
+        elif is_capturing(self.stream):
+            if self.eager and event is None:
+                raise RuntimeError(
+                    "the optimizer's last work is on a stream that is being captured, where nothing can be waited for; "
+                    "end the capture before it works on another stream"
+                )
         else:
-            stream.wait_event(self.event)
+            event = _mark(self.stream)
+        if event is not None:
+            stream.wait_event(event)
 
 
 class _Device:
@@ -74,10 +82,22 @@ class Order:
 
     def capturing(self) -> bool:
         """Is the current stream of any of the devices being captured? Of one and not of another is an error."""
-        found = {is_capturing(get_current_stream(device)) for device in self._devices}
+        try:
+            found = {is_capturing(get_current_stream(device)) for device in self._devices}
+        except runtime.CUDARuntimeError as error:
+            self.broken = (
+                f"CUDA fails ({error}): a kernel that was launched before has failed, this optimizer's or another; "
+                "the device is lost to this process, start a new one"
+            )
+            raise RuntimeError(self.broken) from error
         if len(found) == 2:
             raise RuntimeError("a CUDA graph is captured on the current stream of one device and not on another's")
         return True in found
+
+    def refuse_broken(self) -> None:
+        """Raise if the optimizer cannot be used any more."""
+        if self.broken:
+            raise RuntimeError(self.broken)
 
     def enter(self, device: int) -> Any:
         """The current stream of the device, which from here on waits for all that was enqueued before."""
@@ -88,8 +108,9 @@ class Order:
         with Device(device):
             for other, work in here.busy.items():
                 if other != key:
-                    work.awaited_by(stream)
+                    work.awaited_by(stream, other in here.captured)
         here.current = here.busy.get(key) or _Work(stream)
+        here.current.eager = True
         here.busy = {**here.captured, key: here.current}
         return stream
 
@@ -132,7 +153,7 @@ class Order:
         for device, here in self._devices.items():
             for key, home in here.homes.items():
                 for other, work in here.busy.items():
-                    # What fails is a stream that others have destroyed, or a device that is lost: nothing runs there.
-                    with suppress(runtime.CUDARuntimeError), Device(device):
+                    # What fails is a stream that others have destroyed or are capturing, or a device that is lost.
+                    with suppress(RuntimeError), Device(device):
                         if other != key and not is_capturing(home):
-                            work.awaited_by(home)
+                            work.awaited_by(home, other in here.captured)

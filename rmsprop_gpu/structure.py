@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arrays import Problems, quoted
+from .backends import is_cuda
 
 
 class Leaf(NamedTuple):
@@ -86,8 +87,8 @@ def _is_sequence(x: Any) -> bool:
     return isinstance(x, (list, tuple)) or (
         isinstance(x, Iterable)
         and not isinstance(x, (np.ndarray, Mapping, str, bytes, set, frozenset))
+        and not is_cuda(x)
         and not hasattr(x, "__array_interface__")
-        and not hasattr(x, "__cuda_array_interface__")
         and not hasattr(x, "__dlpack__")
     )
 

@@ -306,3 +306,76 @@ def test_repr_and_backends():
     assert text.startswith("CuPy arrays, ")
     assert "compute capability" in text
     assert "GiB free" in text
+
+
+class Raises:
+    """An array whose attributes raise, as a deleted one's might."""
+
+    @property
+    def dtype(self):
+        raise RuntimeError("deleted")
+
+    __cuda_array_interface__ = dtype
+
+
+def test_arrays_that_fail_when_they_are_asked_are_named():
+    opt = RMSProp([cupy.ones(3, F4)])
+    for bad, text in (
+        (
+            Raises(),
+            r"grads\[0\] is a .*Raises on a CUDA device: it does not hand out its memory \(deleted",
+        ),
+        (Interface(cupy.ones(3, F4), data=()), r"grads\[0\] .*does not hand out its memory"),
+        (type("Duck", (), {"dtype": np.dtype(F4), "shape": (3,)})(), r"grads\[0\] is a .*Duck; wanted a NumPy or CuPy"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            opt.step([bad])
+    with pytest.raises(TypeError, match=r"params is a test_gpu_arrays.Raises on a CUDA device"):
+        RMSProp(Raises())
+
+
+def test_what_looks_like_a_cupy_array_is_none():
+    param, grad = cupy.ones(3, F4), cupy.ones(3, F4)
+    opt = RMSProp([param])
+    opt.step([grad])
+    names = ("dtype", "shape", "strides", "data")
+    duck = type("Duck", (), {name: getattr(grad, name) for name in names})()
+    with pytest.raises(TypeError, match="Duck; wanted a NumPy or CuPy array"):
+        opt.step([duck])
+
+
+two = pytest.mark.skipif("__import__('conftest').device_count() < 2", reason="needs two CUDA devices")
+
+
+@two
+def test_foreign_arrays_on_the_other_device():
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with cupy.cuda.Device(1):
+        params = [cupy.ones(9, F4), cupy.zeros(0, F4)]
+        theirs = cupy.cuda.Stream(non_blocking=True)
+        with theirs:
+            grads = [cupy.full(9, 0.5, F4), cupy.zeros(0, F4)]
+    opt = RMSProp(params)
+    with stream:
+        opt.step([Interface(grads[0], stream=theirs.ptr), Interface(grads[1])])
+    with cupy.cuda.Device(1):
+        assert opt.state[0]["square_avg"].get() == pytest.approx(0.025)
+        assert int(opt.state[1]["step"]) == 1
+
+
+@two
+def test_the_state_of_one_device_is_loaded_on_another():
+    made = []
+    for place in (0, 1):
+        with cupy.cuda.Device(place):
+            params, grads = [cupy.ones(50_000, F4)], [cupy.full(50_000, 0.5, F4)]
+            made.append((RMSProp(params, centered=True), grads))
+    (here, _), (there, grads) = made
+    for _ in range(3):
+        there.step(grads)
+    here.load_state_dict(there.state_dict())
+    assert int(here.state[0]["step"]) == 3
+    for name in ("square_avg", "grad_avg"):
+        got = here.state[0][name].get()
+        with cupy.cuda.Device(1):
+            assert bits(got) == bits(there.state[0][name])

@@ -308,7 +308,7 @@ def test_lr_assigned_under_capture_counts_at_the_next_refresh(stream):
         assert everything(opt) == everything(eager)
 
 
-@pytest.mark.parametrize("step", [-1, 1.5, True, "1"])
+@pytest.mark.parametrize("step", [-1, 1.5, True, "1", 2**62])
 def test_refresh_wants_a_count(step, stream):
     with stream, pytest.raises(ValueError, match="wanted a count"):
         RMSProp(arrays(0)).refresh(step)
@@ -320,3 +320,110 @@ def test_refresh_before_the_first_step_makes_it_ready(stream):
         opt.refresh()
         opt.step(grads)
         assert opt.steps == 1
+
+
+# What a second reading found
+
+
+def other_switches(opt, grads):
+    """An eager step with a kernel of its own."""
+    opt.param_groups[0]["momentum"] = 0.9
+    opt.step(grads)
+
+
+BEFORE_LR = {
+    "a loaded state": lambda opt, saved, grads: opt.load_state_dict(saved),
+    "an assignment to a group": lambda opt, saved, grads: opt.param_groups[0].update(eps=1e-3),
+    "a switch": lambda opt, saved, grads: opt.param_groups[0].update(momentum=0.5),
+    "a step of other switches": lambda opt, saved, grads: other_switches(opt, grads),
+}
+
+
+@pytest.mark.parametrize("before", BEFORE_LR)
+def test_lr_reaches_a_graph_whatever_came_before(before, stream):
+    """An lr of 0 moves nothing; the graph's kernel knows no momentum."""
+    with stream:
+        opt, grads = RMSProp(arrays(0)), arrays(1)
+        opt.step(grads)
+        saved = opt.state_dict()
+        graph = capture(opt, grads, stream)
+        BEFORE_LR[before](opt, saved, grads)
+        opt.lr = 0.0
+        params = [bits(p) for p in opt.param_groups[0]["params"]]
+        replay(graph, stream)
+        assert [bits(p) for p in opt.param_groups[0]["params"]] == params
+
+
+def test_loaded_hyperparameters_are_seen_by_the_next_replay(stream):
+    with stream:
+        opt, grads = RMSProp(arrays(0), lr=0.0), arrays(1)
+        opt.step(grads)
+        saved = opt.state_dict()
+        opt.lr = 0.5
+        graph = capture(opt, grads, stream)
+        opt.load_state_dict(saved)
+        params = [bits(p) for p in opt.param_groups[0]["params"]]
+        replay(graph, stream)
+        assert [bits(p) for p in opt.param_groups[0]["params"]] == params
+
+
+def test_the_last_capture_is_the_one_to_refresh(stream):
+    with stream:
+        opt, grads = RMSProp(arrays(0)), arrays(1)
+        for momentum in (0.0, 0.9, 0.0):
+            opt.param_groups[0]["momentum"] = momentum
+            opt.step(grads)
+            capture(opt, grads, stream)
+        opt.param_groups[0]["lr"] = 0.5
+        opt.refresh()
+
+
+def test_refresh_asks_a_schedule_once(stream):
+    asked = []
+    with stream:
+        opt, grads = RMSProp(arrays(0), lr=lambda step: asked.append(step) or 0.1), arrays(1)
+        opt.step(grads)
+        capture(opt, grads, stream)
+        opt.refresh()
+    assert asked == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:ExternalStream is deprecated:DeprecationWarning")
+def test_replays_on_a_stream_that_others_own_are_awaited_too(stream):
+    here = cupy.cuda.Stream(non_blocking=True)
+    theirs = cupy.cuda.ExternalStream(stream.ptr)
+    grads = arrays(1)
+    with theirs:
+        opt = RMSProp(arrays(0))
+        opt.step(grads)
+        theirs.begin_capture()
+        opt.step(grads)
+        graph = theirs.end_capture()
+    stream.synchronize()
+    graph.launch(theirs)
+    with here:
+        assert int(opt.state[0]["step"].get(stream=here)) == 2
+
+
+def test_work_on_a_stream_that_is_captured_now_cannot_be_waited_for(stream):
+    here, grads = cupy.cuda.Stream(non_blocking=True), arrays(1)
+    with stream:
+        opt = RMSProp(arrays(0))
+        opt.step(grads)
+        stream.begin_capture()
+    with here, pytest.raises(RuntimeError, match="on a stream that is being captured"):
+        opt.step(grads)
+    with stream:
+        stream.end_capture()
+    with here:
+        opt.step(grads)
+    assert opt.steps == 2
+
+
+def test_another_layout_at_an_address_that_is_known_is_refused_too(stream):
+    with stream:
+        opt, grad = RMSProp(cupy.ones((3, 3), np.float32)), cupy.ones((3, 3), np.float32)
+        opt.step(grad)
+        refused(lambda: opt.step(grad.T), "take the same step once before", stream)
+        opt.step(grad.T)
+        assert opt.steps == 2

@@ -478,6 +478,27 @@ def test_the_current_device_need_not_be_that_of_the_arrays():
 
 @two
 @pytest.mark.usefixtures("pool")
+def test_a_failure_on_the_second_device_leaves_the_current_device():
+    params, grads = [], []
+    for place in (0, 1):
+        with cupy.cuda.Device(place):
+            params.append(cupy.ones(5, F4))
+            grads.append(cupy.ones(5, F4))
+    opt = RMSProp(params)
+    opt.step(grads)
+
+    def fail():
+        raise RuntimeError("out of resources")
+
+    fail.kernel = "update_kernel"
+    opt._planner._plan.steps._calls[-1] = fail
+    with pytest.raises(RuntimeError, match="between two steps"):
+        opt.step(grads)
+    assert cupy.cuda.runtime.getDevice() == 0
+
+
+@two
+@pytest.mark.usefixtures("pool")
 def test_a_capture_on_one_device_of_two_is_refused():
     params, grads = [], []
     for place in (0, 1):
