@@ -125,8 +125,8 @@ class Planner:
             hypers = [group.hyper() for group in self._groups]
             settings = settings or self._settings(hypers, step)
             if self._plan is None or changed:
-                self.allocate()
-                if self._plan is None or variants_of(settings) != self._plan.variants:
+                if self._plan is None or variants_of(settings) != self._plan.variants:  # so is what state they need
+                    self.allocate()
                     self._plan = self._plan_for(settings)
                 self._scheduled = _scheduled(hypers)
             self._plan.write_scalars(settings)
