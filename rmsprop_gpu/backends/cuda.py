@@ -61,8 +61,8 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
     (load, store), (loads, stores) = memory(D, GLOBAL), memory(D, GLOBAL, width)
     (load_state, store_state), (loads_state, stores_state) = memory(T, GLOBAL), memory(T, GLOBAL, width)
     one = T(1)
-    # 64 bits cost a kernel of halves up to an instruction an element (bfloat16 on 10.0 would exceed its 64); 32 bits cost
-    # registers on Turing: ten of halves, which have them, and four of float32, whose plain kernel may have 40.
+    # 64 bits cost a kernel of halves up to an instruction an element, and bfloat16 on 10.0 would exceed its 64; 32 bits
+    # cost registers on Turing: ten of halves, which have them, and four of float32, whose plain kernel may have 40.
     Index = np.int64 if size == state_size else np.int32
 
     def update_kernel(table, grads, chunks, scalars, factors):  # type: ignore[no-untyped-def]
