@@ -1,9 +1,9 @@
-"""What plan, host and device share: a batch, what a step writes, where buffers lie in an allocation."""
+"""What plan, host and device share: a batch, what a step writes, how buffers are allocated."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,20 +12,22 @@ import numpy as np
 from . import table
 from .arrays import Tensor
 from .dtypes import compute_dtype
-from .layout import Array, Layout, NDArray, address_of
+from .layout import Array, Layout, NDArray, address_of, interval_of
 from .rule import Scalars, Variant
 
 LINE = 64  # bytes: large buffers start on a cache line of their own
 
 
-def places(layouts: Sequence[Layout]) -> tuple[list[int], int]:
-    """Where in one allocation arrays of these layouts lie, in bytes from its start, and where it ends."""
+def allocated(layouts: Sequence[Layout], zeros: Callable[[int], Array]) -> list[Array]:
+    """Zeroed arrays of these layouts, views of one aligned allocation: that of ``zeros(bytes)``."""
     offsets, end = [], 0
     for layout in layouts:
         unit = LINE if layout.nbytes >= LINE else 16
         offsets.append(-(-end // unit) * unit)
         end = offsets[-1] + layout.nbytes
-    return offsets, end
+    memory = zeros(end + LINE)
+    first = -address_of(memory) % LINE
+    return [layout.over(memory, first + offset) for layout, offset in zip(layouts, offsets, strict=True)]
 
 
 @dataclass(eq=False)
@@ -80,10 +82,9 @@ class Written:
         """(label, array) of what a step writes within the bounds of this array in memory."""
         if array.size == 0:
             return
-        low = address_of(array)
-        extent = sum(abs(s) * (n - 1) for s, n in zip(array.strides, array.shape, strict=True))
+        low, end = interval_of(array)
         for k in range(bisect_right(self._ends, low), len(self._ends)):
-            if self._starts[k] >= low + extent + array.itemsize:
+            if self._starts[k] >= end:
                 return
             yield self._named[k]
 

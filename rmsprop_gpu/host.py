@@ -10,20 +10,19 @@ import numpy as np
 from . import headers
 from .arrays import Problems, Tensor, check_grad, check_grad_apart, check_unchanged
 from .backends import cpu
-from .batch import LINE, Batch, Written, places
+from .batch import Batch, Written, allocated
 from .layout import Layout, NDArray, address_of, is_aligned
 
 
 def allocate(layouts: Sequence[Layout]) -> list[NDArray]:
-    """Zeroed arrays of these layouts, views of one aligned allocation."""
-    offsets, end = places(layouts)
-    memory = np.zeros(end + LINE, np.uint8)
-    first = -address_of(memory) % LINE
-    return [layout.over(memory, first + offset) for layout, offset in zip(layouts, offsets, strict=True)]
+    """Zeroed NumPy arrays of these layouts, views of one aligned allocation."""
+    return allocated(layouts, lambda nbytes: np.zeros(nbytes, np.uint8))
 
 
 class HostSteps:
     """The steps of a plan over NumPy arrays: `bind` checks all of a step's arrays, `launch` runs it and cannot fail."""
+
+    captured = False  # by no CUDA graph
 
     def __init__(self, tensors: Sequence[Tensor], batches: Sequence[Batch], written: Written, steps: NDArray) -> None:
         self._tensors, self._written = tensors, written
@@ -86,8 +85,6 @@ class HostSteps:
                 (self._dense[i],) = allocate([self._tensors[i].layout])
             np.copyto(self._dense[i], array)
             self._column[i] = address_of(self._dense[i])
-
-    captured = False  # by no CUDA graph
 
     def send(self) -> None:
         """The kernels read the scalars where the plan writes them."""

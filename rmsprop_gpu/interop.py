@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .backends import cuda_missing
+from .layout import reach
 
 
 class UnusableError(TypeError):
@@ -40,16 +41,15 @@ def _over(cupy: Any, x: Any, interface: dict[str, Any]) -> Any:
     strides = interface.get("strides")
     if strides is None:
         strides = tuple(dtype.itemsize * int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
-    low = sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s < 0 and n > 0)
-    high = sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s > 0 and n > 0) + dtype.itemsize
-    address, size = interface["data"][0], 0 if 0 in shape else high - low
-    if size:
-        memory = cupy.cuda.UnownedMemory(address + low, size, x)  # it asks CUDA for the device of the address
+    low, end = reach(shape, strides, dtype.itemsize)
+    address = interface["data"][0]
+    if end:
+        memory = cupy.cuda.UnownedMemory(address + low, end - low, x)  # it asks CUDA for the device of the address
     else:
         memory = cupy.cuda.UnownedMemory(0, 0, x, cupy.cuda.runtime.getDevice())
     if memory.device_id < 0:
         raise TypeError(f"the address {address:#x} is on no device")
-    array = cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, -low if size else 0), strides)
+    array = cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, -low), strides)
     producer = interface.get("stream")
     with cupy.cuda.Device(memory.device_id):
         current = cupy.cuda.get_current_stream()

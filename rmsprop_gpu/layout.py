@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -47,8 +48,22 @@ class Layout(NamedTuple):
         return type(buffer)(self.shape, self.dtype, buffer.data + (offset - self.low), self.strides)
 
 
+def reach(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
+    """From where to where elements reach, in bytes from the first: the lowest address, and the end."""
+    if 0 in shape:
+        return 0, 0
+    steps = [stride * (n - 1) for n, stride in zip(shape, strides, strict=True)]
+    return sum(x for x in steps if x < 0), sum(x for x in steps if x > 0) + itemsize
+
+
 def low_offset(array: Array) -> int:
-    return sum(stride * (n - 1) for n, stride in zip(array.shape, array.strides, strict=True) if stride < 0 and n > 0)
+    return reach(array.shape, array.strides, array.itemsize)[0]
+
+
+def interval_of(array: Array) -> tuple[int, int]:
+    """The lowest address, and the end."""
+    low, end = reach(array.shape, array.strides, array.itemsize)
+    return pointer_of(array) + low, pointer_of(array) + end
 
 
 def layout_of(array: Array) -> Layout:
@@ -91,10 +106,8 @@ def shadow(array: Array) -> NDArray:
     """A NumPy array at the addresses of any array, for questions about addresses; its elements are not touched."""
     if isinstance(array, np.ndarray) or array.size == 0:
         return np.asarray(array) if isinstance(array, np.ndarray) else np.empty(0)
-    low = address_of(array)
-    steps = zip(array.strides, array.shape, strict=True)
-    size = sum(abs(stride) * (n - 1) for stride, n in steps) + array.itemsize
-    memory = (ctypes.c_uint8 * size).from_address(low)
+    low, end = interval_of(array)
+    memory: Any = (ctypes.c_uint8 * (end - low)).from_address(low)
     bytes_: NDArray = np.ndarray(
         (*array.shape, array.itemsize), np.uint8, memory, pointer_of(array) - low, (*array.strides, 1)
     )

@@ -9,18 +9,15 @@ import cupy
 import numpy as np
 
 from .backends import cuda
-from .batch import LINE, Batch, places
+from .batch import Batch, allocated
 from .layout import Array, Layout, NDArray
 from .streams import Order
 
 
 def allocate(layouts: Sequence[Layout], device: int, order: Order) -> list[Array]:
     """Zeroed CuPy arrays of these layouts, views of one aligned allocation."""
-    offsets, end = places(layouts)
     with order.allocating(device):
-        memory = cupy.zeros(end + LINE, np.uint8)
-    first = -memory.data.ptr % LINE
-    return [layout.over(memory, first + offset) for layout, offset in zip(layouts, offsets, strict=True)]
+        return allocated(layouts, lambda nbytes: cupy.zeros(nbytes, np.uint8))
 
 
 def upload(target: Array, source: NDArray, stream: Any) -> None:

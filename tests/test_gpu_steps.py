@@ -476,14 +476,18 @@ def test_the_current_device_need_not_be_that_of_the_arrays():
     assert opt.steps == 3
 
 
+def ones_on_two_devices():
+    made = []
+    for place in (0, 1):
+        with cupy.cuda.Device(place):
+            made.append(cupy.ones(5, F4))
+    return made
+
+
 @two
 @pytest.mark.usefixtures("pool")
 def test_a_failure_on_the_second_device_leaves_the_current_device():
-    params, grads = [], []
-    for place in (0, 1):
-        with cupy.cuda.Device(place):
-            params.append(cupy.ones(5, F4))
-            grads.append(cupy.ones(5, F4))
+    params, grads = ones_on_two_devices(), ones_on_two_devices()
     opt = RMSProp(params)
     opt.step(grads)
 
@@ -500,11 +504,7 @@ def test_a_failure_on_the_second_device_leaves_the_current_device():
 @two
 @pytest.mark.usefixtures("pool")
 def test_a_capture_on_one_device_of_two_is_refused():
-    params, grads = [], []
-    for place in (0, 1):
-        with cupy.cuda.Device(place):
-            params.append(cupy.ones(5, F4))
-            grads.append(cupy.ones(5, F4))
+    params, grads = ones_on_two_devices(), ones_on_two_devices()
     opt = RMSProp(params)
     opt.step(grads)
     stream = cupy.cuda.Stream(non_blocking=True)
