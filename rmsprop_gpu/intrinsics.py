@@ -180,13 +180,13 @@ def _many(dtype: np.dtype[Any], space: int, width: int) -> tuple[Any, Any]:
 
 
 def make_lanes(function: Any, T: Any, width: int) -> Any:
-    """``lanes(p, g, v, m, b, s, c)``: a function of five elements, `s` and `c`, on tuples of `width` elements.
+    """``lanes(p, g, v, m, b, s, c)``: a function of five elements, `s` and `c`, on what `memory` loads of this `width`.
 
-    It is compiled once and called for each element, and the calls vanish in the machine code: Numba takes seconds to
-    inline as many copies itself.
+    It is compiled once and called for each element, and the calls vanish in the machine code: inlined by Numba itself,
+    so many copies take longer to compile the more there are.
     """
     element = _TYPES[np.dtype(T).name][1]
-    many = types.UniTuple(element, width)
+    many = element if width == 1 else types.UniTuple(element, width)
 
     @intrinsic
     def lanes(typingctx, p, g, v, m, b, s, c):  # type: ignore[no-untyped-def]
@@ -194,6 +194,8 @@ def make_lanes(function: Any, T: Any, width: int) -> Any:
 
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
             one = types.UniTuple(element, 4)(*[element] * 5, sig.args[5], element)
+            if width == 1:
+                return context.compile_internal(builder, function.py_func, one, args)
             rows = []
             for j in range(width):
                 lane = [builder.extract_value(x, j) for x in args[:5]]

@@ -18,7 +18,7 @@ from ..compiling import once
 from ..dtypes import compute_dtype
 from ..intrinsics import GLOBAL, make_lanes, memory, opaque
 from ..norms import make_advance, make_scalars
-from ..rule import Variant, make_rule
+from ..rule import Variant, inline, make_rule
 from ..table import (
     CHUNK_COLUMNS,
     COLUMNS,
@@ -49,6 +49,27 @@ class Batch(Protocol):
     sizes: list[int]
 
 
+def _make_update(variant: Variant, D: Any, T: Any, width: int) -> Any:
+    """``update(param, grad, ..., i, s, correction)``: load what the elements from i on need, update, store."""
+    lanes = make_lanes(make_rule(variant, T), T, width)
+    (load, store), (load_state, store_state) = memory(D, GLOBAL, width), memory(T, GLOBAL, width)
+
+    @inline
+    def update(param, grad, square_avg, grad_avg, momentum_buffer, i, s, correction):  # type: ignore[no-untyped-def]
+        p, g, v = load(param, i), load(grad, i), load_state(square_avg, i)
+        m = load_state(grad_avg, i) if variant.centered else v
+        b = load_state(momentum_buffer, i) if variant.momentum else v
+        p, v, m, b = lanes(p, g, v, m, b, s, correction)
+        store(param, i, p)
+        store_state(square_avg, i, v)
+        if variant.centered:
+            store_state(grad_avg, i, m)
+        if variant.momentum:
+            store_state(momentum_buffer, i, b)
+
+    return update
+
+
 def make_update_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of all chunks of a batch, as a Python function; parameters and gradients are of type D."""
     T: Any = compute_dtype(np.dtype(D)).type
@@ -56,13 +77,12 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
     # Elements a thread takes at a time: 128 bits of state. With 128 bits of halves a thread would have two such vectors
     # side by side, and each access of a warp would touch every second half of a sector.
     width = VECTOR // state_size
-    rule, advance, scalars_of = make_rule(variant, T), make_advance(variant, T, GLOBAL), make_scalars(T, GLOBAL)
-    one_lane, lanes = make_lanes(rule, T, 1), make_lanes(rule, T, width)
-    (load, store), (loads, stores) = memory(D, GLOBAL), memory(D, GLOBAL, width)
-    (load_state, store_state), (loads_state, stores_state) = memory(T, GLOBAL), memory(T, GLOBAL, width)
+    update_one, update_many = _make_update(variant, D, T, 1), _make_update(variant, D, T, width)
+    advance, scalars_of = make_advance(variant, T, GLOBAL), make_scalars(T, GLOBAL)
+    load_factor, _ = memory(T, GLOBAL)
     one = T(1)
     # 64 bits cost a kernel of halves up to an instruction an element, and bfloat16 on 10.0 would exceed its 64; 32 bits
-    # cost registers on Turing: ten of halves, which have them, and four of float32, whose plain kernel may have 40.
+    # cost registers on Turing, where plain float32 may have 40.
     Index = np.int64 if size == state_size else np.int32
 
     def update_kernel(table, grads, chunks, scalars, factors):  # type: ignore[no-untyped-def]
@@ -75,7 +95,7 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
         s = scalars_of(scalars, row)
         correction = one
         if variant.bias_correction:
-            correction = load_state(factors, index)
+            correction = load_factor(factors, index)
         elif start == 0 and target.threadIdx.x == 0:
             advance(row, s)
 
@@ -92,31 +112,11 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
 
         i = Index(target.threadIdx.x * width)
         while i < whole:
-            p, g, v = loads(param, i), loads(grad, i), loads_state(square_avg, i)
-            m = loads_state(grad_avg, i) if variant.centered else v
-            b = loads_state(momentum_buffer, i) if variant.momentum else v
-            p, v, m, b = lanes(p, g, v, m, b, s, correction)
-            stores(param, i, p)
-            stores_state(square_avg, i, v)
-            if variant.centered:
-                stores_state(grad_avg, i, m)
-            if variant.momentum:
-                stores_state(momentum_buffer, i, b)
+            update_many(param, grad, square_avg, grad_avg, momentum_buffer, i, s, correction)
             i = opaque(Index(i + THREADS * width))
-
-        # The ragged end of a chunk, or all of one that is not aligned.
         i = Index(whole + Index(target.threadIdx.x))
-        while i < n:
-            p1, g1, v1 = (load(param, i),), (load(grad, i),), (load_state(square_avg, i),)
-            m1 = (load_state(grad_avg, i),) if variant.centered else v1
-            b1 = (load_state(momentum_buffer, i),) if variant.momentum else v1
-            p1, v1, m1, b1 = one_lane(p1, g1, v1, m1, b1, s, correction)
-            store(param, i, p1[0])
-            store_state(square_avg, i, v1[0])
-            if variant.centered:
-                store_state(grad_avg, i, m1[0])
-            if variant.momentum:
-                store_state(momentum_buffer, i, b1[0])
+        while i < n:  # the ragged end of a chunk, or all of one that is not aligned
+            update_one(param, grad, square_avg, grad_avg, momentum_buffer, i, s, correction)
             i = opaque(Index(i + THREADS))
 
     return update_kernel
