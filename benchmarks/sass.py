@@ -20,11 +20,12 @@ RESULTS = Path(__file__).with_name("results")
 def facts() -> list[dict[str, Any]]:
     """Of every dtype and architecture: the plain kernel, and the largest over a pairwise cover of the switches."""
     import ml_dtypes
-    from machine_code import CAPABILITIES, bounds, flaws_of_update, instructions_per_element, read
+    from machine_code_bounds import CAPABILITIES, bounds, flaws_of_update, instructions_per_element
     from rich.progress import track
     from variants import cover, name
 
     from rmsprop_gpu.backends import cuda
+    from rmsprop_gpu.machine_code import read
     from rmsprop_gpu.rule import Variant
 
     variants = list(dict.fromkeys([Variant(), *cover(2)]))
@@ -99,8 +100,8 @@ def _bold(x: float, wanted: float) -> str:
 
 def main() -> int:
     """Compile, write, print; the exit status is 1 where a kernel is not as the tests want it."""
-    sys.path.insert(0, str(TESTS))  # what reads machine code is the tests'
-    from machine_code import tool, why_not
+    sys.path.insert(0, str(TESTS))  # what machine code should be is the tests'
+    from rmsprop_gpu.machine_code import tool, why_not
 
     if why_not():
         print(why_not(), file=sys.stderr)

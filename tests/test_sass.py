@@ -5,11 +5,12 @@ import inspect
 import ml_dtypes
 import numpy as np
 import pytest
-from machine_code import CAPABILITIES, flaws, flaws_of_update, lanes, read, why_not
+from machine_code_bounds import CAPABILITIES, flaws, flaws_of_update, lanes
 from test_rule import wanted_instructions
 from variants import cover, name
 
 from rmsprop_gpu import intrinsics, rule
+from rmsprop_gpu.machine_code import read, why_not
 from rmsprop_gpu.rule import Variant
 
 if why_not() is None:

@@ -1,0 +1,62 @@
+"""What the machine code of a kernel should be."""
+
+import numpy as np
+
+from rmsprop_gpu.dtypes import compute_dtype
+from rmsprop_gpu.rule import Variant
+
+# Of Turing (T4), Ampere (A100, RTX 30), Hopper, and Blackwell (B200, RTX 50).
+CAPABILITIES = [(7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)]
+
+
+def lanes(dtype):
+    """Elements that a thread takes at a time: 128 bits of state."""
+    return 16 // compute_dtype(np.dtype(dtype)).itemsize
+
+
+def instructions_per_element(facts, dtype):
+    return sum(facts.loop.values()) / lanes(dtype)
+
+
+def bounds(variant, dtype):
+    """At most so many registers, and instructions an element in the vector loop."""
+    if np.dtype(dtype) == np.float64:
+        return 72, 96  # an IEEE division and root in float64 take most of them: more than the 64 and 64 of all others
+    return (40, 42) if np.dtype(dtype) == np.float32 and variant == Variant() else (64, 64)
+
+
+def wanted_accesses(variant, dtype):
+    """Loads and stores of the vector loop: each stream once, in 128 bits; four halves are 64."""
+    states = 1 + variant.centered + variant.momentum
+    if np.dtype(dtype).itemsize == 2:
+        return {"LDG.E.64": 2, "STG.E.64": 1, "LDG.E.128": states, "STG.E.128": states}
+    return {"LDG.E.128": 2 + states, "STG.E.128": 1 + states}
+
+
+def flaws(facts, dtype):
+    """What no kernel of this dtype may have."""
+    if np.dtype(dtype) != np.float64:
+        yield from _nothing(facts, "float64", "float64 instructions")
+        yield from _nothing(facts, "ptx_float64", "float64 instructions in the PTX")
+    yield from _nothing(facts, "spill_bytes", "bytes of spills")
+    yield from _nothing(facts, "stack_bytes", "bytes of stack")
+    yield from _nothing(facts, "local", "accesses to local memory")
+    yield from _nothing(facts, "calls", "calls in the PTX")
+
+
+def _nothing(facts, field, what):
+    if getattr(facts, field):
+        yield f"{getattr(facts, field)} {what}"
+
+
+def flaws_of_update(facts, variant, dtype):
+    """What is not as it should be in an update kernel."""
+    yield from flaws(facts, dtype)
+    wanted = wanted_accesses(variant, dtype)
+    if facts.accesses != wanted:
+        yield f"the vector loop has {facts.accesses}; wanted {wanted}"
+    registers, instructions = bounds(variant, dtype)
+    if facts.registers > registers:
+        yield f"{facts.registers} registers; wanted at most {registers}"
+    if instructions_per_element(facts, dtype) > instructions:
+        yield f"{instructions_per_element(facts, dtype):g} instructions an element; wanted at most {instructions}"
