@@ -164,6 +164,29 @@ class Optimizer:
         self._refuse_capture("refresh")
         self._planner.refresh(step)
 
+    def kernels(self) -> dict[str, Any]:
+        """What a step launches: Numba's functions themselves, compiled, to look inside.
+
+        Returns
+        -------
+        dict
+            From a name, ``"update_kernel[float32, momentum]"``, to the ``@cuda.jit`` function, or the ``@njit`` one
+            that the CPU calls for each chunk. Each has ``inspect_llvm()`` and ``inspect_asm()``, on a device also
+            ``inspect_sass()`` (with nvdisasm on the PATH); they return a dict from signature to text.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp(np.ones(3, np.float32), momentum=0.9)
+        >>> for name, kernel in opt.kernels().items():
+        ...     (llvm,) = kernel.inspect_llvm().values()
+        ...     print(name, "fdiv" in llvm)
+        update_kernel[float32, momentum] True
+        """
+        self._refuse_capture("compilation")
+        return self._planner.plan().kernels()
+
     def _refuse_capture(self, what: str) -> None:
         if self._order and self._order.capturing():
             raise RuntimeError(f"{CAPTURED}, which can hold no {what}; end the capture first")

@@ -45,6 +45,10 @@ class Batch:
     factors: NDArray
     grads: NDArray = field(default_factory=lambda: np.empty(0, np.int64))  # the gradient column, on the host
 
+    def title(self, kernel: str) -> str:
+        """How a kernel over this batch is called where people read of it."""
+        return f"{kernel}[{self.dtype}, {self.variant}]"
+
 
 def make_batch(
     variant: Variant,

@@ -16,6 +16,7 @@ import numpy as np
 from cupy.cuda import Device, runtime
 
 from .arrays import Problems, Tensor, check_grad, check_grad_apart
+from .backends import cuda
 from .batch import Batch, Written
 from .layout import Array, NDArray, address_of
 from .resident import Resident, allocate
@@ -73,6 +74,10 @@ class DeviceSteps:
         """Send the scalars that have changed to where the kernels read them."""
         for resident in self._residents:
             resident.send(self._order)
+
+    def functions(self, batch: Batch) -> dict[str, Any]:
+        """The jitted functions that a step over a batch launches, by name."""
+        return cuda.functions(batch.variant, batch.dtype)
 
     # Gradients
 

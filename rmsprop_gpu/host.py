@@ -86,5 +86,9 @@ class HostSteps:
             np.copyto(self._dense[i], array)
             self._column[i] = address_of(self._dense[i])
 
+    def functions(self, batch: Batch) -> dict[str, Any]:
+        """The jitted functions that a step over a batch calls, by name."""
+        return cpu.functions(batch.variant, batch.dtype)
+
     def send(self) -> None:
         """The kernels read the scalars where the plan writes them."""

@@ -34,6 +34,8 @@ class Steps(Protocol):
 
     def send(self) -> None: ...
 
+    def functions(self, batch: Batch) -> dict[str, Any]: ...
+
     @property
     def captured(self) -> bool: ...
 
@@ -88,6 +90,11 @@ class Plan:
     def captured(self) -> bool:
         """Does a CUDA graph hold a step of this plan?"""
         return self.steps.captured
+
+    def kernels(self) -> dict[str, Any]:
+        """The jitted functions that a step launches, by name."""
+        functions = {batch: self.steps.functions(batch) for batch in self.batches}
+        return {batch.title(name): f for batch, found in functions.items() for name, f in found.items()}
 
     def bind(self, grads: list[Any]) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""

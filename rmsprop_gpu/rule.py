@@ -34,6 +34,11 @@ class Variant(NamedTuple):
     nesterov: bool = False
     lr_in_momentum: bool = False
 
+    def __str__(self) -> str:
+        """The switches that are on; eps is by default."""
+        on = [switch for switch, value in self._asdict().items() if value and switch != "eps"]
+        return "+".join([*on, *["no eps"] * (not self.eps)]) or "plain"
+
 
 class Scalars(NamedTuple):
     """The numbers of the rule, in the compute type, read from memory, so that they may change between steps."""

@@ -71,7 +71,9 @@ def test_one_launch_a_batch_and_two_with_bias_correction(launched):
     opt = RMSProp(params)
     opt.step(grads)
     assert len(launched) == 1
-    assert launched[0].startswith("update_kernel[float32, eps] over 160 arrays (params[0], params[1], params[2], ...)")
+    assert launched[0].startswith(
+        "update_kernel[float32, plain] over 160 arrays (params[0], params[1], params[2], ...)"
+    )
     launched.clear()
     RMSProp([p.copy() for p in params], bias_correction=True).step(grads)
     assert [text.split("[")[0] for text in launched] == ["prepare_kernel", "update_kernel"]
@@ -530,7 +532,7 @@ def test_a_launch_that_fails_is_one_error_and_nothing_happened(monkeypatch):
         with other, pytest.raises(RuntimeError) as info:
             opt.step(grads)
     text = str(info.value)
-    assert text.startswith('CUDA did not launch update_kernel[float32, eps] over 1 arrays (params["w"])')
+    assert text.startswith('CUDA did not launch update_kernel[float32, plain] over 1 arrays (params["w"])')
     assert text.endswith("nothing was updated, the optimizer is usable as it was before the step")
     assert everything(opt) == before
     with other:
@@ -589,3 +591,16 @@ def test_array_module_and_adagrad():
     opt = AdaGrad(cupy.ones(3))
     opt.step(cupy.ones(3))
     assert opt.state[0]["sum"].get().tolist() == [1, 1, 1]
+
+
+def test_kernels_are_what_a_step_launches(launched):
+    opt = RMSProp(arrays(0), bias_correction=True, eps=0)
+    kernels = opt.kernels()
+    assert list(kernels) == [
+        "prepare_kernel[float32, bias_correction+no eps]",
+        "update_kernel[float32, bias_correction+no eps]",
+    ]
+    assert all(".entry" in ptx for kernel in kernels.values() for ptx in kernel.inspect_asm().values())
+    assert not launched
+    opt.step(arrays(1))
+    assert [text.split(" over")[0] for text in launched] == list(kernels)

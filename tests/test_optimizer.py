@@ -582,3 +582,20 @@ def test_groups_compare_by_identity():
 def test_clipvalue_that_rounds_to_nothing_is_refused():
     with refused(ValueError, "clipvalue is 1e-60, which is 0 in float32", of=[]):
         RMSProp(one(1), clipvalue=1e-60)
+
+
+def test_kernels_are_what_a_step_launches():
+    params = [np.ones(3, np.float32), np.ones(3)]
+    groups = [{"params": params[:1], "momentum": 0.9}, {"params": params[1:], "bias_correction": True}]
+    opt = RMSProp(groups)
+    kernels = opt.kernels()
+    assert list(kernels) == [
+        "update_kernel[float32, momentum]",
+        "prepare_kernel[float64, bias_correction]",
+        "update_kernel[float64, bias_correction]",
+    ]
+    assert all("ret" in asm for kernel in kernels.values() for asm in kernel.inspect_asm().values())
+    assert opt.steps == 0
+    assert all((x == 1).all() for x in params)
+    opt.param_groups[0]["momentum"] = 0.0
+    assert "update_kernel[float32, plain]" in opt.kernels()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numba import cfunc, njit, prange, types
+from numba import njit, prange, types
 
 from ..compiling import in_forked_child, once
 from ..dtypes import compute_dtype
@@ -39,6 +39,11 @@ PARTS = 64  # equal shares of a step's elements; threads take neighbouring ones
 WORK = 5  # int64 an item of work: kernel, batch, row, start, stop
 _load, _store = memory(np.int64, HOST)
 
+KERNEL = types.void(*[types.int64] * 4)  # batch, row, start, stop
+# Kernels are called by address, never from Python. Without error_model="numpy" a division may raise, and the loop does
+# not vectorise.
+_kernel: Any = njit(KERNEL, error_model="numpy", no_cpython_wrapper=True)  # type: ignore[call-overload]  # not in its stub
+
 
 class Batch(Protocol):
     """What this backend needs to know of a batch (batch.py)."""
@@ -59,8 +64,7 @@ def _make_update_kernel(variant: Variant, D: Any) -> Any:
     (load, store), (load_state, store_state) = memory(D, HOST), memory(T, HOST)
     one = T(1)
 
-    # Without error_model="numpy" a division may raise, and the loop does not vectorise.
-    @cfunc(types.void(*[types.int64] * 4), error_model="numpy")
+    @_kernel
     def update_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
         grad = _load(_load(batch, GRADS), index)
         if grad == 0:
@@ -94,7 +98,7 @@ def _make_prepare_kernel(variant: Variant, T: Any) -> Any:
     advance, scalars = make_advance(variant, T, HOST), make_scalars(T, HOST)
     _, store = memory(T, HOST)
 
-    @cfunc(types.void(*[types.int64] * 4), error_model="numpy")
+    @_kernel
     def prepare_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
         for i in range(start, stop):
             if _load(_load(batch, GRADS), i) != 0:
@@ -126,9 +130,19 @@ def _make_drivers() -> tuple[Any, Any]:
     return njit(signature, nogil=True)(_drive), njit(signature, nogil=True, parallel=True)(_drive)
 
 
-def update_kernel(variant: Variant, dtype: np.dtype[Any]) -> Any:
-    """The compiled chunk kernel of a Variant, a Numba ``cfunc``."""
-    return once(_make_update_kernel, variant, dtype.type)
+def functions(variant: Variant, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The ``@njit`` functions that a step of a Variant calls, in this order."""
+    made = {}
+    if variant.bias_correction:
+        made["prepare_kernel"] = once(_make_prepare_kernel, variant, compute_dtype(dtype).type)
+    made["update_kernel"] = once(_make_update_kernel, variant, dtype.type)
+    return made
+
+
+def _address(kernel: Any) -> int:
+    """Where the machine code of a kernel starts; to ask makes it, which no fork may meet half done."""
+    compiled = kernel.get_compile_result(KERNEL)
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
 
 
 def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callable[[], None]:
@@ -139,12 +153,11 @@ def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callab
         owners = (batch.table, batch.grads, batch.scalars, batch.factors)
         blocks.append(np.array([a.ctypes.data for a in owners], np.int64))
         block = blocks[-1].ctypes.data
-        if batch.variant.bias_correction:
-            kernel = once(_make_prepare_kernel, batch.variant, compute_dtype(batch.dtype).type)
-            prepares.append((kernel.address, block, 0, 0, len(batch.sizes)))
+        kernels = {name: once(_address, f) for name, f in functions(batch.variant, batch.dtype).items()}
+        if "prepare_kernel" in kernels:
+            prepares.append((kernels["prepare_kernel"], block, 0, 0, len(batch.sizes)))
         chunks = chunk_list(batch.sizes, CHUNK)
-        kernel = update_kernel(batch.variant, batch.dtype)
-        work.append(np.insert(chunks, [0, 0], [kernel.address, block], axis=1))
+        work.append(np.insert(chunks, [0, 0], [kernels["update_kernel"], block], axis=1))
 
     prepare_items = np.array(prepares, np.int64).reshape(-1, WORK)
     items = np.ascontiguousarray(np.concatenate([np.empty((0, WORK), np.int64), *work]))

@@ -5,9 +5,9 @@ A kernel gets addresses, not arrays: unpacking array arguments costs more than a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import cuda.core
 import numba.cuda
@@ -47,6 +47,8 @@ class Batch(Protocol):
     dtype: np.dtype[Any]
     labels: list[str]
     sizes: list[int]
+
+    def title(self, kernel: str) -> str: ...
 
 
 def _make_update(variant: Variant, D: Any, T: Any, width: int) -> Any:
@@ -152,20 +154,23 @@ def _load(make: Any, variant: Variant, D: Any, device: int) -> Any:
     return kernel.overloads[SIGNATURE]._codelibrary.get_cufunc().kernel
 
 
-class Kernels(NamedTuple):
-    """What a step of a batch launches, in this order."""
+def _makers(variant: Variant) -> dict[str, Any]:
+    """What makes the kernels that a step of a Variant launches, in this order."""
+    prepare = {"prepare_kernel": make_prepare_kernel} if variant.bias_correction else {}
+    return {**prepare, "update_kernel": make_update_kernel}
 
-    prepare: Any
-    update: Any
+
+def functions(variant: Variant, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The ``@cuda.jit`` functions that a step of a Variant launches."""
+    return {name: once(_compile, make, variant, dtype.type) for name, make in _makers(variant).items()}
 
 
-def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> Kernels:
-    """The kernels of a Variant and dtype on a device, compiled where that has not been done."""
+def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, Any]:
+    """The handles of these functions on a device, compiled where that has not been done."""
     import cupy
 
     with cupy.cuda.Device(device):
-        prepare = once(_load, make_prepare_kernel, variant, dtype.type, device) if variant.bias_correction else None
-        return Kernels(prepare, once(_load, make_update_kernel, variant, dtype.type, device))
+        return {name: once(_load, make, variant, dtype.type, device) for name, make in _makers(variant).items()}
 
 
 def chunks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -178,24 +183,22 @@ class Launch(partial[None]):
     kernel: str
 
 
-def launches(kernels: Kernels, stream: Any, n_chunks: int, batch: Batch, addresses: Sequence[int]) -> list[Launch]:
+def launches(
+    kernels: Mapping[str, Any], stream: Any, n_chunks: int, batch: Batch, addresses: Sequence[int]
+) -> list[Launch]:
     """The calls that launch a step of a batch on a stream, by the addresses of its tables."""
     table, grads, chunk_table, scalars, factors = addresses
     rows = len(batch.sizes)
-    made = []
+    grids = {"prepare_kernel": -(-rows // THREADS), "update_kernel": n_chunks}
+    arguments = {
+        "prepare_kernel": (table, grads, scalars, factors, rows),
+        "update_kernel": (table, grads, chunk_table, scalars, factors),
+    }
     handle = cuda.core.Stream.from_handle(stream.ptr)
-    if kernels.prepare is not None:
-        arguments = (table, grads, scalars, factors, rows)
-        made.append(_launch("prepare_kernel", kernels.prepare, handle, -(-rows // THREADS), batch, arguments))
-    arguments = (table, grads, chunk_table, scalars, factors)
-    made.append(_launch("update_kernel", kernels.update, handle, n_chunks, batch, arguments))
-    return made
-
-
-def _launch(name: str, kernel: Any, stream: Any, grid: int, batch: Batch, arguments: Sequence[int]) -> Launch:
-    config = cuda.core.LaunchConfig(grid=grid, block=THREADS)
-    call = Launch(cuda.core.launch, stream, config, kernel, *arguments)
-    on = [field for field, value in batch.variant._asdict().items() if value]
     some = ", ".join([*batch.labels[:3], *["..."] * (len(batch.labels) > 3)])
-    call.kernel = f"{name}[{batch.dtype}, {'+'.join(on) or 'plain'}] over {len(batch.labels)} arrays ({some})"
-    return call
+    made = []
+    for name, kernel in kernels.items():
+        config = cuda.core.LaunchConfig(grid=grids[name], block=THREADS)
+        made.append(Launch(cuda.core.launch, handle, config, kernel, *arguments[name]))
+        made[-1].kernel = f"{batch.title(name)} over {len(batch.labels)} arrays ({some})"
+    return made
