@@ -18,8 +18,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import AdaGrad, RMSProp, array_module, backend_of
+from . import AdaGrad, RMSProp, array_module, backend_of, hyper
 from .demo_oracle import Oracle
+from .traffic import bytes_per_element
 
 Array: TypeAlias = Any  # of NumPy or CuPy
 Params: TypeAlias = dict[str, Array]
@@ -28,7 +29,6 @@ SIZES = (64, 128, 64, 10)
 LR = {"rmsprop": 3e-3, "adagrad": 3e-2}  # AdaGrad's rate dies by itself: with 3e-3 it ends at 95 %
 LAST = 0.01  # of lr, where the cosine ends
 NOISE = 0.2  # drawn anew each epoch and added to the pixels (0 to 1), so that none is learnt by heart
-BUFFERS = {"square_avg", "sum", "grad_avg", "momentum_buffer"}
 
 
 class MissingExtraError(ImportError):
@@ -114,8 +114,8 @@ def loss_and_grads(xp: ModuleType, params: Params, images: Array, targets: Array
 
 def make_optimizer(settings: Settings, params: Params) -> RMSProp | AdaGrad:
     """The optimizer of a run; TypeError or ValueError for a wrong hyperparameter."""
-    hyper: dict[str, Any] = {"lr": LR[settings.optimizer], **settings.hyper}
-    return AdaGrad(params, **hyper) if settings.optimizer == "adagrad" else RMSProp(params, **hyper)
+    given: dict[str, Any] = {"lr": LR[settings.optimizer], **settings.hyper}
+    return AdaGrad(params, **given) if settings.optimizer == "adagrad" else RMSProp(params, **given)
 
 
 def cosine(lr: float, steps: int) -> Callable[[int], float]:
@@ -128,9 +128,9 @@ def cosine(lr: float, steps: int) -> Callable[[int], float]:
 
 
 def bytes_a_step(opt: RMSProp | AdaGrad, params: Params) -> int:
-    """Read param and grad, write param, read and write each buffer: 20 bytes an element for plain float32."""
-    streams = {name: 3 + 2 * len(BUFFERS & opt.state[name].keys()) for name in params}
-    return sum(param.nbytes * streams[name] for name, param in params.items())
+    """What the model says: 20 bytes an element for plain float32."""
+    variant = hyper.variant(opt.param_groups[0].hyper(), isinstance(opt, AdaGrad))
+    return sum(param.size * bytes_per_element(variant, param.dtype) for param in params.values())
 
 
 def to_host(array: Array) -> Any:
