@@ -20,8 +20,9 @@ import numpy as np
 
 from . import AdaGrad, RMSProp, __version__, available_backends
 from .backends import cuda_versions
-from .demo import LR, MissingExtraError, Run, Settings, extra
+from .demo import LR, Run, Settings
 from .demo_report import plot, print_summary
+from .extras import MissingExtraError, extra
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -177,7 +178,7 @@ def run_demo(options: argparse.Namespace) -> int:
     """Train, print, write; whatever can be refused is refused before the training."""
     run = make_run(options)
     check_files(options)
-    with extra():
+    with extra("demo"):
         from rich.console import Console
     console = Console(highlight=False)
     run.load()
@@ -240,7 +241,7 @@ def option(name: str) -> str:
 def check_files(options: argparse.Namespace) -> None:
     """Find before the training what would spoil its end."""
     if options.plot:
-        with extra():
+        with extra("demo"):
             import matplotlib.figure  # noqa: F401  # only whether it is there
         if options.plot.suffix.lower() != ".png":
             raise RefusedError(f"--plot {options.plot} does not end in .png", BAD_USE)

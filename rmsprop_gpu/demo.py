@@ -10,7 +10,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from types import ModuleType
@@ -20,6 +19,7 @@ import numpy as np
 
 from . import AdaGrad, RMSProp, array_module, backend_of, hyper
 from .demo_oracle import Oracle
+from .extras import extra
 from .traffic import bytes_per_element
 
 Array: TypeAlias = Any  # of NumPy or CuPy
@@ -29,20 +29,6 @@ SIZES = (64, 128, 64, 10)
 LR = {"rmsprop": 3e-3, "adagrad": 3e-2}  # AdaGrad's rate dies by itself: with 3e-3 it ends at 95 %
 LAST = 0.01  # of lr, where the cosine ends
 NOISE = 0.2  # drawn anew each epoch and added to the pixels (0 to 1), so that none is learnt by heart
-
-
-class MissingExtraError(ImportError):
-    """A library of the extra ``demo`` is not installed."""
-
-
-@contextmanager
-def extra() -> Iterator[None]:
-    """Name the extra where an import inside fails."""
-    try:
-        yield
-    except ImportError as error:
-        why = " ".join(str(error).split())  # some have several lines
-        raise MissingExtraError(f'{why}; what the demo needs comes with pip install "rmsprop-gpu[demo]"') from None
 
 
 @dataclass(frozen=True)
@@ -163,7 +149,7 @@ class Run:
 
     def load(self) -> None:
         """The digits: a stratified random fifth of them is kept for testing."""
-        with extra():
+        with extra("demo"):
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
         digits = load_digits()

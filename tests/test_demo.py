@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rmsprop_gpu import demo, reference
-from rmsprop_gpu.demo import MissingExtraError, Run, Settings
+from rmsprop_gpu.demo import Run, Settings
 from rmsprop_gpu.demo_oracle import Deviation, Oracle
+from rmsprop_gpu.extras import MissingExtraError
 
 PARAMETERS = 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
 TRAIN, TEST = 1437, 360  # of 1,797 digits
