@@ -79,6 +79,13 @@ class DeviceSteps:
         """The jitted functions that a step over a batch launches, by name."""
         return cuda.functions(batch.variant, batch.dtype)
 
+    def alone(self, i: int) -> Callable[[], object]:
+        """The launches of one batch by themselves, on the current stream, as they were bound last."""
+        resident = self._residents[i]
+        with Device(resident.device):
+            calls = resident.launches(self._order.enter(resident.device))
+        return lambda: list(map(_call, [partial(runtime.setDevice, resident.device), *calls]))
+
     # Gradients
 
     def bind(self, grads: list[Any]) -> None:

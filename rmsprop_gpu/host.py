@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class HostSteps:
     captured = False  # by no CUDA graph
 
     def __init__(self, tensors: Sequence[Tensor], batches: Sequence[Batch], written: Written, steps: NDArray) -> None:
-        self._tensors, self._written = tensors, written
+        self._tensors, self._batches, self._written = tensors, batches, written
         self._column = np.full(len(tensors), -1, np.int64)
         self._dense: dict[int, NDArray] = {}
         start = 0
@@ -89,6 +89,10 @@ class HostSteps:
     def functions(self, batch: Batch) -> dict[str, Any]:
         """The jitted functions that a step over a batch calls, by name."""
         return cpu.functions(batch.variant, batch.dtype)
+
+    def alone(self, i: int) -> Callable[[], object]:
+        """The launch of one batch by itself, as it is bound; no step is counted."""
+        return cpu.make_launch([self._batches[i]], np.zeros(1, np.int64))
 
     def send(self) -> None:
         """The kernels read the scalars where the plan writes them."""

@@ -82,7 +82,22 @@ def _kind(opcode: str) -> str:
         "conversion": r"[FI]2[FI]|F2FP|PRMT",
         "branches": r"BRA|BSSY|BSYNC|CALL|RET|EXIT|WARPSYNC|NOP",
     }
-    return next((kind for kind, pattern in kinds.items() if re.match(pattern, opcode)), "integer and moves")
+    return next((kind for kind, pattern in kinds.items() if re.match(pattern, opcode)), "others")
+
+
+def mix_of_ptx(ptx: str) -> dict[str, int]:
+    """Instructions of a whole kernel by what they are for, where no machine code can be read."""
+    kinds = {"ld": "memory", "st": "memory", "cvt": "conversion", "bra": "branches", "ret": "branches"}
+    found: Counter[str] = Counter()
+    for opcode in _ptx_opcodes(ptx):
+        parts = opcode.split(".")
+        arithmetic = next((f"float{t[1:]}" for t in ("f32", "f64") if t in parts and parts[0] not in kinds), None)
+        found[arithmetic or kinds.get(parts[0], "others")] += 1
+    return dict(found.most_common())
+
+
+def _ptx_opcodes(ptx: str) -> list[str]:
+    return re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.]*)[\s;]", ptx, re.MULTILINE)
 
 
 def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Facts]:
@@ -128,7 +143,7 @@ def _found(pattern: str, text: str) -> re.Match[str]:
 def _facts(ptx: str, log: str, text: str) -> Facts:
     code, labels = _parse(text)
     opcodes = [opcode for opcode, _ in code]
-    ptx_opcodes = re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.]*)\s", ptx, re.MULTILINE)
+    ptx_opcodes = _ptx_opcodes(ptx)
     stack, stores, loads = _found(r"(\d+) bytes stack frame, (\d+) .*, (\d+) bytes spill loads", log).groups()
     return Facts(
         registers=int(_found(r"Used (\d+) registers", log)[1]),

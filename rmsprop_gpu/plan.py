@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -35,6 +35,8 @@ class Steps(Protocol):
     def send(self) -> None: ...
 
     def functions(self, batch: Batch) -> dict[str, Any]: ...
+
+    def alone(self, i: int) -> Callable[[], object]: ...
 
     @property
     def captured(self) -> bool: ...

@@ -18,7 +18,7 @@ MODULES = [
 ]
 
 
-NEED_CUDA = {"rmsprop_gpu.backends.cuda", "rmsprop_gpu.device", "rmsprop_gpu.resident", "rmsprop_gpu.streams"}
+NEED_CUDA = {"rmsprop_gpu.backends.cuda", "rmsprop_gpu.device", "rmsprop_gpu.profile_device", "rmsprop_gpu.resident", "rmsprop_gpu.streams"}
 
 
 @pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.gpu] * (m in NEED_CUDA)) for m in MODULES])
@@ -49,6 +49,15 @@ def test_readme_example_of_a_graph_runs():
     scope = {}
     exec(code, scope)
     assert int(scope["opt"].state[0]["step"]) == 4
+
+
+def test_readme_example_of_a_profile_runs(capsys):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[2]
+    exec(code, {})
+    assert "RMSProp over 2 tensors, 4,001,000 elements" in capsys.readouterr().out
+    pyplot.close("all")
 
 
 def test_readme_has_the_two_commands():

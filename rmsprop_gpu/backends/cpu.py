@@ -57,7 +57,7 @@ class Batch(Protocol):
     factors: np.ndarray[Any, Any]
 
 
-def _make_update_kernel(variant: Variant, D: Any) -> Any:
+def _make_update_kernel(variant: Variant, D: Any, make_rule: Any) -> Any:
     """The kernel of one chunk, elements start to stop of one tensor; parameters and gradients are of type D."""
     T: Any = compute_dtype(np.dtype(D)).type
     rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), make_scalars(T, HOST)
@@ -121,7 +121,7 @@ def _drive(prepares, n_prepares, chunks, bounds, parts, steps):  # type: ignore[
 
 
 # Numba's workqueue layer aborts the process when two threads enter a parallel region.
-_in_parallel = threading.Lock()
+in_parallel = threading.Lock()
 
 
 def _make_drivers() -> tuple[Any, Any]:
@@ -130,12 +130,12 @@ def _make_drivers() -> tuple[Any, Any]:
     return njit(signature, nogil=True)(_drive), njit(signature, nogil=True, parallel=True)(_drive)
 
 
-def functions(variant: Variant, dtype: np.dtype[Any]) -> dict[str, Any]:
+def functions(variant: Variant, dtype: np.dtype[Any], make_rule: Any = make_rule) -> dict[str, Any]:
     """The ``@njit`` functions that a step of a Variant calls, in this order."""
     made = {}
     if variant.bias_correction:
         made["prepare_kernel"] = once(_make_prepare_kernel, variant, compute_dtype(dtype).type)
-    made["update_kernel"] = once(_make_update_kernel, variant, dtype.type)
+    made["update_kernel"] = once(_make_update_kernel, variant, dtype.type, make_rule)
     return made
 
 
@@ -145,15 +145,20 @@ def _address(kernel: Any) -> int:
     return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
 
 
-def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callable[[], None]:
-    """Compile what these batches need; the function returned runs one step over them all and counts it in `steps`."""
+def make_launch(
+    batches: Sequence[Batch], steps: np.ndarray[Any, Any], make_rule: Any = make_rule
+) -> Callable[[], None]:
+    """Compile what these batches need; the function returned runs one step over them all and counts it in `steps`.
+
+    `make_rule` makes what is done with each element: the rule, or what a profiler puts in its place.
+    """
     serial, parallel = once(_make_drivers)
     prepares, work, blocks = [], [], []
     for batch in batches:
         owners = (batch.table, batch.grads, batch.scalars, batch.factors)
         blocks.append(np.array([a.ctypes.data for a in owners], np.int64))
         block = blocks[-1].ctypes.data
-        kernels = {name: once(_address, f) for name, f in functions(batch.variant, batch.dtype).items()}
+        kernels = {name: once(_address, f) for name, f in functions(batch.variant, batch.dtype, make_rule).items()}
         if "prepare_kernel" in kernels:
             prepares.append((kernels["prepare_kernel"], block, 0, 0, len(batch.sizes)))
         chunks = chunk_list(batch.sizes, CHUNK)
@@ -180,7 +185,7 @@ def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any]) -> Callab
         if size < SERIAL_BELOW or in_forked_child():
             serial(*arguments)
         else:
-            with _in_parallel:
+            with in_parallel:
                 parallel(*arguments)
 
     launch.kept = kept  # type: ignore[attr-defined]

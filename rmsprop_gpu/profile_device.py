@@ -1,0 +1,134 @@
+"""The clock and the ceilings of CUDA devices: events, a device copy, fma; and what is known of a kernel's code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import cupy
+import numpy as np
+from cupyx.profiler import benchmark
+
+from . import machine_code
+from .backends import cuda
+from .batch import Batch
+from .compiling import once
+from .intrinsics import fma
+from .profile_report import Code
+
+WARM_UP = 3
+COPY = 1 << 28  # bytes that a copy moves at most: beyond the caches
+CHAINS, DEPTH = 4, 64  # fma in a chain, and chains of a thread, which hide each other's latency
+LONG_ENOUGH = 2e-4  # seconds, beside which a launch is nothing
+
+
+def _make_fma_kernel(T: Any) -> Any:
+    half = T(0.5)
+
+    @cuda.target.jit
+    def fma_kernel(results, rounds):  # type: ignore[no-untyped-def]
+        index = cuda.target.grid(1)
+        a = T(index)
+        b, c, d = a + half, a - half, a * half
+        for _ in range(rounds):
+            for _ in range(DEPTH):
+                a, b, c, d = fma(a, half, half), fma(b, half, half), fma(c, half, half), fma(d, half, half)
+        if a + b + c + d == half:  # never; but the compiler must not know
+            results[0] = a
+
+    return fma_kernel
+
+
+class DeviceProbe:
+    """Measures on CUDA devices; where there are several, the slowest counts, and ceilings are those of the first."""
+
+    def __init__(self, devices: Sequence[int]) -> None:
+        self._devices = tuple(devices)
+        properties = [cupy.cuda.runtime.getDeviceProperties(device) for device in devices]
+        self.name = ", ".join(p["name"].decode() for p in properties)
+        self._capability = (properties[0]["major"], properties[0]["minor"])
+
+    def step(
+        self, bind: Callable[[], Callable[[], object]], repeats: int, within: AbstractContextManager[Any]
+    ) -> tuple[list[float], list[float]]:
+        """Seconds of the host and of the devices, of ``bind()()``."""
+
+        def step() -> None:
+            with within:
+                bind()()
+
+        result = benchmark(step, n_repeat=repeats, n_warmup=WARM_UP, devices=self._devices)
+        return result.cpu_times.tolist(), result.gpu_times.max(axis=0).tolist()
+
+    def launch(
+        self, call: Callable[[], object], batch: Batch, moved: int, repeats: int, within: AbstractContextManager[Any]
+    ) -> tuple[list[float], float]:
+        """Seconds of a launch over a batch; bytes a second of a copy that moves as many, half read and half written."""
+        with cupy.cuda.Device(batch.device):
+            with within:
+                seconds = self._seconds(call, repeats)
+            return seconds, self._copied(moved, repeats, np.median)
+
+    def _seconds(self, call: Callable[[], object], repeats: int) -> list[float]:
+        """Seconds of the devices, of each of many calls."""
+        result = benchmark(call, n_repeat=repeats, n_warmup=WARM_UP, devices=self._devices, name="call")
+        times: list[float] = result.gpu_times.max(axis=0).tolist()
+        return times
+
+    def memory_rate(self, repeats: int) -> float:
+        """Bytes a second of a copy that no cache holds."""
+        with cupy.cuda.Device(self._devices[0]):
+            return self._copied(COPY, repeats, np.min)
+
+    def _copied(self, moved: int, repeats: int, statistic: Any) -> float:
+        """Bytes a second."""
+        free, _ = cupy.cuda.runtime.memGetInfo()
+        half = max(1, min(moved, COPY, free // 2) // 2)
+        source, target = cupy.zeros(half, np.uint8), cupy.zeros(half, np.uint8)
+        stream = cupy.cuda.get_current_stream()
+        copy = lambda: target.data.copy_from_device_async(source.data, half, stream)  # noqa: E731
+        rate: float = 2 * half / statistic(self._seconds(copy, repeats)).item()
+        return rate
+
+    def flop_rate(self, T: Any, repeats: int) -> float:
+        """Operations a second, as fma of type T on all multiprocessors."""
+        kernel, rounds, threads = once(_make_fma_kernel, T), 1, 256
+        with cupy.cuda.Device(self._devices[0]) as device:
+            blocks = 8 * device.attributes["MultiProcessorCount"]
+            results = cupy.zeros(1, T)
+            stream = cuda.target.external_stream(cupy.cuda.get_current_stream().ptr)
+            call = lambda: kernel[blocks, threads, stream](results, rounds)  # noqa: E731
+            while (seconds := min(self._seconds(call, 3))) < LONG_ENOUGH:
+                rounds *= 2
+            rate: float = 2 * CHAINS * DEPTH * rounds * blocks * threads / seconds
+        return rate
+
+    def facts(self, batch: Batch) -> dict[str, Any]:
+        """How the work of a batch is cut, and what its kernel's code holds."""
+        chunks = len(cuda.chunks(batch.sizes))
+        return {"chunks": chunks, "grid": chunks, "block": cuda.THREADS, "code": self._code(batch)}
+
+    def _code(self, batch: Batch) -> Code:
+        """Registers and occupancy of the kernel that is loaded; spills and instructions by ptxas where it is there."""
+        device = batch.device or 0
+        kernel = cuda.kernels(batch.variant, batch.dtype, device)["update_kernel"]
+        most = cupy.cuda.Device(device).attributes["MaxThreadsPerMultiProcessor"]
+        blocks = kernel.occupancy.max_active_blocks_per_multiprocessor(cuda.THREADS, 0)
+        spills: int | None = None
+        if machine_code.why_not() is None:
+            make = cuda.make_update_kernel(batch.variant, batch.dtype.type)
+            (facts,) = machine_code.read([make], self._capability)
+            spills, source, mix = facts.spill_bytes, "the vector loop in machine code", facts.mix
+        else:
+            (ptx,) = cuda.functions(batch.variant, batch.dtype)["update_kernel"].inspect_asm().values()
+            source, mix = "the whole kernel in PTX", machine_code.mix_of_ptx(ptx)
+        return Code(
+            registers=int(kernel.attributes.num_regs),
+            local_bytes=int(kernel.attributes.local_size_bytes),
+            spill_bytes=spills,
+            blocks_per_multiprocessor=int(blocks),
+            occupancy=blocks * cuda.THREADS / most,
+            instructions_of=source,
+            instructions=mix,
+        )

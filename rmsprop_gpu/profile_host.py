@@ -1,0 +1,130 @@
+"""The clock and the ceilings of the CPU: what memory alone takes, and how many operations a second there are."""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+from .backends import cpu
+from .batch import Batch
+from .compiling import in_forked_child, once
+from .intrinsics import fma
+from .optimizer import RMSProp
+from .rule import Variant, inline
+from .table import chunk_list
+from .traffic import bytes_per_element
+
+WARM_UP = 3
+BIG = 1 << 24  # elements of three float32 streams, 192 MiB: beyond the caches
+DEPTH, WIDTH = (
+    16,
+    2048,
+)  # fma in a chain, and chains: independent ones hide each other's latency, and all fit in a cache
+PARTS = 64
+
+
+def make_touch(variant: Variant, T: Any) -> Any:
+    """In the place of the rule: every stream is read and written as the rule does it, with one addition each."""
+
+    @inline
+    def touch(p, grad, v, m, b, s, correction):  # type: ignore[no-untyped-def]
+        return p + grad, v + grad, m + grad, b + grad
+
+    return touch
+
+
+def _make_fma_loop(T: Any) -> Any:
+    @njit(parallel=not in_forked_child(), error_model="numpy")
+    def loop(x, rounds, factor, term):  # type: ignore[no-untyped-def]
+        for part in prange(x.shape[0]):
+            for _ in range(rounds):
+                for i in range(x.shape[1]):
+                    t = x[part, i]
+                    for _ in range(DEPTH):
+                        t = fma(t, factor, term)
+                    x[part, i] = t
+
+    return loop
+
+
+class HostProbe:
+    """Measures on the CPU."""
+
+    def __init__(self) -> None:
+        threads = numba.get_num_threads()
+        self.name = f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+
+    def step(
+        self, bind: Callable[[], Callable[[], object]], repeats: int, within: AbstractContextManager[Any]
+    ) -> tuple[list[float], list[float]]:
+        """Seconds of ``bind()``, which checks a step, and of running what it returns."""
+        host, device = [], []
+        for _ in range(WARM_UP + repeats):
+            with within:
+                start = time.perf_counter()
+                launch = bind()
+                checked = time.perf_counter()
+                launch()
+                done = time.perf_counter()
+            host.append(checked - start)
+            device.append(done - checked)
+        return host[WARM_UP:], device[WARM_UP:]
+
+    def launch(
+        self, call: Callable[[], object], batch: Batch, moved: int, repeats: int, within: AbstractContextManager[Any]
+    ) -> tuple[list[float], float]:
+        """Seconds of a launch over a batch, and the bytes a second of its streams in the same loop without the rule."""
+        seconds, copies = self._beside_a_copy(call, batch, repeats, within)
+        return seconds, moved / float(np.median(copies))
+
+    def _beside_a_copy(
+        self, call: Callable[[], object], batch: Batch, repeats: int, within: AbstractContextManager[Any]
+    ) -> tuple[list[float], list[float]]:
+        """Seconds of both, in turns: the speed of memory changes from second to second where others use it too."""
+        copy = cpu.make_launch([batch], np.zeros(1, np.int64), make_touch)
+
+        def run() -> Callable[[], object]:
+            call()
+            return copy
+
+        return self.step(run, repeats, within)
+
+    def memory_rate(self, repeats: int) -> float:
+        """Bytes a second of arrays that no cache holds."""
+        opt, grad = RMSProp(np.zeros(BIG, np.float32)), np.zeros(BIG, np.float32)
+        plan = opt._planner.plan()
+        plan.bind([grad])
+        (batch,) = plan.batches
+        _, copies = self._beside_a_copy(plan.launch, batch, repeats, nullcontext())
+        return BIG * bytes_per_element(batch.variant, batch.dtype) / min(copies)
+
+    def flop_rate(self, T: Any, repeats: int) -> float:
+        """Operations a second, as fma of type T on all threads."""
+        loop, x, rounds = once(_make_fma_loop, T), np.ones((PARTS, WIDTH), T), 20
+        with cpu.in_parallel:
+            run = partial(loop, x, rounds, T(0.5), T(0.5))
+            _, seconds = self.step(lambda: run, repeats, nullcontext())
+        return 2 * DEPTH * rounds * x.size / min(seconds)
+
+    def facts(self, batch: Batch) -> dict[str, Any]:
+        """How the work of a batch is cut."""
+        return {"chunks": len(chunk_list(batch.sizes, cpu.CHUNK)), "grid": None, "block": None, "code": None}
+
+
+def _processor() -> str:
+    """The name of the processor, as far as the system tells."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,0 +1,62 @@
+"""The roofline of a profile: what memory and arithmetic allow on this machine, and where each launch stands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .extras import extra
+
+if TYPE_CHECKING:
+    from .profile_report import Report
+
+INK, PAPER, GRID = "#222222", "#ffffff", "#cccccc"  # opaque: readable on a dark page too
+COLOURS = ("#006BA4", "#C85200", "#595959", "#5F9ED1", "#A2C8EC", "#898989", "#FFBC79")  # of tableau-colorblind10
+
+
+def roofline(report: Report, ax: Any = None) -> Any:
+    """Draw it on the axes, or on new ones of pyplot; return them."""
+    with extra("profile"):
+        import matplotlib.pyplot as plt
+    if ax is None:
+        _, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    ax.figure.set_facecolor(PAPER)
+    ax.set_facecolor(PAPER)
+
+    launches = report.launches
+    points = [x.flops_per_element / x.bytes_per_element for x in launches]
+    most = max(report.flop_rates.values())
+    low, high = min(points) / 4, 8 * most / report.memory_rate
+    x = np.geomspace(low, high, 200)
+    for i, (dtype, rate) in enumerate(report.flop_rates.items()):
+        roof = np.minimum(x * report.memory_rate, rate) / 1e9
+        ax.plot(x, roof, color=INK, linestyle=("-", "--")[i % 2], linewidth=1.5)
+        ax.annotate(f"{dtype}: {rate / 1e9:,.0f} GFLOP/s, fma", (high, rate / 1e9), (-2, (5, -5)[i % 2]),
+                    textcoords="offset points", ha="right", va=("bottom", "top")[i % 2], color=INK)  # fmt: skip
+    text = f"memory: {report.memory_rate / 1e9:,.1f} GB/s, a copy"
+    middle = np.sqrt(low * most / report.memory_rate)
+    ax.annotate(text, (middle, middle * report.memory_rate / 1e9), (-8, 4), textcoords="offset points", ha="right",
+                color=INK)  # fmt: skip
+    for i, (launch, point) in enumerate(zip(launches, points, strict=True)):
+        ax.plot(point, launch.flop_rate / 1e9, "o", markersize=9, color=COLOURS[i % len(COLOURS)], zorder=3,
+                label=f"{launch.name}: {launch.fraction_of_copy:.0%} of a copy")  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="arithmetic (GFLOP/s)")
+    ax.set_ylim(top=2 * most / 1e9)
+    ax.set_title(_finding(report), color=INK)
+    ax.grid(color=GRID, linewidth=0.5)
+    ax.tick_params(colors=INK, which="both")
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_color(INK)
+    legend = ax.legend(loc="lower right", facecolor=PAPER, edgecolor=GRID, labelcolor=INK)
+    legend.set_title(report.device)
+    legend.get_title().set_color(INK)
+    return ax
+
+
+def _finding(report: Report) -> str:
+    """The title."""
+    near = max(report.launches, key=lambda launch: launch.bytes)
+    ridge = max(report.flop_rates.values()) / report.memory_rate
+    limit = "memory" if near.flops_per_element / near.bytes_per_element < ridge else "arithmetic"
+    return f"A step moves {report.rate / 1e9:,.1f} GB/s, {report.fraction_of_copy:.0%} of a copy: its limit is {limit}"
