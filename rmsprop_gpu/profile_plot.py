@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +40,9 @@ def roofline(report: Report, ax: Any = None) -> Any:
     ax.annotate(text, (middle, middle * report.memory_rate / 1e9), (-8, 4), textcoords="offset points", ha="right",
                 color=INK)  # fmt: skip
     for i, (launch, point) in enumerate(zip(launches, points, strict=True)):
+        switches = fill(launch.variant.replace("+", " + "), 60)
         ax.plot(point, launch.flop_rate / 1e9, "o", markersize=9, color=COLOURS[i % len(COLOURS)], zorder=3,
-                label=f"{launch.name}: {launch.fraction_of_copy:.0%} of a copy")  # fmt: skip
+                label=f"{launch.dtype}, {switches}: {launch.fraction_of_copy:.0%} of a copy")  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="arithmetic (GFLOP/s)")
     ax.set_ylim(top=2 * most / 1e9)
     ax.set_title(_finding(report), color=INK)
@@ -48,9 +50,8 @@ def roofline(report: Report, ax: Any = None) -> Any:
     ax.tick_params(colors=INK, which="both")
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_color(INK)
-    legend = ax.legend(loc="lower right", facecolor=PAPER, edgecolor=GRID, labelcolor=INK)
-    legend.set_title(report.device)
-    legend.get_title().set_color(INK)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), title=report.device, alignment="left", frameon=False,
+              labelcolor=INK).get_title().set_color(INK)  # fmt: skip
     return ax
 
 

@@ -135,7 +135,10 @@ class Report:
         for head, rows in _tables(self):
             table = RichTable(box=SIMPLE_HEAD)
             for i, name in enumerate(head):
-                table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
+                if i == 0:  # of all columns this one may break, within its many switches
+                    table.add_column(name, overflow="fold")
+                else:
+                    table.add_column(name, justify="right", no_wrap=True)
             for row in rows:
                 table.add_row(*map(Text, row))
             yield table
@@ -212,8 +215,13 @@ def _mix(code: Code) -> str:
 def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table without colours of its own: it takes those of the page."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{_breakable(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _breakable(text: str) -> str:
+    """HTML in which a long list of switches may break."""
+    return escape(text).replace("+", "+<wbr>")
 
 
 def seconds(value: float) -> str:

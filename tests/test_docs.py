@@ -18,7 +18,13 @@ MODULES = [
 ]
 
 
-NEED_CUDA = {"rmsprop_gpu.backends.cuda", "rmsprop_gpu.device", "rmsprop_gpu.profile_device", "rmsprop_gpu.resident", "rmsprop_gpu.streams"}
+NEED_CUDA = {
+    "rmsprop_gpu.backends.cuda",
+    "rmsprop_gpu.device",
+    "rmsprop_gpu.profile_device",
+    "rmsprop_gpu.resident",
+    "rmsprop_gpu.streams",
+}
 
 
 @pytest.mark.parametrize("module", [pytest.param(m, marks=[pytest.mark.gpu] * (m in NEED_CUDA)) for m in MODULES])
