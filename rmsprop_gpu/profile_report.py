@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .extras import extra
+from .summary import counted
 
 Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head and rows
 WIDTH = 120  # where the report is not printed to a terminal
@@ -169,7 +170,8 @@ def _lines(report: Report) -> list[str]:
     tensors, elements = (sum(getattr(x, name) for x in report.launches) for name in ("tensors", "elements"))
     without = f", {report.skipped} without a gradient" if report.skipped else ""
     return [
-        f"{report.optimizer} over {tensors:,} tensors, {elements:,} elements{without}, on {report.device}",
+        f"{report.optimizer} over {counted(tensors, 'tensor')}, {counted(elements, 'element')}{without}, "
+        f"on {report.device}",
         f"a step: host {report.host}, kernels {report.device_times}; median (quartiles) of {report.repeats} repeats",
         f"moved: {_bytes(report.bytes)} at {_rate(report.rate)}, {report.fraction_of_copy:.0%} of a copy's speed",
     ]
@@ -214,14 +216,15 @@ def _mix(code: Code) -> str:
 
 def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table without colours of its own: it takes those of the page."""
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{_breakable(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    lines = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{_html_cells('th', head)}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def _breakable(text: str) -> str:
-    """HTML in which a long list of switches may break."""
-    return escape(text).replace("+", "+<wbr>")
+def _html_cells(tag: str, cells: Sequence[str]) -> str:
+    """The first may break within its many switches, the others not at all."""
+    first, *others = map(escape, cells)
+    made = [f'<{tag} style="text-align: left">{first.replace("+", "+<wbr>")}</{tag}>']
+    return "".join(made + [f'<{tag} style="white-space: nowrap">{cell}</{tag}>' for cell in others])
 
 
 def seconds(value: float) -> str:

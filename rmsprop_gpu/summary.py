@@ -17,7 +17,7 @@ def summary(opt: Optimizer, members: Sequence[Sequence[Tensor]], state_bytes: in
     dtypes = ", ".join(sorted({str(tensor.layout.dtype) for tensor in tensors}))
     devices = ", ".join(sorted({"the cpu" if t.device is None else f"cuda:{t.device}" for t in tensors}))
     head = f"{type(opt).__name__}({_amount(tensors)} of {dtypes} on {devices}, {state_bytes:,} bytes of state"
-    lines = [f"{head}, {_count(opt.steps, 'step')})"]
+    lines = [f"{head}, {counted(opt.steps, 'step')})"]
     for i, (group, mine) in enumerate(zip(opt.param_groups, members, strict=True)):
         said = (f"{name}={_shown(x)}" for name, x in group.hyper().items() if _is_said(name, x))
         lines.append(f"  group {i}: {_amount(mine)}: {', '.join(said)}")
@@ -26,10 +26,10 @@ def summary(opt: Optimizer, members: Sequence[Sequence[Tensor]], state_bytes: in
 
 def _amount(tensors: Sequence[Tensor]) -> str:
     size = sum(tensor.layout.size for tensor in tensors)
-    return f"{_count(len(tensors), 'tensor')}, {_count(size, 'parameter')}"
+    return f"{counted(len(tensors), 'tensor')}, {counted(size, 'parameter')}"
 
 
-def _count(n: int, what: str) -> str:
+def counted(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
