@@ -9,16 +9,18 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.contenders import CONTENDERS, OURS
-from benchmarks.machine import machine, versions
+from benchmarks.contenders import CONTENDERS, SCALING
+from benchmarks.machine import cuda_device, is_virtual, machine, versions
 from benchmarks.measure import measure, say
 from benchmarks.report import markdown
 from benchmarks.startup import measure_startup
-from benchmarks.workloads import WORKLOADS
+from benchmarks.worker import Conditions
+from benchmarks.workloads import OURS, WORKLOADS, Workload
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -37,17 +39,31 @@ def main(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     if options.report:
         try:
-            print_report(json.loads(options.report.read_text()), options.report)
+            show(json.loads(options.report.read_text()), options.report)
         except (OSError, ValueError, KeyError, TypeError) as error:
             parser.error(f"{options.report} is not the result of a run ({type(error).__name__}: {error})")
         return
-    result = run(options, words)
-    partial = len(result["workloads"]) < len(WORKLOADS) or len(options.contenders) < len(CONTENDERS)
-    name = options.name or ("cpu-part" if partial else "cpu")  # a part must not replace the whole by accident
+    try:
+        device = find_device(options.device)
+    except RuntimeError as error:
+        parser.error(str(error))
+    if not set(options.contenders) & set(CONTENDERS[device["kind"]]):
+        parser.error(f"none of these contenders runs on {device['kind']}")
+    if is_virtual(device["name"]) and not options.rehearse:
+        say(f"{device['name']} is a virtual device, whose times mean nothing: this is a rehearsal.")
+        options.rehearse = True
+    try:
+        result = run(options, words, device)
+    except KeyboardInterrupt:
+        parser.exit(130, "\ninterrupted: nothing is written\n")
+    if options.rehearse and not options.name:
+        show({"name": "rehearsal", **result}, None)
+        return
+    name = options.name or (device["kind"] if is_whole(options) else f"{device['kind']}-part")
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"
     file.write_text(compact({"name": name, **result}))
-    print_report({"name": name, **result}, file)
+    show({"name": name, **result}, file)
 
 
 def make_parser() -> Parser:
@@ -55,13 +71,19 @@ def make_parser() -> Parser:
     parser = Parser(prog="python -m benchmarks", description="Measure a step of each contender on each workload.")
     whole = checked(lambda word: int(word) if int(word) > 0 else None, "a whole number above 0")
     name = checked(lambda word: word if re.fullmatch(r"[\w-]+", word) else None, "letters, digits, - and _")
+    names = list(dict.fromkeys(name for contenders in CONTENDERS.values() for name in contenders))
+    parser.add_argument("--device", choices=("auto", *CONTENDERS), default="auto",
+                        help="auto, the default: cuda where a device works, else cpu")  # fmt: skip
     parser.add_argument("--rounds", type=whole, default=15, help="bursts of each contender (default: %(default)s)")
     parser.add_argument("--threads", type=whole, default=os.cpu_count(), help="default: all cores, %(default)s")
-    parser.add_argument("--name", type=name, help="results/NAME.json and .md (default: cpu, or cpu-part for a subset)")
+    parser.add_argument("--name", type=name,
+                        help="results/NAME.json and .md (default: cpu or cuda, with -part for a subset)")  # fmt: skip
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
                         help=f"a subset of: {', '.join(WORKLOADS)}")  # fmt: skip
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",
-                        help=f"a subset of: {', '.join(map(repr, CONTENDERS))}")  # fmt: skip
+    parser.add_argument("--contenders", nargs="+", choices=names, default=names, metavar="NAME",
+                        help=f"a subset of: {', '.join(map(repr, names))}")  # fmt: skip
+    rehearsal = "check all on a few small tensors, time nothing, write only with --name"
+    parser.add_argument("--rehearse", action="store_true", help=rehearsal)
     parser.add_argument("--report", type=Path, metavar="FILE",
                         help="measure nothing, print this JSON file as Markdown, write that beside it")  # fmt: skip
     return parser
@@ -82,31 +104,76 @@ def checked(convert: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
     return convert_or_complain
 
 
-def run(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def find_device(wanted: str) -> dict[str, str]:
+    """The kind and the name of what is measured; RuntimeError where a GPU is wanted and none works."""
+    if wanted != "cpu":
+        from rmsprop_gpu.backends import cuda_devices
+
+        try:
+            cuda_devices()
+            return {"kind": "cuda", "name": cuda_device()}
+        except RuntimeError as error:
+            if wanted == "cuda":
+                raise
+            say(f"On the CPU: {error}.")
+    return {"kind": "cpu", "name": machine()["cpu"]}
+
+
+def is_whole(options: argparse.Namespace) -> bool:
+    """Is everything measured? A part must not replace the whole by accident."""
+    names = {name for contenders in CONTENDERS.values() for name in contenders}
+    return set(options.workloads) == set(WORKLOADS) and set(options.contenders) == names
+
+
+def run(options: argparse.Namespace, words: Sequence[str], device: dict[str, str]) -> dict[str, Any]:
     """Measure everything that was asked for, in the order in which it is listed in the code."""
+    rounds = 1 if options.rehearse else options.rounds
+    conditions = Conditions(device["kind"], rounds, options.threads, options.rehearse)
     result = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks", *words]),
-        "rounds": options.rounds,
+        "device": device,
+        "rehearsal": options.rehearse,
+        "rounds": rounds,
         "threads": options.threads,
         "machine": machine(),
-        "versions": versions(),
-        "workloads": {},
+        "versions": versions(device["kind"]),
+        "workloads": {
+            name: run_workload(workload, options.contenders, conditions)
+            for name, workload in WORKLOADS.items()
+            if name in options.workloads
+        },
     }
-    contenders = [name for name in CONTENDERS if name in options.contenders]
-    for name, workload in WORKLOADS.items():
-        if name in options.workloads:
-            say(workload.title)
-            results = measure(name, contenders, options.rounds, options.threads)
-            result["workloads"][name] = {
-                "title": workload.title,
-                "tensors": len(workload.shapes),
-                "elements": workload.size,
-                "results": results,
-            }
-    if OURS.name in options.contenders:
-        result["startup"] = measure_startup()
+    if OURS in options.contenders and not options.rehearse:
+        result["startup"] = measure_startup(device["kind"])
     return result
+
+
+def run_workload(workload: Workload, wanted: Sequence[str], conditions: Conditions) -> dict[str, Any]:
+    """A workload's part of the result."""
+    say(workload.title)
+    allowed = [name for name in wanted if workload.contenders is None or name in workload.contenders]
+    contenders = [name for name in CONTENDERS[conditions.device] if name in allowed]
+    found = {
+        "title": workload.title,
+        "tensors": len(workload.shapes),
+        "elements": workload.size,
+        "bytes_per_element": workload.bytes_per_element,
+        "hyper": dict(workload.hyper),
+        "results": measure(workload.name, contenders, conditions),
+    }
+    if workload.scaling and conditions.device == "cpu" and not conditions.rehearse:
+        found["scaling"] = scaling(workload.name, [name for name in contenders if name in SCALING], conditions)
+    return found
+
+
+def scaling(workload: str, contenders: Sequence[str], conditions: Conditions) -> dict[str, Any]:
+    """The same with 1, 2, 4, ... threads, as long as those are fewer."""
+    found = {}
+    for threads in (2**i for i in range(conditions.threads.bit_length()) if 2**i < conditions.threads):
+        say(f"  with {threads} thread{'s' * (threads > 1)}")
+        found[str(threads)] = measure(workload, contenders, replace(conditions, threads=threads))
+    return found
 
 
 def compact(result: dict[str, Any]) -> str:
@@ -115,11 +182,25 @@ def compact(result: dict[str, Any]) -> str:
     return re.sub(r"\[[\s\d.,e+-]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
-def print_report(result: dict[str, Any], file: Path) -> None:
-    """Print the page and write it beside the JSON."""
+def show(result: dict[str, Any], file: Path | None) -> None:
+    """Print the page; write it and its pictures beside the JSON, if there is one."""
     page = markdown(result)
-    file.with_suffix(".md").write_text(page)
     print(page, end="")
+    if file is None:
+        return
+    file.with_suffix(".md").write_text(page)
+    if not result.get("rehearsal"):
+        draw_plots(result, file.parent)
+
+
+def draw_plots(result: dict[str, Any], folder: Path) -> None:
+    """Pictures of a run, where matplotlib is installed."""
+    try:
+        from benchmarks.plots import draw
+
+        draw(result, folder)
+    except ModuleNotFoundError as error:
+        say(f"No pictures: {error.name} is not installed.")
 
 
 if __name__ == "__main__":

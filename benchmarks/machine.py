@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "numba", "llvmlite", "torch")
+PACKAGES = ("numpy", "numba", "llvmlite", "torch", "numexpr", "jax", "optax", "keras")
 CUDA_PACKAGES = ("numpy", "numba", "numba-cuda", "cuda-core", "cupy-cuda13x", "cupy-cuda12x")
 
 
@@ -49,9 +49,18 @@ def cuda_device() -> str:
     return f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}"
 
 
-def versions() -> dict[str, str | None]:
-    """Of Python, the packages and gcc; None for what is not installed."""
-    found = package_versions()
+def is_virtual(device: str) -> bool:
+    """A device that executes kernels on the CPU has that in its name; its times mean nothing."""
+    return "on the CPU" in device
+
+
+def versions(device: str) -> dict[str, str | None]:
+    """Of Python, all packages and gcc, and of CUDA on "cuda"; None for what is not installed."""
+    found = package_versions(tuple(dict.fromkeys((*PACKAGES, *CUDA_PACKAGES))))
+    if device == "cuda":
+        from rmsprop_gpu.backends import cuda_versions
+
+        found["CUDA"] = cuda_versions()
     try:
         done = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=True)
         found["gcc"] = done.stdout.strip()

@@ -5,88 +5,141 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.contenders import CONTENDERS
-from benchmarks.worker import serve
-from benchmarks.workloads import WORKLOADS
+from benchmarks.contenders_base import Contender
+from benchmarks.worker import Conditions, serve
+from benchmarks.workloads import COPY, WORKLOADS, Workload
 
 Row = dict[str, Any]
 
 # OpenMP and TBB threads spin for up to 0.2 s after their work (KMP_BLOCKTIME), in the next contender's time. Their
 # waiting policy is part of what is measured, so it stays at the default; we wait until they have gone to sleep.
-PAUSE_SECONDS = 0.3
+# On a GPU only the host's caches and clocks settle.
+PAUSE_SECONDS = {"cpu": 0.3, "cuda": 0.02}
+PATIENCE_SECONDS = 120  # for a worker to get ready, and for every answer
 
 
 class Worker:
     """A worker process and our end of its pipe."""
 
-    def __init__(self, contender: str, workload: str, threads: int) -> None:
+    def __init__(self, contender: str, workload: str, conditions: Conditions) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit what the parent has loaded
-        self.contender = contender
+        self.contender, self.started = contender, time.monotonic()
         self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, contender, workload, threads), daemon=True)
-        self.process.start()
+        self.process = spawn.Process(target=serve, args=(theirs, contender, workload, conditions), daemon=True)
+        with interrupts_ignored():  # and so they are in the child: Ctrl-C is for the parent, which ends its workers
+            self.process.start()
         theirs.close()  # so that a worker that dies is an EOFError here
 
-    def receive(self) -> Any:
-        """Its next message; {"left_out": reason} if it has died."""
+    def ready(self) -> Row:
+        """{} when it is set up and checked; {"left_out": reason} if it cannot be, or takes too long."""
+        answer: Row = self.receive(self.started + PATIENCE_SECONDS - time.monotonic(), "not ready after")
+        return answer
+
+    def ask(self, request: str) -> Any:
+        """The answer to a request, or {"left_out": reason}."""
+        with contextlib.suppress(OSError):  # it has died; receive says how
+            self.connection.send(request)
+        return self.receive(PATIENCE_SECONDS, "no answer in")
+
+    def receive(self, seconds: float, complaint: str) -> Any:
+        """Its next message; {"left_out": reason} if it has died, or none comes and it is killed."""
         try:
-            return self.connection.recv()
-        except EOFError:
+            if self.connection.poll(max(0.0, seconds)):
+                return self.connection.recv()
+        except (EOFError, OSError):
             self.process.join()
             return {"left_out": f"the process died (exit code {self.process.exitcode})"}
+        self.kill()
+        return {"left_out": f"{complaint} {PATIENCE_SECONDS} s"}
 
-    def burst(self) -> Any:
-        """Seconds a step of one burst, or {"left_out": reason}."""
-        with contextlib.suppress(OSError):  # it has died; receive says how
-            self.connection.send("burst")
-        return self.receive()
-
-    def close(self) -> None:
-        """Let it end by itself, then make sure."""
+    def kill(self) -> None:
+        """End it with all that it has started: it keeps nothing that anybody wants."""
+        if self.process.is_alive():
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except (AttributeError, OSError):  # no groups here, or it does not lead one yet
+                self.process.kill()
+            self.process.join()
         self.connection.close()
-        self.process.join(timeout=10)
-        self.process.kill()
 
 
-def measure(workload: str, contenders: Sequence[str], rounds: int, threads: int) -> dict[str, Row]:
-    """A row for each contender: statistics, or the reason why it was left out."""
-    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[variable] = str(threads)  # read when the worker loads its library
-    rows: dict[str, Row] = {}
-    workers = []
-    for contender in contenders:  # one after the other: each finds its burst length on a quiet machine
-        worker = Worker(contender, workload, threads)
-        workers.append(worker)
-        rows[contender] = worker.receive()
-        say(f"  {contender}: {rows[contender].get('left_out', 'agrees with the reference')}")
-        time.sleep(PAUSE_SECONDS)
+@contextlib.contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C does nothing inside."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        seconds = run_rounds([w for w in workers if "left_out" not in rows[w.contender]], rounds, rows)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def measure(workload: str, contenders: Sequence[str], conditions: Conditions) -> dict[str, Row]:
+    """A row for each contender: statistics, or the reason why it was left out; in a rehearsal, whether it agrees."""
+    os.environ.update(environment(conditions.threads))
+    rows: dict[str, Row] = {}
+    workers: list[Worker] = []
+    together = conditions.rehearse or conditions.device == "cuda"
+    groups = [contenders] if together else [[contender] for contender in contenders]
+    try:
+        for group in groups:  # on the CPU one after the other: each finds its burst length on a quiet machine
+            workers.extend(Worker(contender, workload, conditions) for contender in group)
+            get_ready(workers[-len(group) :], rows, conditions)
+        running = [worker for worker in workers if "left_out" not in rows[worker.contender]]
+        seconds = run_rounds(running, rows, conditions)
     finally:
         for worker in workers:
-            worker.close()
-    for contender in seconds:
-        rows[contender].update(statistics(contender, seconds, WORKLOADS[workload].size))
+            worker.kill()
+    if not conditions.rehearse:
+        for contender in seconds:
+            rows[contender].update(statistics(CONTENDERS[conditions.device][contender], seconds, WORKLOADS[workload]))
     return rows
 
 
-def run_rounds(workers: list[Worker], rounds: int, rows: dict[str, Row]) -> dict[str, list[float]]:
+def environment(threads: int) -> dict[str, str]:
+    """What a worker's libraries read when they are loaded."""
+    variables = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
+    jax = {"JAX_PLATFORMS": "cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return {**dict.fromkeys(variables, str(threads)), **jax}
+
+
+def get_ready(workers: Sequence[Worker], rows: dict[str, Row], conditions: Conditions) -> None:
+    """Wait for all, then let each, alone, warm up and see how long its bursts should be."""
+    has_rule = {name: bool(contender.rule) for name, contender in CONTENDERS[conditions.device].items()}
+    for worker in workers:
+        name = worker.contender
+        rows[name] = worker.ready()
+        agrees = "agrees with the reference" if has_rule[name] else "computes no RMSProp"
+        say(f"  {name}: {rows[name].get('left_out', agrees)}")
+    for worker in workers:
+        name = worker.contender
+        if "left_out" in rows[name]:
+            continue
+        if conditions.rehearse:
+            rows[name] = {"agrees": has_rule[name] or None}
+        else:
+            rows[name] = worker.ask("warm up")
+            time.sleep(PAUSE_SECONDS[conditions.device])
+
+
+def run_rounds(workers: list[Worker], rows: dict[str, Row], conditions: Conditions) -> dict[str, list[float]]:
     """Each worker bursts once a round while the others wait; who begins changes from round to round."""
     seconds: dict[str, list[float]] = {worker.contender: [] for worker in workers}
-    for number in range(rounds):
+    for number in range(conditions.rounds):
         first = number % max(1, len(workers))
         for worker in workers[first:] + workers[:first]:
             if worker.contender not in seconds:
                 continue
-            time.sleep(PAUSE_SECONDS)
-            answer = worker.burst()
+            time.sleep(PAUSE_SECONDS[conditions.device])
+            answer = worker.ask("burst")
             if isinstance(answer, float):
                 seconds[worker.contender].append(answer)
             else:
@@ -95,16 +148,19 @@ def run_rounds(workers: list[Worker], rounds: int, rows: dict[str, Row]) -> dict
     return seconds
 
 
-def statistics(contender: str, seconds: dict[str, list[float]], size: int) -> Row:
+def statistics(contender: Contender, seconds: dict[str, list[float]], workload: Workload) -> Row:
     """Of the times of a contender, and of its ratios (its time / the peer's, round by round) to each peer."""
-    times = seconds[contender]
-    traffic = CONTENDERS[contender].bytes_per_element
+    times = seconds[contender.name]
+    limit = seconds.get(COPY)
+    useful = workload.bytes_per_element * workload.size
     return {
         "rounds": len(times),
         "seconds": {**quartiles(times), "min": rounded(min(times))},
-        "gigabytes_per_second": None if traffic is None else rounded(traffic * size / float(np.median(times)) / 1e9),
+        "bytes_per_element": contender.traffic(workload) if contender.traffic else None,
+        "gigabytes_per_second": rounded(useful / float(np.median(times)) / 1e9),
+        "fraction_of_copy": None if limit is None else rounded(float(np.median(np.divide(limit, times)))),
         "ratio_to": {
-            peer: quartiles(np.divide(times, theirs)) for peer, theirs in seconds.items() if peer != contender
+            peer: quartiles(np.divide(times, theirs)) for peer, theirs in seconds.items() if peer != contender.name
         },
         "seconds_by_round": rounded(times),
     }

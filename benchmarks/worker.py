@@ -1,49 +1,95 @@
-"""One process: one contender on one workload. It checks, warms up, and then runs a burst of steps whenever asked."""
+"""One process: one contender on one workload. It checks, and then warms up and runs bursts of steps when asked."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
+import os
 import re
-import signal
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from benchmarks.check import disagreement, seeded_data, split
-from benchmarks.contenders import CONTENDERS, Running, Unavailable
+from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders_base import Array, Running, Task, Unavailable
 from benchmarks.machine import without_paths
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, Workload
 
-BURST_SECONDS = 0.2
+BURST_SECONDS = {"cpu": 0.2, "cuda": 0.1}
+REHEARSED_TENSORS, REHEARSED_SIZE = 4, 1000
 
 
-def serve(connection: Connection, contender: str, workload: str, threads: int) -> None:
-    """Send {"steps_a_burst", "extra_memory_bytes"} or {"left_out": reason}; then answer each message with seconds."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; its end of the pipe closing ends us
-    try:
-        running = prepare(contender, workload, threads)
-        steps = steps_a_burst(running)
-        connection.send({"steps_a_burst": steps, "extra_memory_bytes": extra_memory(running)})
-    except Exception as error:  # the row says what happened, the other rows go on
-        connection.send({"left_out": without_paths(reason(error))})
-        return
-    while True:
+@dataclass(frozen=True)
+class Conditions:
+    """How a workload is measured."""
+
+    device: str  # "cpu" or "cuda"
+    rounds: int
+    threads: int
+    rehearse: bool = False  # check everything on small tensors, time nothing
+
+
+def serve(connection: Connection, contender: str, workload: str, conditions: Conditions) -> None:
+    """Send {}, or {"left_out": reason}; then answer "warm up" with facts for the row, "burst" with seconds a step."""
+    begin_process(conditions.threads)
+    steps = 1
+    with contextlib.suppress(OSError):  # nobody listens any more
         try:
-            connection.recv()
-        except EOFError:
-            return
-        connection.send(burst(running, steps))
+            running = prepare(contender, workload, conditions)
+            connection.send({})
+            for request in requests(connection):
+                if request == "warm up":
+                    steps = steps_a_burst(running, BURST_SECONDS[conditions.device])
+                    connection.send({"steps_a_burst": steps, "extra_memory_bytes": extra_memory(running)})
+                else:
+                    connection.send(burst(running, steps))
+        except Exception as error:  # the row says what happened, the other rows go on
+            connection.send({"left_out": without_paths(reason(error))})
 
 
-def prepare(contender: str, workload: str, threads: int) -> Running:
+def begin_process(threads: int) -> None:
+    """Lead a group of processes, to end with all compilers we start; keep to as many cores as there are threads."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    if hasattr(os, "sched_setaffinity"):  # before libraries are loaded: some start one thread a core that they see
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def requests(connection: Connection) -> Iterator[Any]:
+    """Messages until the parent closes its end."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield connection.recv()
+
+
+def prepare(contender: str, workload: str, conditions: Conditions) -> Running:
     """The contender, set up, compiled and shown to be right."""
-    shapes = WORKLOADS[workload].shapes
-    param, grad = seeded_data(WORKLOADS[workload].size)
-    running = CONTENDERS[contender].build(split(param, shapes), split(grad, shapes), threads)
-    complaint = disagreement(running, grad, shapes)
+    chosen, work = CONTENDERS[conditions.device][contender], WORKLOADS[workload]
+    if conditions.rehearse:
+        work = shrunk(work)
+    param, grad = seeded_data(work.size)
+    running = chosen.build(task_of(work, conditions.threads, param, grad))
+    complaint = disagreement(running, chosen, grad, work) if chosen.rule else None
     if complaint:
         raise Unavailable(f"disagrees with the reference at {complaint}")
     return running
+
+
+def task_of(workload: Workload, threads: int, param: Array, grad: Array) -> Task:
+    """The workload with these values."""
+    arrays = split(param, workload.shapes), split(grad, workload.shapes)
+    return Task(*arrays, threads, workload.hyper, workload.bytes_per_element)
+
+
+def shrunk(workload: Workload) -> Workload:
+    """A few small tensors in the place of the workload's own."""
+    sizes = [min(math.prod(shape), REHEARSED_SIZE) for shape in workload.shapes[:REHEARSED_TENSORS]]
+    return replace(workload, shapes=tuple((size,) for size in sizes))
 
 
 def reason(error: Exception) -> str:
@@ -66,15 +112,20 @@ def burst(running: Running, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def steps_a_burst(running: Running) -> int:
-    """How many steps take about BURST_SECONDS, at least 1. The trial bursts are the warm-up."""
+def steps_a_burst(running: Running, wanted_seconds: float) -> int:
+    """How many steps take about so long, at least 1. The trial bursts are the warm-up."""
     steps = 3
-    while (seconds := burst(running, steps)) * steps < BURST_SECONDS / 4:
+    while (seconds := burst(running, steps)) * steps < wanted_seconds / 4:
         steps *= 4
-    return max(1, round(BURST_SECONDS / seconds))
+    return max(1, round(wanted_seconds / seconds))
 
 
 def extra_memory(running: Running) -> int | None:
+    """By how many bytes memory rises during a step; None where nothing can tell."""
+    return running.extra_memory() if running.extra_memory else rise_of_resident_set(running)
+
+
+def rise_of_resident_set(running: Running) -> int | None:
     """By how many bytes the resident set rises during a step, to about a megabyte; None where the system cannot tell.
 
     Freed memory that malloc keeps would hide temporaries, so it is given back first.

@@ -1,75 +1,137 @@
-"""What is updated: lists of shapes, and what the project wants of itself on each."""
+"""What is updated: lists of shapes, hyperparameters, and what the project wants of itself on each."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 Shape = tuple[int, ...]
 
-TORCH = ("torch foreach", "torch for-loop")
+SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text())  # record_shapes.py makes it
+
+OURS, AGAIN, COPY = "rmsprop_gpu", "rmsprop_gpu, again", "copy"
+TORCH = ("torch foreach", "torch for-loop")  # the two forms of its RMSprop that need no compiler
+C_OPENMP, FUSED, OPTAX = "c openmp", "torch fused adagrad", "optax"
+
+# On most workloads the others would cost time and memory, and say nothing that they do not say on the remaining ones.
+# A name that a device does not have is not run there.
+ESSENTIAL = (OURS, AGAIN, "cupy fuse", "cupy elementwise", "torch foreach", FUSED, OPTAX, C_OPENMP, COPY)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A wish about rmsprop_gpu: so many times the time of the fastest of `peers`, or so many seconds (no peers)."""
+    """A wish about rmsprop_gpu on a CPU: so many times the time of the fastest of `peers`, or so many seconds."""
 
     peers: tuple[str, ...] = ()
-    at_most: float | None = None  # our time / the peer's, or seconds
+    at_most: float | None = None  # our time / the peer's, or seconds where there are no peers
     at_least: float | None = None  # the peer's time / ours
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Tensors of these shapes, float32."""
+    """Tensors of these shapes, float32, and what a step does to them beside plain RMSProp."""
 
     name: str
     title: str
     shapes: tuple[Shape, ...]
-    bars: tuple[Bar, ...]
+    bars: tuple[Bar, ...] = ()
+    hyper: Mapping[str, Any] = field(default_factory=dict)  # in rmsprop_gpu.RMSProp's argument names
+    contenders: tuple[str, ...] | None = ESSENTIAL  # None: all
+    scaling: bool = False  # measure it with fewer threads too
 
     @property
     def size(self) -> int:
         """Elements in all tensors together."""
-        return sum(math.prod(shape) for shape in self.shapes)
+        return sum(map(math.prod, self.shapes))
+
+    @property
+    def bytes_per_element(self) -> int:
+        """What a step cannot do without: the gradient is read, the parameter and each buffer are read and written."""
+        buffers = 1 + bool(self.hyper.get("centered")) + bool(self.hyper.get("momentum"))
+        return 4 * (3 + 2 * buffers)
 
 
-def resnet50_shapes() -> tuple[Shape, ...]:
-    """The parameters of torchvision.models.resnet50, in its order (He et al., arXiv:1512.03385)."""
-
-    def convolution(channels: int, inputs: int, width: int) -> list[Shape]:
-        return [(channels, inputs, width, width), (channels,), (channels,)]  # no bias, but batch norm's two
-
-    shapes, inputs = convolution(64, 3, 7), 64
-    for blocks, channels in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            shapes += convolution(channels, inputs, 1) + convolution(channels, channels, 3)
-            shapes += convolution(4 * channels, channels, 1)
-            if block == 0:
-                shapes += convolution(4 * channels, inputs, 1)  # the shortcut
-            inputs = 4 * channels
-    return (*shapes, (1000, inputs), (1000,))
+def one_tensor(millions: int, **more: Any) -> Workload:
+    """One tensor of so many million elements."""
+    title = f"One tensor of {millions} M elements"
+    return Workload(f"one-{millions}m", title, ((1_000_000 * millions,),), **more)
 
 
-RESNET50 = Workload(
-    "resnet50",
-    "ResNet-50: 161 tensors, 25.6 M elements (shapes of torchvision's resnet50)",
-    resnet50_shapes(),
-    (Bar(("c openmp",), at_most=1.1), Bar(TORCH, at_least=2.8)),
+def model(name: str, title: str, **more: Any) -> Workload:
+    """The trainable parameters of a model, in its own order."""
+    shapes = tuple(tuple(shape) for shape in SHAPES[name]["shapes"])
+    size = sum(map(math.prod, shapes))
+    return Workload(name, f"{title}: {len(shapes)} tensors, {size / 1e6:.3g} M elements", shapes, **more)
+
+
+RESNET50 = model(
+    "resnet50", "ResNet-50", contenders=None, bars=(Bar(TORCH, at_least=2.8), Bar((C_OPENMP,), at_most=1.1))
 )
-assert len(RESNET50.shapes) == 161 and RESNET50.size == 25_557_032  # torchvision's own numbers
+
+TORCHS_SWITCHES = {"momentum": 0.9, "centered": True, "weight_decay": 0.01, "maximize": True}
+ALL_SWITCHES = TORCHS_SWITCHES | {
+    "nesterov": True,
+    "decoupled_weight_decay": True,
+    "eps_in_sqrt": True,
+    "lr_in_momentum": True,
+    "bias_correction": True,
+    "clipvalue": 1.0,
+}
 
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload(
-            "one-25m",
-            "One tensor of 25 M elements",
-            ((25_000_000,),),
-            (Bar(("c openmp",), at_most=1.05), Bar(TORCH, at_least=5)),
+        one_tensor(1),
+        one_tensor(5),
+        one_tensor(
+            25,
+            contenders=None,
+            scaling=True,
+            bars=(
+                Bar(TORCH, at_least=5),
+                Bar((OPTAX,), at_least=1.8),
+                Bar((FUSED,), at_least=1),
+                Bar((C_OPENMP,), at_most=1 / 0.95),
+            ),
         ),
+        one_tensor(100),
+        model("dqn", "DQN (Mnih et al. 2015)"),
+        model("mobilenet-v2", "MobileNetV2"),
+        model("efficientnet-b0", "EfficientNet-B0"),
+        model("inception-v3", "Inception-v3 with its auxiliary head"),
         RESNET50,
-        Workload("many-256", "300 tensors of 256 elements", ((256,),) * 300, (Bar(TORCH, at_least=20),)),
-        Workload("one-1000", "One tensor of 1,000 elements", ((1000,),), (Bar(TORCH, at_least=8), Bar(at_most=10e-6))),
+        model("vit-b16", "ViT-B/16"),
+        model("gpt2", "GPT-2"),
+        Workload(
+            "many-300", "300 tensors of 256 elements", ((256,),) * 300, (Bar(TORCH, at_least=20),), contenders=None
+        ),
+        Workload("many-3000", "3,000 tensors of 256 elements", ((256,),) * 3000),
+        Workload(
+            "one-1000",
+            "One tensor of 1,000 elements",
+            ((1000,),),
+            (Bar(TORCH, at_least=8), Bar(at_most=10e-6)),
+            contenders=None,
+        ),
+        Workload("host-161", "161 tensors of one element: what a step costs before any arithmetic", ((1,),) * 161),
+        Workload(
+            "switches-25m",
+            "One tensor of 25 M elements, every switch that torch has too: momentum, centered, weight decay, maximize",
+            ((25_000_000,),),
+            hyper=TORCHS_SWITCHES,
+            contenders=(OURS, AGAIN, *TORCH, COPY),
+        ),
+        Workload(
+            "all-25m",
+            "One tensor of 25 M elements, every switch there is, which no other has: Nesterov momentum with lr in it, "
+            "centered, bias correction, decoupled weight decay, clipping, eps in the root, maximize",
+            ((25_000_000,),),
+            hyper=ALL_SWITCHES,
+            contenders=(OURS, AGAIN, COPY),
+        ),
     )
 }

@@ -1,0 +1,260 @@
+"""What benchmarks/ says of a run, without running one: nothing is timed here."""
+
+import importlib
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmsprop_gpu import RMSProp
+
+# Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks.report import digits, has_times, markdown
+from benchmarks.workloads import SHAPES, WORKLOADS
+
+OURS = "rmsprop_gpu"
+TENSORS_AND_ELEMENTS = {  # as the models' pages and papers count them
+    "dqn": (10, 1_693_362),
+    "mobilenet-v2": (158, 3_504_872),
+    "efficientnet-b0": (213, 5_288_548),
+    "inception-v3": (292, 27_161_264),
+    "resnet50": (161, 25_557_032),
+    "vit-b16": (152, 86_567_656),
+    "gpt2": (148, 124_439_808),
+    "one-1m": (1, 1_000_000),
+    "one-5m": (1, 5_000_000),
+    "one-25m": (1, 25_000_000),
+    "one-100m": (1, 100_000_000),
+    "many-300": (300, 76_800),
+    "many-3000": (3000, 768_000),
+    "one-1000": (1, 1000),
+    "host-161": (161, 161),
+    "switches-25m": (1, 25_000_000),
+    "all-25m": (1, 25_000_000),
+}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workload_has_the_tensors_of_its_name(name):
+    workload = WORKLOADS[name]
+    assert workload.name == name
+    assert (len(workload.shapes), workload.size) == TENSORS_AND_ELEMENTS[name]
+    assert workload.bytes_per_element == (36 if workload.hyper else 20)  # both with momentum and centered
+
+
+def test_shapes_have_sources_and_the_order_of_their_models():
+    assert all(model["source"] for model in SHAPES.values())
+    first_and_last = [(WORKLOADS[name].shapes[0], WORKLOADS[name].shapes[-1]) for name in ("dqn", "resnet50", "gpt2")]
+    assert first_and_last == [((32, 4, 8, 8), (18,)), ((64, 3, 7, 7), (1000,)), ((50257, 768), (768,))]
+
+
+@pytest.mark.parametrize("name", ["switches-25m", "all-25m"])
+def test_switches_are_ours(name):
+    RMSProp(np.ones(3, np.float32), **WORKLOADS[name].hyper)
+
+
+def row(seconds, ours):
+    """A row of a contender that took so long in each of three rounds, with a spread of 2 %."""
+    ratio = seconds / ours
+    return {
+        "steps_a_burst": 3,
+        "extra_memory_bytes": 0,
+        "rounds": 3,
+        "seconds": {"median": seconds, "q1": 0.98 * seconds, "q3": 1.02 * seconds, "min": 0.98 * seconds},
+        "bytes_per_element": None,
+        "gigabytes_per_second": 0.5 / seconds,
+        "fraction_of_copy": 0.01 / seconds,
+        "ratio_to": {OURS: {"median": ratio, "q1": 0.98 * ratio, "q3": 1.02 * ratio}},
+        "seconds_by_round": [seconds] * 3,
+    }
+
+
+def result_of(workload, times, **left_out):
+    """A run with these times, by contender; the rest of its JSON is made up."""
+    ours = times[OURS]
+    results = {name: row(seconds, ours) for name, seconds in times.items()}
+    results[OURS]["ratio_to"] = {name: {"median": ours / seconds} for name, seconds in times.items() if name != OURS}
+    results |= {name: {"left_out": reason} for name, reason in left_out.items()}
+    return {
+        "name": "made-up",
+        "date": "2020-01-01T00:00:00+00:00",
+        "command": "python -m benchmarks",
+        "device": {"kind": "cpu", "name": "A processor"},
+        "rounds": 3,
+        "threads": 2,
+        "machine": {
+            "cpu": "A processor",
+            "cores": 2,
+            "memory_gib": 8.0,
+            "os": "An OS",
+            "transparent_huge_pages": None,
+            "load_at_start": 0.0,
+        },
+        "versions": {"python": "3", "torch": None},
+        "workloads": {
+            workload: {
+                "title": WORKLOADS[workload].title,
+                "tensors": len(WORKLOADS[workload].shapes),
+                "elements": WORKLOADS[workload].size,
+                "bytes_per_element": 20,
+                "hyper": {},
+                "results": results,
+            }
+        },
+    }
+
+
+TIMES = {
+    OURS: 0.010,
+    "rmsprop_gpu, again": 0.0101,
+    "torch foreach": 0.026,
+    "c openmp": 0.009,
+    "copy": 0.0085,
+}
+
+
+def line_of(page, begin, number=0):
+    """A line of a table of the page, as its cells."""
+    return [cell.strip() for cell in [line for line in page.splitlines() if line.startswith(begin)][number].split("|")]
+
+
+def test_a_rival_that_is_faster_is_bold_and_stays():
+    page = markdown(result_of("resnet50", TIMES))
+    summary = dict(zip(line_of(page, "| workload"), line_of(page, "| `resnet50`"), strict=True))
+    assert summary["our time"] == "10 ms"
+    assert summary["torch foreach"] == "2.6"
+    assert summary["c openmp"] == "**0.9**"
+    assert summary["copy"] == "0.85"  # no rival
+    assert "**0.9 (0.882 to 0.918), faster than ours**" in line_of(page, "| c openmp")
+    assert page.count("faster than ours") == 1
+
+
+def test_a_rival_that_may_be_faster_is_not_bold():
+    page = markdown(result_of("resnet50", {**TIMES, "c openmp": 0.0099}))  # its upper quartile is 1.01
+    assert "**0.99" not in page
+
+
+def test_a_row_that_was_left_out_stays_and_says_why():
+    page = markdown(result_of("resnet50", TIMES, optax="jax is\nnot | installed"))
+    assert line_of(page, "| workload")[-2] == "optax"
+    assert line_of(page, "| `resnet50`")[-2] == "left out"
+    assert "| optax | not timed: jax is not \\| installed |" in page
+
+
+def test_noise_is_held_against_the_smallest_difference():
+    page = markdown(result_of("resnet50", TIMES))
+    assert "a factor of 1.11 (c openmp on `resnet50`): above the noise there, 1.03" in page
+    page = markdown(result_of("resnet50", {**TIMES, "rmsprop_gpu, again": 0.0125}))
+    assert "a factor of 1.11 (c openmp on `resnet50`): not above the noise there, 1.27" in page
+    assert "1 lies within the noise of the workload: c openmp" in page
+
+
+@pytest.mark.parametrize(("torch", "met"), [(0.026, "**no**"), (0.029, "yes")])
+def test_a_bar_that_is_missed_is_bold(torch, met):
+    page = markdown(result_of("resnet50", {**TIMES, "torch foreach": torch}))
+    got = f"{torch / TIMES[OURS]:.3g} x"
+    assert f"| `resnet50` | torch foreach or torch for-loop | at least 2.8 x as fast | {got} | {met} |" in page
+    assert "| `resnet50` | c openmp | at most 1.1 x its time | 1.11 x | **no** |" in page
+
+
+def test_wishes_are_not_held_against_a_gpu():
+    result = result_of("resnet50", TIMES)
+    result["device"] = {"kind": "cuda", "name": "A GPU"}
+    page = markdown(result)
+    assert "at least 2.8 x" not in page
+    assert "A GPU, in this machine:" in page
+
+
+def test_fewer_threads_have_a_table():
+    result = result_of("one-25m", TIMES)
+    result["workloads"]["one-25m"]["scaling"] = {"1": {OURS: row(0.016, 0.016), "copy": row(0.012, 0.016)}}
+    page = markdown(result)
+    assert "| contender | 1 thread | 2 threads | speed-up |" in page
+    assert f"| {OURS} | 16 ms | 10 ms | 1.6 x |" in page
+
+
+def test_a_result_from_before_there_was_a_copy_still_prints():
+    result = result_of("resnet50", TIMES)
+    del result["device"], result["workloads"]["resnet50"]["bytes_per_element"], result["workloads"]["resnet50"]["hyper"]
+    for one in result["workloads"]["resnet50"]["results"].values():
+        del one["fraction_of_copy"], one["bytes_per_element"]
+        one["gigabytes_per_second"] = None
+    assert "| c openmp | 9 ms |" in markdown(result)
+
+
+def rehearsal():
+    """A run that checked and timed nothing."""
+    result = result_of("resnet50", TIMES, optax="jax is not installed")
+    rows = result["workloads"]["resnet50"]["results"]
+    for name in TIMES:
+        rows[name] = {"agrees": True}
+    return result
+
+
+def test_a_rehearsal_has_no_times():
+    page = markdown(rehearsal())
+    assert not has_times(rehearsal())
+    assert not re.search(r"\d (s|ms|us)\b|GB/s|What the project wants", page)
+    assert dict(zip(line_of(page, "| workload"), line_of(page, "| `resnet50`"), strict=True)) == {
+        "": "",
+        "workload": "`resnet50`",
+        **dict.fromkeys(TIMES, "agrees"),
+        "copy": "runs",
+        "optax": "left out",
+    }
+    assert "* optax: jax is not installed (`resnet50`)" in page
+
+
+@pytest.fixture
+def draw():
+    pytest.importorskip("matplotlib")
+    return importlib.import_module("benchmarks.plots").draw
+
+
+def test_pictures_are_drawn_from_the_json_alone(draw, tmp_path):
+    result = result_of("one-25m", TIMES, optax="jax is not installed")
+    result["workloads"] |= result_of("resnet50", TIMES)["workloads"] | result_of("one-1000", TIMES)["workloads"]
+    result["workloads"]["one-25m"]["scaling"] = {"1": {OURS: row(0.016, 0.016), "copy": row(0.012, 0.016)}}
+    files = draw(json.loads(json.dumps(result)), tmp_path)
+    assert [file.name for file in files] == ["made-up-ratios.png", "made-up-sizes.png", "made-up-scaling.png"]
+    image = importlib.import_module("matplotlib.image").imread(files[0])
+    assert image.shape[1] > 1000
+    assert math.isclose(image[0, 0].min(), 1)  # white, and opaque where there is an alpha
+
+
+def test_titles_say_what_was_found(draw):
+    plots = importlib.import_module("benchmarks.plots")
+    workloads = result_of("resnet50", {**TIMES, "torch for-loop": 0.024})["workloads"]
+    ratios = {name: plots.rivals_of(workload["results"]) for name, workload in workloads.items()}
+    assert plots.ratios_title(workloads, ratios) == "ResNet-50: torch for-loop takes 2.4 times as long as rmsprop_gpu"
+    by_size = {25_000_000: plots.timed(workloads["resnet50"]["results"]), 1000: {}}
+    assert plots.sizes_title(by_size) == "One tensor of 25 M: rmsprop_gpu moves 50 GB/s, 100 % of a plain copy"
+
+
+def test_a_rehearsal_has_no_pictures(draw, tmp_path):
+    assert draw(rehearsal(), tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_numbers_have_no_exponent():
+    assert [digits(number) for number in (1234.5, 123.4, 99.94, 1.0, 0.01234)] == ["1234", "123", "99.9", "1", "0.0123"]
+
+
+def test_dots_that_would_touch_get_lanes_of_their_own(draw):
+    lanes_of = importlib.import_module("benchmarks.plots").lanes_of
+    assert lanes_of([0.0, 1.0, 2.0], 0.5) == [0, 0, 0]
+    assert lanes_of([0.0, 0.1, -0.1, 3.0], 0.5) == [0, 1, -1, 0]
+
+
+def test_every_contender_has_a_colour_and_a_marker_of_its_own(draw):
+    styles = importlib.import_module("benchmarks.plots").STYLES
+    contenders = importlib.import_module("benchmarks.contenders").CONTENDERS
+    for names in contenders.values():
+        known = [styles[name] for name in names if not name.endswith(", again")]
+        assert len(set(known)) == len(known)
