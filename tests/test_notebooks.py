@@ -1,0 +1,86 @@
+"""The notebooks as they are kept: nothing of anybody's last run, nothing of anybody's machine."""
+
+import json
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
+ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'`(=])(?:file://|~)?/[\w.-]+/|(?:^|[\s"'`(=])[A-Z]:\\""", re.MULTILINE)
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def faults(notebook):
+    """What must not be in a notebook that is committed, or is missing from it."""
+    found, cells, metadata = [], notebook["cells"], notebook["metadata"]
+    if cells[0]["cell_type"] != "markdown" or not "".join(cells[0]["source"]).startswith("# "):
+        found.append("no heading first")
+    if metadata["kernelspec"]["name"] != "python3":
+        found.append("kernel")
+    if set(metadata) - {"kernelspec", "language_info"} or set(metadata.get("language_info", ())) - {"name"}:
+        found.append("metadata")
+    for cell in cells:
+        if cell["metadata"]:
+            found.append("cell metadata")
+        if cell.get("outputs"):
+            found.append("outputs")
+        if cell.get("execution_count") is not None:
+            found.append("execution count")
+        if ABSOLUTE_PATH.search("".join(cell["source"])):
+            found.append("absolute path")
+    return found
+
+
+def test_there_are_notebooks():
+    assert {"01_quickstart", "02_why_rmsprop"} <= {path.stem for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_clean(path):
+    assert faults(read(path)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_compiles_and_cells_have_names_of_their_own(path):
+    cells = read(path)["cells"]
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            compile("".join(cell["source"]), cell["id"], "exec")
+
+
+def code(notebook):
+    return next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+
+
+PLANTED = {
+    "no heading first": lambda n: n["cells"].pop(0),
+    "kernel": lambda n: n["metadata"]["kernelspec"].update(name="my-environment"),
+    "metadata": lambda n: n["metadata"]["language_info"].update(version="3.11.7"),
+    "cell metadata": lambda n: code(n)["metadata"].update(collapsed=True),
+    "outputs": lambda n: code(n)["outputs"].append({"output_type": "stream", "name": "stdout", "text": ["hello"]}),
+    "execution count": lambda n: code(n).update(execution_count=1),
+    "absolute path": lambda n: code(n)["source"].append('\nopen("/data/digits/train.csv")'),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_fault_is_found(fault):
+    notebook = deepcopy(read(NOTEBOOKS[0]))
+    PLANTED[fault](notebook)
+    assert faults(notebook) == [fault]
+
+
+@pytest.mark.parametrize("text", ["/home/me/x", "see `/opt/a/b`", "path=/a/b", r"C:\data", "file:///a/b", "~/a/b"])
+def test_absolute_paths_are_recognised(text):
+    assert ABSOLUTE_PATH.search(text)
+
+
+@pytest.mark.parametrize("text", ["lr / (sqrt(v) + eps)", r"$\eta / \sqrt{t}$", "a/b/c", "https://a.b/c/d", "7 // 2"])
+def test_other_slashes_are_left_alone(text):
+    assert not ABSOLUTE_PATH.search(text)
