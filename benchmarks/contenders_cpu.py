@@ -16,20 +16,21 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contenders_base import ALPHA, EPS, LR, Array, Contender, Running, Task, Unavailable, fill, flat, streams
-from benchmarks.workloads import C_OPENMP, COPY, OURS, Workload
+from benchmarks.workloads import C_OPENMP, COPY, OURS, VIEWS, Workload
 
 C_SOURCE = Path(__file__).with_name("rmsprop.c")
 C_COMPILE = ("gcc", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
-def build_rmsprop_gpu(task: Task) -> Running:
-    """This package on NumPy arrays."""
+def build_rmsprop_gpu(task: Task, together: bool = False) -> Running:
+    """This package on NumPy arrays, each by itself, or all of them views of two large ones."""
     import numba
 
     from rmsprop_gpu import RMSProp
 
     numba.set_num_threads(task.threads)
-    params, grads = copies(task.params), copies(task.grads)
+    copy = views if together else copies
+    params, grads = copy(task.params), copy(task.grads)
     opt = RMSProp(params, lr=LR, alpha=ALPHA, eps=EPS, **task.hyper)
     return on_numpy(functools.partial(opt.step, grads), params, grads)
 
@@ -126,6 +127,13 @@ def copies(arrays: list[Array]) -> list[Array]:
     return [array.copy() for array in arrays]
 
 
+def views(arrays: list[Array]) -> list[Array]:
+    """Copies that lie one behind the other in one array."""
+    ends = np.cumsum([array.size for array in arrays])
+    parts = np.split(flat(arrays), ends[:-1])
+    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
 def numpy_traffic(workload: Workload) -> int:
     """NumPy's passes: 2 + (2 + 3 + 3) + (2 + 2 + 2 + 3 + 3) reads and writes, line by line, of four bytes.
 
@@ -140,6 +148,7 @@ def numexpr_traffic(workload: Workload) -> int:
 
 
 RMSPROP_GPU = Contender(OURS, build_rmsprop_gpu, traffic=streams)
+TOGETHER = Contender(VIEWS, functools.partial(build_rmsprop_gpu, together=True), traffic=streams)
 NUMPY = Contender("numpy", build_numpy, traffic=numpy_traffic)
 NUMEXPR = Contender("numexpr", build_numexpr, traffic=numexpr_traffic)
 C_LOOP = Contender(C_OPENMP, build_c, traffic=streams)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.contenders_base import ALPHA, EPS, LR, Array, Contender, Running, Task, Unavailable, streams
-from benchmarks.workloads import FUSED, TORCH, Workload
+from benchmarks.workloads import COMPILED, FUSED, TORCH, Workload
 
 
 def build(task: Task, make: Callable[..., Any], device: str = "cpu", compiled: bool = False) -> Running:
@@ -103,5 +103,5 @@ FOREACH, FOR_LOOP = (
     Contender(name, functools.partial(build, make=functools.partial(rmsprop, foreach=foreach)), traffic=traffic)
     for name, foreach in zip(TORCH, (True, False), strict=True)
 )
-COMPILE = Contender("torch compile", functools.partial(build, make=rmsprop, compiled=True))
+COMPILE = Contender(COMPILED, functools.partial(build, make=rmsprop, compiled=True))
 ADAGRAD = Contender(FUSED, functools.partial(build, make=fused_adagrad), rule="adagrad", traffic=streams)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import Rows, digits, plural, thread_rows, timed, to_ours
-from benchmarks.workloads import AGAIN, C_OPENMP, COPY, FUSED, OPTAX, OURS, TORCH
+from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, COPY, FUSED, OPTAX, OURS, TORCH, VIEWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ STYLES = {
     "cupy elementwise": ("#898989", "+"),
     "torch foreach": ("#FF800E", "s"),
     "torch for-loop": ("#7F3300", "D"),
-    "torch compile": ("#FFBC79", ">"),
+    COMPILED: ("#FFBC79", ">"),
     FUSED: ("#C85200", "^"),
     OPTAX: ("#5F9ED1", "v"),
     "keras": ("#A2C8EC", "p"),
@@ -106,7 +106,7 @@ def ratios(figure: Figure, result: dict[str, Any]) -> bool:
 
 def rivals_of(results: Rows) -> dict[str, dict[str, float]]:
     """Median and quartiles of time / ours, of all but ourselves."""
-    found = {name: to_ours(row) for name, row in timed(results).items() if name != AGAIN}
+    found = {name: to_ours(row) for name, row in timed(results).items() if name not in (AGAIN, VIEWS)}
     return {name: ratio for name, ratio in found.items() if ratio}
 
 
@@ -155,7 +155,7 @@ def ratios_title(workloads: dict[str, Any], ratios: dict[str, dict[str, dict[str
     """The finding on ResNet-50, or on the first workload there is: torch's fastest RMSProp, or else the next rival."""
     where = "resnet50" if "resnet50" in ratios else next(iter(ratios))
     medians = {name: found["median"] for name, found in ratios[where].items()}
-    torchs = [name for name in (*TORCH, "torch compile") if name in medians]
+    torchs = [name for name in (*TORCH, COMPILED) if name in medians]
     name = min(torchs or [name for name in medians if name != COPY] or medians, key=medians.__getitem__)
     return f"{subject(workloads[where])}: {name} takes {digits(medians[name])} times as long as {OURS}"
 

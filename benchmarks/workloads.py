@@ -14,8 +14,9 @@ Shape = tuple[int, ...]
 SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text())  # record_shapes.py makes it
 
 OURS, AGAIN, COPY = "rmsprop_gpu", "rmsprop_gpu, again", "copy"
+VIEWS = "rmsprop_gpu, views"  # of one large array, as whoever allocates the parameters may have it
 TORCH = ("torch foreach", "torch for-loop")  # the two forms of its RMSprop that need no compiler
-C_OPENMP, FUSED, OPTAX = "c openmp", "torch fused adagrad", "optax"
+COMPILED, FUSED, OPTAX, C_OPENMP = "torch compile", "torch fused adagrad", "optax", "c openmp"
 
 # On most workloads the others would cost time and memory, and say nothing that they do not say on the remaining ones.
 # A name that a device does not have is not run there.

@@ -43,8 +43,8 @@ def make_touch(variant: Variant, T: Any) -> Any:
     return touch
 
 
-def _make_fma_loop(T: Any) -> Any:
-    @njit(parallel=not in_forked_child(), error_model="numpy")
+def _make_fma_loop(T: Any, parallel: bool) -> Any:
+    @njit(parallel=parallel, error_model="numpy")
     def loop(x, rounds, factor, term):  # type: ignore[no-untyped-def]
         for part in prange(x.shape[0]):
             for _ in range(rounds):
@@ -110,7 +110,8 @@ class HostProbe:
 
     def flop_rate(self, T: Any, repeats: int) -> float:
         """Operations a second, as fma of type T on all threads."""
-        loop, x, rounds = once(_make_fma_loop, T), np.ones((PARTS, WIDTH), T), 20
+        loop = once(_make_fma_loop, T, not in_forked_child())  # a child has lost its parent's threads
+        x, rounds = np.ones((PARTS, WIDTH), T), 20
         with cpu.in_parallel:
             run = partial(loop, x, rounds, T(0.5), T(0.5))
             _, seconds = self.step(lambda: run, repeats, nullcontext())

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rmsprop_gpu import RMSProp
 # Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
 sys.path.append(str(Path(__file__).parents[1]))
 
+from benchmarks import readme
 from benchmarks.report import digits, has_times, markdown
 from benchmarks.workloads import SHAPES, WORKLOADS
 
@@ -256,5 +258,29 @@ def test_every_contender_has_a_colour_and_a_marker_of_its_own(draw):
     styles = importlib.import_module("benchmarks.plots").STYLES
     contenders = importlib.import_module("benchmarks.contenders").CONTENDERS
     for names in contenders.values():
-        known = [styles[name] for name in names if not name.endswith(", again")]
+        known = [styles[name] for name in names if not name.startswith(f"{OURS}, ")]  # ours in other ways
         assert len(set(known)) == len(known)
+
+
+@pytest.mark.parametrize(
+    ("device", "rival"), [("cpu", "numpy"), pytest.param("cuda", "cupy fuse", marks=pytest.mark.gpu)]
+)
+def test_a_rehearsal_checks_and_times_nothing(device, rival):
+    chosen = ["--workloads", "one-1000", "switches-25m", "--contenders", OURS, rival, "copy"]
+    command = [sys.executable, "-m", "benchmarks", "--device", device, "--rehearse", *chosen]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert f"| workload | {OURS} | {rival} | copy |" in done.stdout
+    assert "| `one-1000` | agrees | agrees | runs |" in done.stdout
+    assert "| `switches-25m` | agrees | " in done.stdout
+    assert not re.search(r"\d (s|ms|us)\b", done.stdout)
+
+
+@pytest.mark.parametrize("file", ["README.md", "benchmarks/README.md"])
+def test_readmes_show_the_committed_results(file):
+    pytest.importorskip("matplotlib")
+    root = Path(__file__).parents[1]
+    sections = readme.sections(json.loads((root / "benchmarks" / "results" / "cpu.json").read_text()))
+    text = (root / file).read_text()
+    assert readme.replaced(text, sections[root / file]) == text
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (root / file).parent.joinpath(picture).exists()

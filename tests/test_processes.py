@@ -204,3 +204,19 @@ del param, opt
 print([ref() is None for ref in gone])
 """
     assert run(code) == "[True, True, True]"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_profile_in_a_forked_child_needs_no_threads(layer):
+    code = """
+import os, numpy as np
+from rmsprop_gpu import RMSProp
+from rmsprop_gpu.profiling import profile
+opt, grad = RMSProp(np.ones(100_000, np.float32)), np.ones(100_000, np.float32)
+profile(opt, grad, repeats=1)
+child = os.fork()
+if not child:
+    os._exit(0 if profile(opt, grad, repeats=1).rate > 0 else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    assert run(code, NUMBA_THREADING_LAYER=layer) == "0"
