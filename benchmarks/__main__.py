@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.contenders import CONTENDERS, SCALING
-from benchmarks.machine import cuda_device, is_virtual, machine, versions
-from benchmarks.measure import measure, say
+from benchmarks.machine import cores, cuda_device, is_virtual, machine, versions
+from benchmarks.measure import environment, measure, say
 from benchmarks.report import markdown
 from benchmarks.startup import measure_startup
 from benchmarks.worker import Conditions
@@ -52,18 +52,19 @@ def main(words: Sequence[str]) -> None:
     if is_virtual(device["name"]) and not options.rehearse:
         say(f"{device['name']} is a virtual device, whose times mean nothing: this is a rehearsal.")
         options.rehearse = True
-    try:
-        result = run(options, words, device)
-    except KeyboardInterrupt:
-        parser.exit(130, "\ninterrupted: nothing is written\n")
-    if options.rehearse and not options.name:
-        show({"name": "rehearsal", **result}, None)
-        return
     name = options.name or (device["kind"] if is_whole(options) else f"{device['kind']}-part")
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{name}.json"
-    file.write_text(compact({"name": name, **result}))
-    show({"name": name, **result}, file)
+    file = RESULTS / f"{name}.json" if options.name or not options.rehearse else None
+
+    def save(result: dict[str, Any]) -> None:
+        if file:
+            RESULTS.mkdir(exist_ok=True)
+            file.write_text(compact({"name": name, **result}))
+
+    try:
+        result = run(options, words, device, save)
+    except KeyboardInterrupt:
+        parser.exit(130, f"\ninterrupted: what was measured until then is in {file}\n" if file else "\ninterrupted\n")
+    show({"name": name if file else "rehearsal", **result}, file)
 
 
 def make_parser() -> Parser:
@@ -74,8 +75,8 @@ def make_parser() -> Parser:
     names = list(dict.fromkeys(name for contenders in CONTENDERS.values() for name in contenders))
     parser.add_argument("--device", choices=("auto", *CONTENDERS), default="auto",
                         help="auto, the default: cuda where a device works, else cpu")  # fmt: skip
-    parser.add_argument("--rounds", type=whole, default=15, help="bursts of each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=whole, default=os.cpu_count(), help="default: all cores, %(default)s")
+    parser.add_argument("--rounds", type=whole, default=9, help="bursts of each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=whole, default=cores(), help="default: all cores, %(default)s")
     parser.add_argument("--name", type=name,
                         help="results/NAME.json and .md (default: cpu or cuda, with -part for a subset)")  # fmt: skip
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
@@ -125,11 +126,13 @@ def is_whole(options: argparse.Namespace) -> bool:
     return set(options.workloads) == set(WORKLOADS) and set(options.contenders) == names
 
 
-def run(options: argparse.Namespace, words: Sequence[str], device: dict[str, str]) -> dict[str, Any]:
-    """Measure everything that was asked for, in the order in which it is listed in the code."""
+def run(
+    options: argparse.Namespace, words: Sequence[str], device: dict[str, str], save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Measure everything that was asked for, in the order in which it is listed in the code; save after each part."""
     rounds = 1 if options.rehearse else options.rounds
     conditions = Conditions(device["kind"], rounds, options.threads, options.rehearse)
-    result = {
+    result: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks", *words]),
         "device": device,
@@ -138,14 +141,16 @@ def run(options: argparse.Namespace, words: Sequence[str], device: dict[str, str
         "threads": options.threads,
         "machine": machine(),
         "versions": versions(device["kind"]),
-        "workloads": {
-            name: run_workload(workload, options.contenders, conditions)
-            for name, workload in WORKLOADS.items()
-            if name in options.workloads
-        },
+        "workloads": {},
     }
+    for name, workload in WORKLOADS.items():
+        if name in options.workloads:
+            result["workloads"][name] = run_workload(workload, options.contenders, conditions)
+            save(result)
     if OURS in options.contenders and not options.rehearse:
+        os.environ.update(environment(options.threads))  # a scaling may have left fewer
         result["startup"] = measure_startup(device["kind"])
+        save(result)
     return result
 
 

@@ -28,4 +28,4 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
     "cpu": {contender.name: contender for contender in ON_CPU},
     "cuda": {contender.name: contender for contender in ON_CUDA},
 }
-SCALING = (OURS, TORCH[0], C_OPENMP, COPY)  # measured with fewer threads too, on the CPU
+SCALING = (OURS, *TORCH, C_OPENMP, COPY)  # measured with fewer threads too, on the CPU

@@ -21,11 +21,12 @@ def machine() -> dict[str, Any]:
     distribution = find(r'PRETTY_NAME="(.+)"', "/etc/os-release")
     return {
         "cpu": find(r"model name\s*:\s*(.+)", "/proc/cpuinfo") or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "memory_gib": None if memory is None else round(int(memory) / 2**20, 1),
         "os": f"{distribution or 'unknown'}, {platform.system()} {platform.release().split('-')[0]}",
         # "madvise" gives huge pages to NumPy, which asks for them, and none to torch and others, which do not
         "transparent_huge_pages": find(r"\[(\w+)\]", "/sys/kernel/mm/transparent_hugepage/enabled"),
+        "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE"),  # with 1 torch asks for them too
         "load_at_start": load(),
     }
 
@@ -76,6 +77,11 @@ def find(pattern: str, path: str) -> str | None:
     except OSError:
         return None
     return found[1].strip() if found else None
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load() -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
@@ -131,11 +132,14 @@ def get_ready(workers: Sequence[Worker], rows: dict[str, Row], conditions: Condi
 
 
 def run_rounds(workers: list[Worker], rows: dict[str, Row], conditions: Conditions) -> dict[str, list[float]]:
-    """Each worker bursts once a round while the others wait; who begins changes from round to round."""
+    """Each worker bursts once a round while the others wait, in an order that is drawn anew for each round.
+
+    Whoever always came behind the same one would always find that one's leavings in the caches.
+    """
     seconds: dict[str, list[float]] = {worker.contender: [] for worker in workers}
-    for number in range(conditions.rounds):
-        first = number % max(1, len(workers))
-        for worker in workers[first:] + workers[:first]:
+    draw = random.Random(2012)
+    for _ in range(conditions.rounds):
+        for worker in draw.sample(workers, len(workers)):
             if worker.contender not in seconds:
                 continue
             time.sleep(PAUSE_SECONDS[conditions.device])

@@ -176,7 +176,7 @@ def sizes(figure: Figure, result: dict[str, Any]) -> bool:
         return False
     figure.set_size_inches(8, 4.4)
     axes = figure.subplots()
-    lines(axes, single, ("torch foreach", FUSED, OPTAX, "cupy fuse", "cupy elementwise", C_OPENMP, COPY, OURS))
+    lines(axes, single, (*TORCH, FUSED, OPTAX, "cupy fuse", "cupy elementwise", C_OPENMP, COPY, OURS))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: short(x))
     axes.set_xlabel("elements of the one tensor, float32 (log scale)")
@@ -203,7 +203,7 @@ def scaling(figure: Figure, result: dict[str, Any]) -> bool:
     figure.set_size_inches(6.5 * len(measured), 4)
     for axes, workload in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
         rows = {threads: timed(results) for threads, results in thread_rows(workload, result["threads"]).items()}
-        lines(axes, rows, ("torch foreach", C_OPENMP, COPY, OURS))
+        lines(axes, rows, (*TORCH, C_OPENMP, COPY, OURS))
         axes.set_xticks(list(rows))
         axes.set_xlabel("threads")
         axes.set_ylabel(f"GB/s, counting {workload['bytes_per_element']} bytes an element")

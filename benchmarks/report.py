@@ -20,13 +20,8 @@ HEAD = ("contender", "time a step", "quartiles", "time / ours (quartiles)", "GB/
 
 def markdown(result: dict[str, Any]) -> str:
     """The whole page."""
-    parts = measured(result) if has_times(result) else rehearsed(result)
+    parts = rehearsed(result) if result.get("rehearsal") else measured(result)
     return "\n".join([f"# Benchmark: {result['name']}", "", *conditions(result), "", *parts]) + "\n"
-
-
-def has_times(result: dict[str, Any]) -> bool:
-    """Was anything timed? Not in a rehearsal."""
-    return any(timed(workload["results"]) for workload in result["workloads"].values())
 
 
 def timed(results: Rows) -> dict[str, Row]:
