@@ -185,7 +185,7 @@ class Optimizer:
         update_kernel[float32, momentum] True
         """
         self._refuse_capture("compilation")
-        return self._planner.plan().kernels()
+        return self._planner.kernels()
 
     def _refuse_capture(self, what: str) -> None:
         if self._order and self._order.capturing():

@@ -30,6 +30,11 @@ def allocated(layouts: Sequence[Layout], zeros: Callable[[int], Array]) -> list[
     return [layout.over(memory, first + offset) for layout, offset in zip(layouts, offsets, strict=True)]
 
 
+def kernel_name(kernel: str, dtype: np.dtype[Any], variant: Variant) -> str:
+    """How a kernel is called where people read of it."""
+    return f"{kernel}[{dtype}, {variant}]"
+
+
 @dataclass(eq=False)
 class Batch:
     """What one launch updates: the tensors that share device, dtype and Variant."""
@@ -47,7 +52,7 @@ class Batch:
 
     def title(self, kernel: str) -> str:
         """How a kernel over this batch is called where people read of it."""
-        return f"{kernel}[{self.dtype}, {self.variant}]"
+        return kernel_name(kernel, self.dtype, self.variant)
 
 
 def make_batch(

@@ -16,7 +16,6 @@ import numpy as np
 from cupy.cuda import Device, runtime
 
 from .arrays import Problems, Tensor, check_grad, check_grad_apart
-from .backends import cuda
 from .batch import Batch, Written
 from .layout import Array, NDArray, address_of
 from .resident import Resident, allocate
@@ -74,10 +73,6 @@ class DeviceSteps:
         """Send the scalars that have changed to where the kernels read them."""
         for resident in self._residents:
             resident.send(self._order)
-
-    def functions(self, batch: Batch) -> dict[str, Any]:
-        """The jitted functions that a step over a batch launches, by name."""
-        return cuda.functions(batch.variant, batch.dtype)
 
     def alone(self, i: int) -> Callable[[], object]:
         """The launches of one batch by themselves, on the current stream, as they were bound last."""

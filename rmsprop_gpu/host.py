@@ -86,10 +86,6 @@ class HostSteps:
             np.copyto(self._dense[i], array)
             self._column[i] = address_of(self._dense[i])
 
-    def functions(self, batch: Batch) -> dict[str, Any]:
-        """The jitted functions that a step over a batch calls, by name."""
-        return cpu.functions(batch.variant, batch.dtype)
-
     def alone(self, i: int) -> Callable[[], object]:
         """The launch of one batch by itself, as it is bound; no step is counted."""
         return cpu.make_launch([self._batches[i]], np.zeros(1, np.int64))

@@ -77,9 +77,9 @@ def _kind(opcode: str) -> str:
     """What an instruction is for."""
     kinds = {
         "memory": r"LD|ST|ATOM|RED",
-        "float32": r"F(FMA|MUL|ADD|SETP|SEL|CHK|MNMX)|MUFU|HADD|HFMA",
-        "float64": r"D(FMA|MUL|ADD|SETP)",
-        "conversion": r"[FI]2[FI]|F2FP|PRMT",
+        "float64": r"D(FMA|MUL|ADD|SETP)|.*64H",
+        "conversion": r"[FI]2[FI]|F2FP|PRMT|HADD2",  # HADD2 widens a half
+        "float32": r"F(FMA|MUL|ADD|SETP|SEL|CHK|MNMX)|MUFU",
         "branches": r"BRA|BSSY|BSYNC|CALL|RET|EXIT|WARPSYNC|NOP",
     }
     return next((kind for kind, pattern in kinds.items() if re.match(pattern, opcode)), "others")

@@ -34,8 +34,6 @@ class Steps(Protocol):
 
     def send(self) -> None: ...
 
-    def functions(self, batch: Batch) -> dict[str, Any]: ...
-
     def alone(self, i: int) -> Callable[[], object]: ...
 
     @property
@@ -92,11 +90,6 @@ class Plan:
     def captured(self) -> bool:
         """Does a CUDA graph hold a step of this plan?"""
         return self.steps.captured
-
-    def kernels(self) -> dict[str, Any]:
-        """The jitted functions that a step launches, by name."""
-        functions = {batch: self.steps.functions(batch) for batch in self.batches}
-        return {batch.title(name): f for batch, found in functions.items() for name, f in found.items()}
 
     def bind(self, grads: list[Any]) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""

@@ -9,10 +9,13 @@ import numpy as np
 
 from . import hyper
 from .arrays import Tensor
+from .backends import cpu
+from .batch import kernel_name
 from .dtypes import compute_dtype
 from .hyper import Changes, ParamGroup
 from .layout import NDArray
 from .plan import Plan, Settings, variants_of
+from .rule import Variant
 from .state import State, needed
 
 if TYPE_CHECKING:
@@ -91,6 +94,15 @@ class Planner:
         if self._scheduled:
             self._steps[0] = asked + 1
 
+    def kernels(self) -> dict[str, Any]:
+        """The jitted functions that a step would launch with the hyperparameters as they are, by name; compiled."""
+        found = {}
+        for tensor, i in zip(self._tensors, self._group_of, strict=True):
+            variant, dtype = hyper.variant(self._groups[i].hyper(), self._adagrad), tensor.layout.dtype
+            for name, function in _functions(variant, dtype, tensor.device).items():
+                found[kernel_name(name, dtype, variant)] = function
+        return found
+
     def allocate(self) -> None:
         """Make the state that the hyperparameters need and that is not there yet."""
         hypers = [self._groups[i].hyper() for i in self._group_of]
@@ -146,6 +158,15 @@ class Planner:
             self._order.release()  # the memory of the plan before
         self._written = {plan: hypers for plan, hypers in self._written.items() if plan in self._graphs}
         return made
+
+
+def _functions(variant: Variant, dtype: np.dtype[Any], device: int | None) -> dict[str, Any]:
+    if device is None:
+        return cpu.functions(variant, dtype)
+    from .backends import cuda  # it imports Numba's CUDA target
+
+    cuda.kernels(variant, dtype, device)  # compiles
+    return cuda.functions(variant, dtype)
 
 
 def _scheduled(hypers: Sequence[Mapping[str, Any]]) -> bool:

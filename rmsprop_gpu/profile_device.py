@@ -47,19 +47,22 @@ class DeviceProbe:
         self._devices = tuple(devices)
         properties = [cupy.cuda.runtime.getDeviceProperties(device) for device in devices]
         self.name = ", ".join(p["name"].decode() for p in properties)
-        self._capability = (properties[0]["major"], properties[0]["minor"])
+        self._capability = {device: (p["major"], p["minor"]) for device, p in zip(devices, properties, strict=True)}
 
     def step(
         self, bind: Callable[[], Callable[[], object]], repeats: int, within: AbstractContextManager[Any]
     ) -> tuple[list[float], list[float]]:
-        """Seconds of the host and of the devices, of ``bind()()``."""
+        """Seconds of the host, of ``bind()()``, and of the devices, of calling again what ``bind()`` returned.
+
+        With the host's work before it, a device would be seen waiting for that.
+        """
 
         def step() -> None:
             with within:
                 bind()()
 
         result = benchmark(step, n_repeat=repeats, n_warmup=WARM_UP, devices=self._devices)
-        return result.cpu_times.tolist(), result.gpu_times.max(axis=0).tolist()
+        return result.cpu_times.tolist(), self._seconds(bind(), repeats)
 
     def launch(
         self, call: Callable[[], object], batch: Batch, moved: int, repeats: int, within: AbstractContextManager[Any]
@@ -83,8 +86,7 @@ class DeviceProbe:
 
     def _copied(self, moved: int, repeats: int, statistic: Any) -> float:
         """Bytes a second."""
-        free, _ = cupy.cuda.runtime.memGetInfo()
-        half = max(1, min(moved, COPY, free // 2) // 2)
+        half = min(moved, COPY) // 2
         source, target = cupy.zeros(half, np.uint8), cupy.zeros(half, np.uint8)
         stream = cupy.cuda.get_current_stream()
         copy = lambda: target.data.copy_from_device_async(source.data, half, stream)  # noqa: E731
@@ -115,13 +117,13 @@ class DeviceProbe:
         kernel = cuda.kernels(batch.variant, batch.dtype, device)["update_kernel"]
         most = cupy.cuda.Device(device).attributes["MaxThreadsPerMultiProcessor"]
         blocks = kernel.occupancy.max_active_blocks_per_multiprocessor(cuda.THREADS, 0)
+        update_kernel = cuda.make_update_kernel(batch.variant, batch.dtype.type)
         spills: int | None = None
-        if machine_code.why_not() is None:
-            make = cuda.make_update_kernel(batch.variant, batch.dtype.type)
-            (facts,) = machine_code.read([make], self._capability)
+        try:
+            (facts,) = machine_code.read([update_kernel], self._capability[device])
             spills, source, mix = facts.spill_bytes, "the vector loop in machine code", facts.mix
-        else:
-            (ptx,) = cuda.functions(batch.variant, batch.dtype)["update_kernel"].inspect_asm().values()
+        except RuntimeError:  # a tool is not installed, or does not know the device
+            (ptx, *_) = cuda.functions(batch.variant, batch.dtype)["update_kernel"].inspect_asm().values()
             source, mix = "the whole kernel in PTX", machine_code.mix_of_ptx(ptx)
         return Code(
             registers=int(kernel.attributes.num_regs),

@@ -24,13 +24,10 @@ from .rule import Variant, inline
 from .table import chunk_list
 from .traffic import bytes_per_element
 
-WARM_UP = 3
+WARM_UP, SOME = 3, 10  # calls before those that are measured; of which a ceiling is the best of some at least
 BIG = 1 << 24  # elements of three float32 streams, 192 MiB: beyond the caches
-DEPTH, WIDTH = (
-    16,
-    2048,
-)  # fma in a chain, and chains: independent ones hide each other's latency, and all fit in a cache
-PARTS = 64
+DEPTH = 16  # fma in a chain
+PARTS, WIDTH = 64, 2048  # chains: independent ones hide each other's latency, and a part's fit in a cache
 
 
 def make_touch(variant: Variant, T: Any) -> Any:
@@ -94,27 +91,29 @@ class HostProbe:
         copy = cpu.make_launch([batch], np.zeros(1, np.int64), make_touch)
 
         def run() -> Callable[[], object]:
-            call()
+            with within:
+                call()
             return copy
 
-        return self.step(run, repeats, within)
+        return self.step(run, repeats, nullcontext())
 
     def memory_rate(self, repeats: int) -> float:
         """Bytes a second of arrays that no cache holds."""
-        opt, grad = RMSProp(np.zeros(BIG, np.float32)), np.zeros(BIG, np.float32)
+        # Written to, since all pages of untouched zeros are one and the same.
+        opt, grad = RMSProp(np.ones(BIG, np.float32)), np.ones(BIG, np.float32)
         plan = opt._planner.plan()
         plan.bind([grad])
         (batch,) = plan.batches
-        _, copies = self._beside_a_copy(plan.launch, batch, repeats, nullcontext())
+        _, copies = self._beside_a_copy(plan.launch, batch, max(repeats, SOME), nullcontext())
         return BIG * bytes_per_element(batch.variant, batch.dtype) / min(copies)
 
     def flop_rate(self, T: Any, repeats: int) -> float:
         """Operations a second, as fma of type T on all threads."""
         loop = once(_make_fma_loop, T, not in_forked_child())  # a child has lost its parent's threads
         x, rounds = np.ones((PARTS, WIDTH), T), 20
-        with cpu.in_parallel:
+        with nullcontext() if in_forked_child() else cpu.in_parallel:
             run = partial(loop, x, rounds, T(0.5), T(0.5))
-            _, seconds = self.step(lambda: run, repeats, nullcontext())
+            _, seconds = self.step(lambda: run, max(repeats, SOME), nullcontext())
         return 2 * DEPTH * rounds * x.size / min(seconds)
 
     def facts(self, batch: Batch) -> dict[str, Any]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .profile_report import Report
 
 INK, PAPER, GRID = "#222222", "#ffffff", "#cccccc"  # opaque: readable on a dark page too
+NEAR = 0.5  # of a ceiling, from where on it is what limits
 COLOURS = ("#006BA4", "#C85200", "#595959", "#5F9ED1", "#A2C8EC", "#898989", "#FFBC79")  # of tableau-colorblind10
 
 
@@ -26,7 +27,7 @@ def roofline(report: Report, ax: Any = None) -> Any:
     ax.set_facecolor(PAPER)
 
     launches = report.launches
-    points = [x.flops_per_element / x.bytes_per_element for x in launches]
+    points = [x.intensity for x in launches]
     most = max(report.flop_rates.values())
     low, high = min(points) / 4, 8 * most / report.memory_rate
     x = np.geomspace(low, high, 200)
@@ -56,8 +57,9 @@ def roofline(report: Report, ax: Any = None) -> Any:
 
 
 def _finding(report: Report) -> str:
-    """The title."""
-    near = max(report.launches, key=lambda launch: launch.bytes)
-    ridge = max(report.flop_rates.values()) / report.memory_rate
-    limit = "memory" if near.flops_per_element / near.bytes_per_element < ridge else "arithmetic"
-    return f"A step moves {report.rate / 1e9:,.1f} GB/s, {report.fraction_of_copy:.0%} of a copy: its limit is {limit}"
+    """The title: what holds back the launch that moves the most."""
+    launch = max(report.launches, key=lambda launch: launch.bytes)
+    slope, roof = launch.intensity * report.memory_rate, report.flop_rates[launch.compute_dtype]
+    limit = "memory" if slope < roof else "arithmetic"
+    said = f"its limit is {limit}" if launch.flop_rate > NEAR * min(slope, roof) else "it is far below both ceilings"
+    return f"A step moves {report.rate / 1e9:,.1f} GB/s, {report.fraction_of_copy:.0%} of a copy: {said}"

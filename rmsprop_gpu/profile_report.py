@@ -54,8 +54,10 @@ class Launch:
     """What a step launches over the tensors that share device, dtype and Variant (a second, small kernel with it)."""
 
     name: str
+    device: str  # "cpu", "cuda:0"
     variant: str
-    dtype: str
+    dtype: str  # of parameters and gradients
+    compute_dtype: str  # of the state and the arithmetic
     tensors: int  # that have a gradient
     elements: int
     chunks: int
@@ -65,7 +67,7 @@ class Launch:
     bytes: int
     flops_per_element: int
     seconds: Times
-    copy_rate: float  # bytes a second that a copy of the same bytes moved
+    copy_rate: float  # bytes a second that a copy of as many bytes moved
     code: Code | None  # None on the CPU
 
     @property
@@ -82,6 +84,11 @@ class Launch:
     def flop_rate(self) -> float:
         """Floating-point operations a second."""
         return self.flops_per_element * self.elements / self.seconds.median
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return self.flops_per_element / self.bytes_per_element
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ def _tables(report: Report) -> list[Table]:
     """A row for each launch; where it is known, what its machine code holds."""
     rows: list[tuple[str, ...]] = [
         (
-            x.name,
+            _shown_name(report, x),
             f"{x.tensors:,}",
             f"{x.elements:,}",
             f"{x.chunks:,}",
@@ -195,10 +202,18 @@ def _tables(report: Report) -> list[Table]:
     tables: list[Table] = [(LAUNCHES, rows)]
     codes = [(x, x.code) for x in report.launches if x.code]
     if codes:
-        tables.append((CODES, [(x.name, f"{x.grid:,} x {x.block}", *_cells(code)) for x, code in codes]))
+        tables.append(
+            (CODES, [(_shown_name(report, x), f"{x.grid:,} x {x.block}", *_cells(code)) for x, code in codes])
+        )
         head = ("launch", f"instructions of {codes[0][1].instructions_of}")
-        tables.append((head, [(x.name, _mix(code)) for x, code in codes]))
+        tables.append((head, [(_shown_name(report, x), _mix(code)) for x, code in codes]))
     return tables
+
+
+def _shown_name(report: Report, launch: Launch) -> str:
+    """With the device, where launches are on several."""
+    several = len({x.device for x in report.launches}) > 1
+    return f"{launch.name} on {launch.device}" if several else launch.name
 
 
 def _cells(code: Code) -> tuple[str, ...]:

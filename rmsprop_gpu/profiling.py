@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Tensor
+from .arrays import Problems, Tensor, check_grad, check_grad_apart
 from .base import Optimizer
-from .batch import Batch
+from .batch import Batch, Written
 from .dtypes import compute_dtype
+from .extras import extra
 from .layout import Array, address_of
 from .optimizer import AdaGrad, RMSProp
 from .profile_host import HostProbe
 from .profile_report import Launch, Report, Times
+from .structure import settled
 from .traffic import bytes_per_element, flops_per_element
 
-LINE = 4096  # bytes: a copy of an array lies to the cache line and page as the array does
+PAGE = 4096  # bytes: a copy lies to its page, and so to its cache line and vector, as the array does
 
 __all__ = ["Launch", "Report", "Times", "annotate", "profile"]
 
@@ -32,8 +34,8 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     Parameters
     ----------
     opt : RMSProp or AdaGrad
-        On the CPU or on CUDA devices. Of the memory where they lie, as much is needed as its parameters take and twice
-        what its state takes, and on a device up to 256 MiB for the copy.
+        On the CPU or on CUDA devices. Of the memory where its arrays lie, as much is needed as parameters and state
+        take, and up to 256 MiB to measure the ceilings.
     grads : as for ``opt.step``
         The gradients of every measured step.
     repeats : int
@@ -48,17 +50,19 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     Raises
     ------
     TypeError, ValueError
-        For anything but an optimizer and a count, and where ``opt.step(grads)`` would.
+        For anything but an optimizer and a count; for gradients that ``opt.step(grads)`` would refuse, and where there
+        is none.
     RuntimeError
         While a stream is captured in a CUDA graph.
 
     Notes
     -----
-    On a CUDA device, ``host`` is what a step costs the calling thread (``time.perf_counter``) and ``device`` what its
-    launches take there (CUDA events, by ``cupyx.profiler.benchmark``); a step of a few microseconds on the device is
-    measured with the latency of its launch. On the CPU, ``host`` is the check of the arrays and ``device`` the kernels.
-    The copy is the driver's, device to device, or on the CPU the same streams in the same loop, with one addition in
-    the place of the rule: a plain copy writes what it did not read, which costs processors more than that.
+    On a CUDA device, ``host`` is what a step costs the calling thread (``time.perf_counter``) and ``device_times`` what
+    its launches take there (CUDA events, by ``cupyx.profiler.benchmark``); launches of a few microseconds are measured
+    with their latency. On the CPU, ``host`` is the check of the arrays and ``device_times`` the kernels. A callable
+    ``lr`` is not called: another takes its place, so that its own time is in no figure. The copy is the driver's,
+    device to device, of at most 256 MiB; on the CPU it is the same streams in the same loop, with one addition in the
+    place of the rule: a plain copy writes what it did not read, which costs processors more than that.
 
     Arrays that fit in a cache are measured in it, as they are in a training loop that does nothing else.
 
@@ -78,26 +82,28 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     >>> weight.max(), opt.steps
     (np.float32(1.0), 0)
     """
-    if not isinstance(opt, Optimizer):
-        raise TypeError(f"opt is a {type(opt).__name__}; wanted an RMSProp or AdaGrad")
+    _check_optimizer(opt)
     if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
         raise ValueError(f"repeats is {repeats!r}; wanted a whole number above 0")
     opt._refuse_capture("measurement")
-    arrays = opt._flatten(grads)
-    opt._planner.plan().bind(arrays)  # what is refused is refused by its name here, and nothing is launched
-    double = _double(opt)
+    grads, repeats = settled(grads), int(repeats)
+    given = {t.key for t in _with_gradient(opt, opt._flatten(grads))}
+    double, probe = _double(opt), _probe(opt._tensors)
 
     def bind() -> Callable[[], object]:
         plan = double._planner.plan()
         plan.bind(opt._flatten(grads))
         return plan.launch
 
-    probe, repeats = _probe(opt._tensors), int(repeats)
     host, device = probe.step(bind, repeats, _range(f"{type(opt).__name__}.step"))
-    missing = {t.label for t, grad in zip(double._tensors, arrays, strict=True) if grad is None}
     plan = double._planner.plan()
-    launches = [_launch(batch, plan.steps.alone(i), missing, probe, repeats) for i, batch in enumerate(plan.batches)]
-    computes = sorted({compute_dtype(batch.dtype) for batch in plan.batches}, key=lambda dtype: dtype.itemsize)
+    measured = {t.label for t in double._tensors if t.key in given}
+    launches = [
+        _launch(batch, plan.steps.alone(i), measured, probe, repeats)
+        for i, batch in enumerate(plan.batches)
+        if sum(_sizes(batch, measured))
+    ]
+    computes = {np.dtype(launch.compute_dtype) for launch in launches}
     return Report(
         optimizer=type(opt).__name__,
         device=probe.name,
@@ -106,8 +112,8 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
         device_times=Times.of(device),
         launches=launches,
         memory_rate=probe.memory_rate(repeats),
-        flop_rates={str(dtype): probe.flop_rate(dtype.type, repeats) for dtype in computes},
-        skipped=len(missing),
+        flop_rates={str(dtype): probe.flop_rate(dtype.type, repeats) for dtype in sorted(computes, key=str)},
+        skipped=len(double._tensors) - len(given),
     )
 
 
@@ -128,8 +134,7 @@ def annotate(opt: Optimizer) -> Iterator[None]:
     >>> with annotate(opt):
     ...     opt.step(np.ones(3))
     """
-    from .extras import extra
-
+    _check_optimizer(opt)
     with extra("profile"):
         import nvtx
     step, before, name = opt.step, vars(opt).get("step"), f"{type(opt).__name__}.step"
@@ -166,47 +171,90 @@ def _probe(tensors: Sequence[Tensor]) -> Any:
     return DeviceProbe(devices)
 
 
+def _check_optimizer(opt: object) -> None:
+    if not isinstance(opt, Optimizer):
+        raise TypeError(f"opt is a {type(opt).__name__}; wanted an RMSProp or AdaGrad")
+
+
+def _with_gradient(opt: Optimizer, grads: Sequence[Any]) -> list[Tensor]:
+    """The parameters that a step would update; every refusal of a gradient comes from here, and nothing is touched."""
+    problems, written = Problems(), Written(opt._tensors, opt._state.buffers)
+    pairs = [(t, grad) for t, grad in zip(opt._tensors, grads, strict=True) if grad is not None]
+    for tensor, grad in pairs:
+        array = check_grad(grad, tensor, problems)
+        if array is not None:
+            check_grad_apart(array, tensor.grad_label, written.near(array), problems)
+    problems.raise_any()
+    if not any(tensor.layout.size for tensor, _ in pairs):
+        raise ValueError("grads has no element to update a parameter with; wanted at least one")
+    return [tensor for tensor, _ in pairs]
+
+
 def _double(opt: Optimizer) -> Optimizer:
     """The same optimizer over copies that lie in memory as its arrays do."""
     groups = [
-        {"params": {tensor.key: _copy(tensor, opt._order) for tensor in tensors}, **group.hyper()}
+        {"params": {t.key: _copy(t, opt._order) for t in tensors}, **group.hyper(), "lr": _rate(group["lr"])}
         for group, tensors in zip(opt.param_groups, opt._members, strict=True)
     ]
     double = (AdaGrad if opt._adagrad else RMSProp)(groups)
-    double.load_state_dict(opt.state_dict())
+    for tensor, mine, theirs in zip(opt._tensors, double._state.buffers, opt._state.buffers, strict=True):
+        for name in mine.keys() & theirs.keys():
+            _fill(mine[name], theirs[name], tensor, opt._order)
+    double._steps[:] = opt._steps
     return double
 
 
-def _copy(tensor: Tensor, order: Any) -> Array:
-    layout, offset = tensor.layout, tensor.address % LINE
-    if tensor.device is None:
-        memory = np.zeros(layout.nbytes + 2 * LINE, np.uint8)
-        copy = layout.over(memory, (offset - address_of(memory)) % LINE)
-        np.copyto(copy, tensor.view)
-        return copy
-    import cupy
+def _rate(lr: Any) -> Any:
+    """A number as it is; a schedule in the place of one, since the user's may remember that it was called."""
+    return (lambda step: 0.0) if callable(lr) else lr
 
-    with order.on(tensor.device):  # after the steps before
-        memory = cupy.empty(layout.nbytes + 2 * LINE, np.uint8)
-        copy = layout.over(memory, (offset - address_of(memory)) % LINE)
-        cupy.copyto(copy, tensor.view)
+
+def _copy(tensor: Tensor, order: Any) -> Array:
+    layout, offset = tensor.layout, tensor.address % PAGE
+    size = layout.nbytes + 2 * PAGE
+    if tensor.device is None:
+        memory: Any = np.zeros(size, np.uint8)
+    else:
+        import cupy
+
+        with cupy.cuda.Device(tensor.device):
+            memory = cupy.zeros(size, np.uint8)
+    copy = layout.over(memory, (offset - address_of(memory)) % PAGE)
+    _fill(copy, tensor.view, tensor, order)
     return copy
 
 
-def _launch(batch: Batch, call: Callable[[], object], missing: set[str], probe: Any, repeats: int) -> Launch:
+def _fill(copy: Array, original: Array, tensor: Tensor, order: Any) -> None:
+    """Copy what belongs to a parameter, on its device after the steps before."""
+    if tensor.device is None:
+        np.copyto(copy, original)
+        return
+    import cupy
+
+    with order.on(tensor.device):
+        cupy.copyto(copy, original)
+
+
+def _sizes(batch: Batch, measured: set[str]) -> list[int]:
+    """The elements of the tensors of a batch that have a gradient."""
+    return [size for label, size in zip(batch.labels, batch.sizes, strict=True) if label in measured]
+
+
+def _launch(batch: Batch, call: Callable[[], object], measured: set[str], probe: Any, repeats: int) -> Launch:
     """What is known of the launch over a batch, which is this call."""
-    name = batch.title("update_kernel")
-    size = sum(n for label, n in zip(batch.labels, batch.sizes, strict=True) if label not in missing)
+    name, sizes = batch.title("update_kernel"), _sizes(batch, measured)
     moved = bytes_per_element(batch.variant, batch.dtype)
-    seconds, copy_rate = probe.launch(call, batch, moved * size, repeats, _range(name))
+    seconds, copy_rate = probe.launch(call, batch, moved * sum(sizes), repeats, _range(name))
     return Launch(
         name=name,
+        device="cpu" if batch.device is None else f"cuda:{batch.device}",
         variant=str(batch.variant),
         dtype=str(batch.dtype),
-        tensors=sum(label not in missing for label in batch.labels),
-        elements=size,
+        compute_dtype=str(compute_dtype(batch.dtype)),
+        tensors=len(sizes),
+        elements=sum(sizes),
         bytes_per_element=moved,
-        bytes=moved * size,
+        bytes=moved * sum(sizes),
         flops_per_element=flops_per_element(batch.variant),
         seconds=Times.of(seconds),
         copy_rate=copy_rate,

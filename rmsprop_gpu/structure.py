@@ -28,7 +28,7 @@ class Structure(NamedTuple):
 
 def parse(params: Any) -> Structure:
     """The structure of `params`; a TypeError or ValueError says what cannot be one."""
-    if _is_sequence(params):
+    if is_sequence(params):
         params = list(params)
         if any(isinstance(group, Mapping) for group in params):
             return _parse_groups(params)
@@ -72,7 +72,7 @@ def _parse_one(params: Any, place: str, first: int) -> tuple[list[Leaf], Callabl
         names = list(params)
         leaves = [Leaf(name, f"{place}[{quoted(name)}]", array) for name, array in params.items()]
         return leaves, lambda grads: _by_name(grads, names, where)
-    if _is_sequence(params):
+    if is_sequence(params):
         leaves = [Leaf(str(first + i), f"{place}[{i}]", array) for i, array in enumerate(params)]
         return leaves, lambda grads: _as_list(grads, len(leaves), where, "gradient (or None) for each parameter")
     if isinstance(params, (str, bytes, set, frozenset)) or params is None:
@@ -83,7 +83,14 @@ def _parse_one(params: Any, place: str, first: int) -> tuple[list[Leaf], Callabl
     return [Leaf(str(first), place, params)], lambda grads: [grads]
 
 
-def _is_sequence(x: Any) -> bool:
+def settled(x: Any) -> Any:
+    """The same structure with lists in the place of what can be read only once."""
+    if isinstance(x, Mapping):
+        return {name: settled(entry) for name, entry in x.items()}
+    return [settled(entry) for entry in x] if is_sequence(x) else x
+
+
+def is_sequence(x: Any) -> bool:
     return isinstance(x, (list, tuple)) or (
         isinstance(x, Iterable)
         and not isinstance(x, (np.ndarray, Mapping, str, bytes, set, frozenset))
@@ -94,7 +101,7 @@ def _is_sequence(x: Any) -> bool:
 
 
 def _as_list(grads: Any, count: int, where: str, what: str) -> list[Any]:
-    if not _is_sequence(grads):
+    if not is_sequence(grads):
         raise TypeError(f"{where} is a {type(grads).__name__}; wanted a sequence, one {what}")
     entries = list(grads)
     if len(entries) != count:

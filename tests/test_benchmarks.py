@@ -16,8 +16,10 @@ from rmsprop_gpu import RMSProp
 # Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import readme
-from benchmarks.report import digits, has_times, markdown
+from benchmarks import check, machine, measure, readme, worker
+from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders_base import Running
+from benchmarks.report import digits, markdown
 from benchmarks.workloads import SHAPES, WORKLOADS
 
 OURS = "rmsprop_gpu"
@@ -192,7 +194,7 @@ def test_a_result_from_before_there_was_a_copy_still_prints():
 
 def rehearsal():
     """A run that checked and timed nothing."""
-    result = result_of("resnet50", TIMES, optax="jax is not installed")
+    result = {**result_of("resnet50", TIMES, optax="jax is not installed"), "rehearsal": True}
     rows = result["workloads"]["resnet50"]["results"]
     for name in TIMES:
         rows[name] = {"agrees": True}
@@ -201,7 +203,6 @@ def rehearsal():
 
 def test_a_rehearsal_has_no_times():
     page = markdown(rehearsal())
-    assert not has_times(rehearsal())
     assert not re.search(r"\d (s|ms|us)\b|GB/s|What the project wants", page)
     assert dict(zip(line_of(page, "| workload"), line_of(page, "| `resnet50`"), strict=True)) == {
         "": "",
@@ -260,6 +261,104 @@ def test_every_contender_has_a_colour_and_a_marker_of_its_own(draw):
     for names in contenders.values():
         known = [styles[name] for name in names if not name.startswith(f"{OURS}, ")]  # ours in other ways
         assert len(set(known)) == len(known)
+
+
+# What a number is made of
+
+
+def test_statistics_are_taken_round_by_round():
+    seconds = {OURS: [2.0, 4.0, 3.0], "copy": [1.0, 1.0, 1.5], "numpy": [4.0, 12.0, 6.0]}
+    contender, workload = CONTENDERS["cpu"]["numpy"], WORKLOADS["one-1000"]
+    found = measure.statistics(contender, seconds, workload)
+    assert found["seconds"] == {"median": 6.0, "q1": 5.0, "q3": 9.0, "min": 4.0}
+    assert found["ratio_to"] == {
+        OURS: {"median": 2.0, "q1": 2.0, "q3": 2.5},
+        "copy": {"median": 4.0, "q1": 4.0, "q3": 8.0},
+    }
+    assert (found["fraction_of_copy"], found["bytes_per_element"], found["rounds"]) == (0.25, 88, 3)
+    assert found["gigabytes_per_second"] == pytest.approx(20 * 1000 / 6.0 / 1e9, rel=1e-3)
+
+
+def test_each_contender_bursts_once_a_round_in_a_changing_order(monkeypatch):
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+    asked = []
+
+    class Fake:
+        def __init__(self, name):
+            self.contender = name
+
+        def ask(self, request):
+            asked.append(self.contender)
+            return {"left_out": "it died"} if self.contender == "c" and len(asked) > 30 else 1.0
+
+    rows = {}
+    conditions = worker.Conditions("cpu", 20, 1, False)
+    seconds = measure.run_rounds([Fake(name) for name in "abc"], rows, conditions)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 20, "b": 20}
+    assert rows == {"c": {"left_out": "it died"}}
+    orders = {tuple(asked[i : i + 3]) for i in range(0, 30, 3)}
+    assert all(sorted(order) == list("abc") for order in orders)
+    assert len(orders) > 2
+
+
+def test_a_burst_times_all_steps_but_the_first_and_waits_for_the_last(monkeypatch):
+    done = []
+    running = Running(step=lambda: done.append("step"), sync=lambda: done.append("sync"))
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: done.append("clock") or next(clock))
+    assert worker.burst(running, 3) == 2.0
+    assert done == ["step", "sync", "clock", *["step"] * 3, "sync", "clock"]
+
+
+def running_of(lr=1e-3, alpha=0.9, eps=1e-8, **hyper):
+    """RMSProp in float64 NumPy by the oracle, rounded to float32 at each step, with its own hyperparameters."""
+    reference = check.load_reference()
+    at = {"param": None, "grad": None, "state": None}
+
+    def build(param, grad):
+        at["param"], at["grad"] = param.copy(), grad.copy()
+        return Running(step, set_grads, read_params)
+
+    def set_grads(values):
+        at["grad"] = np.concatenate(values)
+
+    def read_params():
+        return at["param"].copy()
+
+    def step():
+        given = {"lr": lr, "alpha": alpha, "one_minus_alpha": 1 - alpha, "eps": eps, **hyper}
+        found, at["state"] = reference.rmsprop(at["param"].astype(float), at["grad"], at["state"], **given)
+        at["param"] = found.astype(np.float32)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("hyper", "agrees"),
+    [
+        ({}, True),
+        ({"lr": 1.0001e-3}, False),
+        ({"alpha": 0.9001}, False),
+        ({"eps": 2e-8}, False),
+        ({"eps_in_sqrt": True}, False),
+        ({"momentum": 0.9}, False),
+    ],
+)
+def test_only_who_computes_rmsprop_is_timed(hyper, agrees):
+    workload = WORKLOADS["one-1000"]
+    param, grad = check.seeded_data(workload.size)
+    complaint = check.disagreement(running_of(**hyper)(param, grad), CONTENDERS["cpu"]["numpy"], grad, workload)
+    assert (complaint is None) == agrees
+
+
+def test_a_virtual_device_is_known_by_its_name():
+    assert machine.is_virtual("VGPU (PTX on the CPU), compute capability 9.0")
+    assert not machine.is_virtual("NVIDIA H100 80GB HBM3, compute capability 9.0")
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("cpu*.json")))
+def test_the_pages_are_made_from_the_results(file):
+    assert file.with_suffix(".md").read_text() == markdown(json.loads(file.read_text()))
 
 
 @pytest.mark.parametrize(

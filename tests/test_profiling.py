@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from variants import bits
 
-from rmsprop_gpu import AdaGrad, RMSProp, machine_code, profiling
+from rmsprop_gpu import AdaGrad, RMSProp, machine_code, profile_host, profiling
 from rmsprop_gpu.extras import MissingExtraError
 from rmsprop_gpu.layout import address_of
+from rmsprop_gpu.profile_host import HostProbe, make_touch
+from rmsprop_gpu.profile_report import Code
 from rmsprop_gpu.profiling import Launch, Report, Times, annotate, profile
+from rmsprop_gpu.rule import Variant
 
 MODULES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 F4 = np.float32
@@ -85,14 +88,17 @@ def test_chunks_are_those_of_the_launch():
 def test_on_a_device_the_code_of_the_kernel_is_known():
     import cupy
 
-    from rmsprop_gpu.backends.cuda import CHUNK, THREADS
+    from rmsprop_gpu.backends.cuda import CHUNK, THREADS, kernels
 
     opt = RMSProp(cupy.ones(2 * CHUNK + 1, F4))
     (launch,) = profile(opt, cupy.ones(2 * CHUNK + 1, F4), repeats=1).launches
     assert (launch.chunks, launch.grid, launch.block) == (3, 3, THREADS)
     assert 16 <= launch.code.registers <= 255
-    assert launch.code.local_bytes == 0
-    assert 0 < launch.code.occupancy <= 1
+    kernel = kernels(Variant(), np.dtype(F4), 0)["update_kernel"]
+    most = cupy.cuda.Device(0).attributes["MaxThreadsPerMultiProcessor"]
+    blocks = kernel.occupancy.max_active_blocks_per_multiprocessor(THREADS, 0)
+    assert (launch.code.registers, launch.code.local_bytes) == (kernel.attributes.num_regs, 0)
+    assert (launch.code.blocks_per_multiprocessor, launch.code.occupancy) == (blocks, blocks * THREADS / most)
     assert launch.code.spill_bytes == (None if machine_code.why_not() else 0)
     assert launch.code.instructions["float32"] >= 8
     assert launch.code.instructions["memory"] >= 5
@@ -102,7 +108,10 @@ def test_on_a_device_the_code_of_the_kernel_is_known():
 def test_without_the_tools_the_instructions_are_those_of_the_ptx(monkeypatch):
     import cupy
 
-    monkeypatch.setattr(machine_code, "why_not", lambda: "not here")
+    def fail(*_):
+        raise RuntimeError("ptxas failed: it is too old")
+
+    monkeypatch.setattr(machine_code, "read", fail)
     (launch,) = profile(RMSProp(cupy.ones(9, F4)), cupy.ones(9, F4), repeats=1).launches
     assert launch.code.spill_bytes is None
     assert launch.code.instructions_of == "the whole kernel in PTX"
@@ -143,13 +152,120 @@ def test_a_wrong_count_is_refused(repeats, error):
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(TypeError, match="opt is a ndarray; wanted an RMSProp or AdaGrad"):
         profile(np.ones(3), np.ones(3))
+    with pytest.raises(TypeError, match="opt is a ndarray; wanted an RMSProp or AdaGrad"), annotate(np.ones(3)):
+        pass
 
 
 def test_gradients_are_refused_as_by_a_step():
-    opt = RMSProp({"w": np.ones(3, F4)})
-    with pytest.raises(ValueError, match=r'grads\["w"\] has shape \(4,\)'):
-        profile(opt, {"w": np.ones(4, F4)})
+    param = np.ones(3, F4)
+    opt = RMSProp({"w": param})
+    for wrong in (np.ones(4, F4), np.ones(3), param, [1.0, 2.0, 3.0]):
+        with pytest.raises((TypeError, ValueError)) as of_step:
+            opt.step({"w": wrong})
+        with pytest.raises(type(of_step.value)) as of_profile:
+            profile(opt, {"w": wrong})
+        assert str(of_profile.value) == str(of_step.value)
     assert opt.steps == 0
+
+
+@pytest.mark.parametrize("grads", [[None, None], [None, np.ones(0, F4)]])
+def test_nothing_to_measure_is_refused(grads):
+    with pytest.raises(ValueError, match="grads has no element to update a parameter with; wanted at least one"):
+        profile(RMSProp([np.ones(3, F4), np.ones(0, F4)]), grads)
+
+
+def test_what_only_a_frozen_group_would_launch_is_left_out():
+    groups = [{"params": [np.ones(3, F4)]}, {"params": [np.ones(3)]}]
+    (launch,) = profile(RMSProp(groups), [[np.ones(3, F4)], [None]], repeats=1).launches
+    assert launch.dtype == "float32"
+
+
+def test_gradients_may_come_from_a_generator():
+    params = [np.ones(3, F4), np.ones(4, F4)]
+    report = profile(RMSProp(params), (np.ones_like(p) for p in params), repeats=1)
+    assert report.launches[0].elements == 7
+
+
+def test_a_subclass_is_profiled():
+    class Mine(RMSProp):
+        pass
+
+    assert profile(Mine(np.ones(3, F4)), np.ones(3, F4), repeats=1).optimizer == "Mine"
+
+
+def test_a_schedule_is_not_called():
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return 0.1
+
+    opt = RMSProp(np.ones(3, F4), lr=schedule)
+    profile(opt, np.ones(3, F4), repeats=2)
+    assert asked == []
+    opt.step(np.ones(3, F4))
+    assert asked == [0]
+
+
+def test_what_was_assigned_waits_for_the_next_step():
+    opt = RMSProp(np.ones(3, F4))
+    opt.step(np.ones(3, F4))
+    opt.param_groups[0]["momentum"] = 0.9
+    assert "update_kernel[float32, momentum]" in opt.kernels()
+    assert profile(opt, np.ones(3, F4), repeats=1).launches[0].variant == "momentum"
+    assert "momentum_buffer" not in opt.state[0]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_profile_changes_nothing(error, monkeypatch):
+    opt, _, grads = problem("numpy")
+    before = everything(opt, grads)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(HostProbe, "launch", fail)
+    with pytest.raises(error):
+        profile(opt, grads, repeats=1)
+    assert everything(opt, grads) == before
+
+
+@pytest.mark.gpu
+def test_replays_of_a_graph_are_as_without_a_profile():
+    import cupy
+
+    ends = []
+    for look in (lambda opt, grad: None, lambda opt, grad: (opt.kernels(), profile(opt, grad, repeats=1))):
+        param, grad = cupy.ones(9, F4), cupy.ones(9, F4)
+        opt = RMSProp(param, lr=0.1)
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            opt.step(grad)
+            stream.begin_capture()
+            opt.step(grad)
+            graph = stream.end_capture()
+            opt.param_groups[0]["lr"] = 5.0  # not sent: no step and no refresh comes
+            look(opt, grad)
+            graph.launch(stream)
+            stream.synchronize()
+        ends.append(bits(param))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.gpu
+def test_the_double_waits_for_the_steps_before():
+    import cupy
+
+    param, grad = cupy.ones(100_000, F4), cupy.ones(100_000, F4)
+    first, second = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+    opt = RMSProp(param, lr=0.1)
+    with first:
+        for _ in range(3):
+            opt.step(grad)
+    with second:
+        double = profiling._double(opt)
+    cupy.cuda.Device().synchronize()
+    assert bits(double._tensors[0].array) == bits(param)
+    assert bits(double.state[0]["square_avg"]) == bits(opt.state[0]["square_avg"])
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -158,22 +274,148 @@ def test_the_double_lies_in_memory_as_the_optimizer_does(module, offset):
     xp = pytest.importorskip(module)
     memory = xp.zeros(4 * 60 + offset, np.uint8)
     param = memory[offset:].view(F4).reshape(3, 4, 5).transpose(2, 0, 1)
-    double = profiling._double(RMSProp({"w": param}))._tensors[0].array
+    memory[:] = xp.asarray(np.arange(len(memory)) % 7, np.uint8)
+    opt = RMSProp({"w": param})
+    opt.state["w"]["square_avg"][:] = 3
+    twin = profiling._double(opt)
+    double = twin._tensors[0].array
+    assert bits(double) == bits(param)
+    assert bits(twin.state["w"]["square_avg"]) == bits(opt.state["w"]["square_avg"])
     assert double.strides == param.strides
-    assert address_of(double) % profiling.LINE == address_of(param) % profiling.LINE
+    assert address_of(double) % profiling.PAGE == address_of(param) % profiling.PAGE
     assert address_of(double) != address_of(param)
+
+
+# What is measured
+
+
+class Clock:
+    """In the place of time.perf_counter: it stands still but for what `takes` adds."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(profile_host.time, "perf_counter", lambda: self.now)
+
+    def takes(self, seconds, result=None):
+        def call(*_, **__):
+            self.now += seconds() if callable(seconds) else seconds
+            return result
+
+        return call
+
+
+def test_host_and_kernels_are_told_apart(monkeypatch):
+    clock, lengths = Clock(monkeypatch), iter([100.0, 100.0, 100.0, 1.0, 2.0, 3.0])
+    launch = clock.takes(lambda: next(lengths))
+    host, device = HostProbe().step(clock.takes(10.0, launch), 3, profile_host.nullcontext())
+    assert (host, device) == ([10.0] * 3, [1.0, 2.0, 3.0])  # the first, which warm up, do not count
+
+
+def test_a_launch_is_measured_beside_its_copy(monkeypatch):
+    clock = Clock(monkeypatch)
+    made = []
+
+    def make_launch(batches, steps, make_rule):
+        made.append((batches, make_rule))
+        return clock.takes(2.0)
+
+    monkeypatch.setattr(profile_host.cpu, "make_launch", make_launch)
+    seconds, rate = HostProbe().launch(clock.takes(3.0), "batch", 800, 2, profile_host.nullcontext())
+    assert (seconds, rate) == ([3.0, 3.0], 400.0)
+    assert made == [(["batch"], make_touch)]
+
+
+def test_the_copy_touches_every_stream_once():
+    from rmsprop_gpu.backends import cpu
+
+    opt = RMSProp(np.full(40, 1.0, F4), momentum=0.9, centered=True)
+    plan, grad = opt._planner.plan(), np.full(40, 10.0, F4)
+    plan.bind([grad])
+    for name, value in (("square_avg", 2.0), ("grad_avg", 3.0), ("momentum_buffer", 4.0)):
+        opt.state[0][name][:] = value
+    cpu.make_launch(plan.batches, np.zeros(1, np.int64), make_touch)()
+    found = [opt._tensors[0].array, *(opt.state[0][x] for x in ("square_avg", "grad_avg", "momentum_buffer"))]
+    assert [set(x.tolist()) for x in found] == [{11.0}, {12.0}, {13.0}, {14.0}]
+
+
+@pytest.mark.parametrize("T", [np.float32, np.float64])
+def test_ceilings_follow_from_the_clock(T, monkeypatch):
+    x = np.zeros((2, 5), T)
+    loop = profile_host._make_fma_loop(T, False)
+    loop(x, 1, T(0.5), T(0.5))
+    assert (x == 1 - 0.5**profile_host.DEPTH).all()  # so many fma were done
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(profile_host, "once", lambda make, *key: clock.takes(2.0) if key[0] is T else None)
+    per_call = 2 * profile_host.DEPTH * 20 * profile_host.PARTS * profile_host.WIDTH
+    assert HostProbe().flop_rate(T, 1) == per_call / 2.0
+
+
+def test_the_memory_ceiling_follows_from_the_clock(monkeypatch):
+    monkeypatch.setattr(profile_host, "BIG", 1000)
+    copies = [4.0, 2.0, 8.0]
+    monkeypatch.setattr(HostProbe, "_beside_a_copy", lambda *_: ([1.0], copies))
+    assert HostProbe().memory_rate(1) == 20 * 1000 / 2.0
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_batch_is_launched_alone(module):
+    xp = pytest.importorskip(module)
+    params, grads = [xp.ones(3, F4), xp.ones(3)], [xp.ones(3, F4), xp.ones(3)]
+    opt = RMSProp(params)
+    plan = opt._planner.plan()
+    plan.bind(grads)
+    plan.launch()
+    before = [bits(p) for p in params]
+    plan.steps.alone(1)()
+    assert bits(params[0]) == before[0]
+    assert bits(params[1]) != before[1]
+    assert opt.steps == 1
+
+
+@pytest.mark.gpu
+def test_device_times_follow_from_the_events(monkeypatch):
+    import cupy
+
+    from rmsprop_gpu import profile_device
+
+    called = []
+
+    def benchmark(call, n_repeat, n_warmup, devices, name=None):
+        for _ in range(n_warmup + n_repeat):
+            call()
+        called.append((n_repeat, n_warmup > 0, devices))
+        return SimpleNamespace(cpu_times=np.array([1.0, 2.0]), gpu_times=np.array([[3.0, 4.0], [5.0, 1.0]]))
+
+    monkeypatch.setattr(profile_device, "benchmark", benchmark)
+    probe, steps = profile_device.DeviceProbe([0]), []
+    host, device = probe.step(lambda: lambda: steps.append(1), 2, profile_host.nullcontext())
+    assert (host, device) == ([1.0, 2.0], [5.0, 4.0])  # the slower device counts
+    assert called == [(2, True, (0,))] * 2
+    seconds, rate = probe.launch(lambda: None, SimpleNamespace(device=0), 1000, 2, profile_host.nullcontext())
+    assert (seconds, rate) == ([5.0, 4.0], 1000 / 4.5)
+    assert probe.memory_rate(2) == profile_device.COPY / 4.0
+    threads = 256 * 8 * cupy.cuda.Device(0).attributes["MultiProcessorCount"]
+    operations = 2 * profile_device.CHAINS * profile_device.DEPTH * threads
+    assert probe.flop_rate(np.float32, 1) == operations / 4.0
 
 
 # What is shown
 
 
-def made(**changes):
-    launch = Launch("update_kernel[float32, plain]", "plain", "float32", 2, 1000, 2, None, None, 20, 20_000, 9,
-                    Times(2e-6, 1e-6, 3e-6), 8e9, None)  # fmt: skip
+LAUNCH = {
+    "name": "update_kernel[float32, plain]", "device": "cpu", "variant": "plain", "dtype": "float32",
+    "compute_dtype": "float32", "tensors": 2, "elements": 1000, "chunks": 2, "grid": None, "block": None,
+    "bytes_per_element": 20, "bytes": 20_000, "flops_per_element": 9, "seconds": Times(2e-6, 1e-6, 3e-6),
+    "copy_rate": 8e9, "code": None,
+}  # fmt: skip
+CODE = Code(40, 8, 4, 6, 0.75, "the vector loop", {"float32": 30, "memory": 5})
+
+
+def made(launches=({},), **changes):
     given = {
         "optimizer": "RMSProp", "device": "a <processor>", "repeats": 7, "host": Times(1.5e-6, 1e-6, 2e-6),
-        "device_times": Times(2.5e-6, 2e-6, 3e-3), "launches": [launch], "memory_rate": 5e10,
-        "flop_rates": {"float32": 2e11}, "skipped": 0,
+        "device_times": Times(2.5e-6, 2e-6, 3e-3), "launches": [Launch(**{**LAUNCH, **launch}) for launch in launches],
+        "memory_rate": 5e10, "flop_rates": {"float32": 2e11}, "skipped": 0,
     }  # fmt: skip
     return Report(**{**given, **changes})
 
@@ -186,6 +428,13 @@ def test_rates_follow_from_times():
     assert launch.flop_rate == pytest.approx(4.5e9)
     assert report.rate == pytest.approx(8e9)
     assert report.fraction_of_copy == pytest.approx(1.25)
+    two = made([{}, {"bytes": 80_000, "seconds": Times(8e-6, 8e-6, 8e-6)}])
+    assert two.bytes == 100_000
+    assert two.fraction_of_copy == pytest.approx((2.5e-6 + 10e-6) / 10e-6)
+
+
+def test_times_are_the_median_and_the_quartiles():
+    assert Times.of([5.0, 1.0, 2.0, 4.0, 30.0]) == Times(4.0, 2.0, 5.0)
 
 
 def test_the_terminal_shows_all_of_it():
@@ -204,10 +453,30 @@ def test_the_notebook_shows_the_same():
         def handle_data(self, data):
             self.found = (*self.found, data)
 
+    html = made([{"code": CODE, "grid": 2, "block": 256, "variant": "a<b"}])._repr_html_()
     parser = Cells()
-    parser.feed(made()._repr_html_())
+    parser.feed(html)
     assert {"update_kernel[float32, plain]", "1,000", "125%", "bytes an element"} <= set(parser.found)
+    assert {"2 x 256", "40", "4 B", "8 B", "75% (6 blocks)", "30 float32, 5 memory"} <= set(parser.found)
     assert "RMSProp over 2 tensors, 1,000 elements, on a <processor>" in parser.found
+    assert "<processor>" not in html
+
+
+def test_what_is_known_of_the_code_is_shown():
+    text = str(made([{"code": CODE, "grid": 2, "block": 256}]))
+    rows = [line.split("plain]")[1].split() for line in text.splitlines() if "update_kernel" in line]
+    assert rows[1] == ["2", "x", "256", "40", "4", "B", "8", "B", "75%", "(6", "blocks)"]
+    assert " ".join(rows[2]) == "30 float32, 5 memory"
+    assert "instructions of the vector loop" in text
+    unknown = Code(40, 8, None, 6, 0.75, "the vector loop", {})
+    assert "not known" in str(made([{"code": unknown, "grid": 2, "block": 256}]))
+
+
+def test_launches_on_several_devices_are_told_apart():
+    text = str(made([{"device": "cuda:0"}, {"device": "cuda:1"}]))
+    assert "plain] on cuda:0" in text
+    assert "plain] on cuda:1" in text
+    assert "on cuda:0" not in str(made([{"device": "cuda:0"}]))
 
 
 def test_the_roofline_has_the_ceilings_and_a_point_a_launch():
@@ -221,10 +490,29 @@ def test_the_roofline_has_the_ceilings_and_a_point_a_launch():
     roof = ax.lines[0]
     assert roof.get_ydata()[-1] == pytest.approx(200)
     assert roof.get_ydata()[0] == pytest.approx(roof.get_xdata()[0] * 50)
-    assert ax.get_title() == "A step moves 8.0 GB/s, 125% of a copy: its limit is memory"
+    assert ax.get_title() == "A step moves 8.0 GB/s, 125% of a copy: it is far below both ceilings"
+    (label,) = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert label == "float32, plain: 125% of a copy"
     assert "FLOP/byte" in ax.get_xlabel()
     _, mine = pyplot.subplots()
     assert report.plot(mine) is mine
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize(
+    ("memory_rate", "flop_rates", "said"),
+    [
+        (1e10, {"float32": 2e11}, "its limit is memory"),
+        (1e13, {"float32": 5e9}, "its limit is arithmetic"),
+        (1e10, {"float32": 2e11, "float64": 1e9}, "its limit is memory"),  # its own dtype's ceiling counts
+        (1e12, {"float32": 2e11}, "it is far below both ceilings"),
+    ],
+)
+def test_the_title_of_the_roofline_says_what_holds_the_step_back(memory_rate, flop_rates, said):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    title = made(memory_rate=memory_rate, flop_rates=flop_rates).plot().get_title()
+    assert title.endswith(said)
     pyplot.close("all")
 
 
