@@ -36,9 +36,11 @@ for variant in dict.fromkeys([Variant(), *cover(2)]):
 
 
 @pytest.mark.gpu
-def test_the_model_is_what_the_device_counts(tmp_path):
+def test_the_model_is_what_the_device_counts(tmp_path, request):
     """Beside the streams a launch reads 24 bytes a chunk of 8,192 elements and, once a tensor, a row of 64, numbers of
     at most 72, an address and four counters: below a thousandth of 2^18 elements of at least 14 bytes."""
+    if request.config.getoption("--no-pool"):
+        pytest.skip("it runs a process of its own, in which the pool stays on")
     statistics = tmp_path / "launches.jsonl"
     here = os.path.dirname(__file__)
     environment = {**os.environ, "VGPU_STATS": str(statistics), "PYTHONPATH": os.pathsep.join([here, *sys.path])}
