@@ -200,7 +200,6 @@ def _double(opt: Optimizer) -> Optimizer:
     for tensor, mine, theirs in zip(opt._tensors, double._state.buffers, opt._state.buffers, strict=True):
         for name in mine.keys() & theirs.keys():
             _fill(mine[name], theirs[name], tensor, opt._order)
-    double._steps[:] = opt._steps
     return double
 
 

@@ -130,12 +130,12 @@ def _make_drivers() -> tuple[Any, Any]:
     return njit(signature, nogil=True)(_drive), njit(signature, nogil=True, parallel=True)(_drive)
 
 
-def functions(variant: Variant, dtype: np.dtype[Any], make_rule: Any = make_rule) -> dict[str, Any]:
+def functions(variant: Variant, dtype: np.dtype[Any], make: Any = None) -> dict[str, Any]:
     """The ``@njit`` functions that a step of a Variant calls, in this order."""
     made = {}
     if variant.bias_correction:
         made["prepare_kernel"] = once(_make_prepare_kernel, variant, compute_dtype(dtype).type)
-    made["update_kernel"] = once(_make_update_kernel, variant, dtype.type, make_rule)
+    made["update_kernel"] = once(_make_update_kernel, variant, dtype.type, make or make_rule)
     return made
 
 
@@ -145,12 +145,10 @@ def _address(kernel: Any) -> int:
     return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
 
 
-def make_launch(
-    batches: Sequence[Batch], steps: np.ndarray[Any, Any], make_rule: Any = make_rule
-) -> Callable[[], None]:
+def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any = None) -> Callable[[], None]:
     """Compile what these batches need; the function returned runs one step over them all and counts it in `steps`.
 
-    `make_rule` makes what is done with each element: the rule, or what a profiler puts in its place.
+    `make` makes what is done with each element: by default the rule, or what a profiler puts in its place.
     """
     serial, parallel = once(_make_drivers)
     prepares, work, blocks = [], [], []
@@ -158,7 +156,7 @@ def make_launch(
         owners = (batch.table, batch.grads, batch.scalars, batch.factors)
         blocks.append(np.array([a.ctypes.data for a in owners], np.int64))
         block = blocks[-1].ctypes.data
-        kernels = {name: once(_address, f) for name, f in functions(batch.variant, batch.dtype, make_rule).items()}
+        kernels = {name: once(_address, f) for name, f in functions(batch.variant, batch.dtype, make).items()}
         if "prepare_kernel" in kernels:
             prepares.append((kernels["prepare_kernel"], block, 0, 0, len(batch.sizes)))
         chunks = chunk_list(batch.sizes, CHUNK)
