@@ -453,13 +453,14 @@ def test_the_notebook_shows_the_same():
         def handle_data(self, data):
             self.found = (*self.found, data)
 
-    html = made([{"code": CODE, "grid": 2, "block": 256, "variant": "a<b"}])._repr_html_()
+    html = made([{"code": CODE, "grid": 2, "block": 256}])._repr_html_()
     parser = Cells()
     parser.feed(html)
     assert {"update_kernel[float32, plain]", "1,000", "125%", "bytes an element"} <= set(parser.found)
     assert {"2 x 256", "40", "4 B", "8 B", "75% (6 blocks)", "30 float32, 5 memory"} <= set(parser.found)
     assert "RMSProp over 2 tensors, 1,000 elements, on a <processor>" in parser.found
     assert "<processor>" not in html
+    assert "a&lt;b" in made([{"name": "a<b"}])._repr_html_()
 
 
 def test_what_is_known_of_the_code_is_shown():
@@ -504,7 +505,7 @@ def test_the_roofline_has_the_ceilings_and_a_point_a_launch():
     [
         (1e10, {"float32": 2e11}, "its limit is memory"),
         (1e13, {"float32": 5e9}, "its limit is arithmetic"),
-        (1e10, {"float32": 2e11, "float64": 1e9}, "its limit is memory"),  # its own dtype's ceiling counts
+        (1e10, {"float32": 2e11, "float64": 4e9}, "its limit is memory"),
         (1e12, {"float32": 2e11}, "it is far below both ceilings"),
     ],
 )
@@ -513,6 +514,15 @@ def test_the_title_of_the_roofline_says_what_holds_the_step_back(memory_rate, fl
     pyplot.switch_backend("Agg")
     title = made(memory_rate=memory_rate, flop_rates=flop_rates).plot().get_title()
     assert title.endswith(said)
+    pyplot.close("all")
+
+
+def test_the_ceiling_that_counts_is_that_of_the_launch():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    rates = {"float32": 2e11, "float64": 4e9}
+    title = made([{"compute_dtype": "float64"}], memory_rate=1e10, flop_rates=rates).plot().get_title()
+    assert title.endswith("its limit is arithmetic")
     pyplot.close("all")
 
 
