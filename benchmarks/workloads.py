@@ -18,8 +18,8 @@ VIEWS = "rmsprop_gpu, views"  # of one large array, as whoever allocates the par
 TORCH = ("torch foreach", "torch for-loop")  # of its RMSprop: the default on a GPU, and the default on a CPU
 COMPILED, FUSED, OPTAX, C_OPENMP = "torch compile", "torch fused adagrad", "optax", "c openmp"
 
-# On most workloads the others would cost more time and memory than a run has: a compiled torch step is compiled for
-# minutes. A name that a device does not have is not run there.
+# On most workloads the others would cost more time and memory than a run has. A name that a device does not have is not
+# run there.
 ESSENTIAL = (OURS, AGAIN, "cupy fuse", "cupy elementwise", *TORCH, FUSED, OPTAX, C_OPENMP, COPY)
 
 

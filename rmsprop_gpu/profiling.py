@@ -62,7 +62,7 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     with their latency. On the CPU, ``host`` is the check of the arrays and ``device_times`` the kernels. A callable
     ``lr`` is not called: another takes its place, so that its own time is in no figure. The copy is the driver's,
     device to device, of at most 256 MiB; on the CPU it is the same streams in the same loop, with one addition in the
-    place of the rule: a plain copy writes what it did not read, which costs processors more than that.
+    place of the rule: a plain copy writes what it did not read, which is another kind of traffic.
 
     Arrays that fit in a cache are measured in it, as they are in a training loop that does nothing else.
 
