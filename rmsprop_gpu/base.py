@@ -10,8 +10,8 @@ import numpy as np
 
 from . import hyper
 from .arrays import Problems, Tensor, check_disjoint, check_one_place, make_tensor, quoted
-from .dtypes import compute_dtype
-from .hyper import Changes, ParamGroup, Schedule
+from .groups import Groups, ParamGroup
+from .hyper import Schedule
 from .planner import CAPTURED, Planner
 from .state import VERSION, LoadReport, State, check_state_dict, needed
 from .structure import Leaf, parse
@@ -32,40 +32,18 @@ class Optimizer:
         structure = parse(params)
         self._flatten = structure.flatten
         problems = Problems()
-        made = [[_tensor(leaf, problems) for leaf in leaves] for _, leaves in structure.groups]
-        self._members = [[tensor for tensor in tensors if tensor] for tensors in made]
-        self._tensors = [tensor for tensors in self._members for tensor in tensors]
+        members = [[_tensor(leaf, problems) for leaf in leaves] for _, leaves in structure.groups]
+        usable = [[tensor for tensor in tensors if tensor] for tensors in members]
+        self._tensors = [tensor for tensors in usable for tensor in tensors]
         check_one_place(self._tensors, problems)
         check_disjoint([(t.label, t.address, t.layout.nbytes) for t in self._tensors], problems)
         problems.raise_any()
-
-        self._changes = Changes()
-        self._param_groups = []
-        for i, ((overrides, _), tensors) in enumerate(zip(structure.groups, self._members, strict=True)):
-            for name in overrides:
-                if name not in defaults:
-                    raise TypeError(f"params[{i}] has {name!r}; wanted hyperparameters among {', '.join(defaults)}")
-            try:
-                values = {**defaults, **{name: hyper.checked(name, value) for name, value in overrides.items()}}
-                computes = {compute_dtype(t.layout.dtype) for t in tensors}
-                self._param_groups.append(ParamGroup(values, tuple(t.array for t in tensors), computes, self._changes))
-            except (TypeError, ValueError, NotImplementedError) as error:
-                if not overrides:
-                    raise
-                raise type(error)(f"params[{i}]: {error}") from None
-        self._group_of = [i for i, tensors in enumerate(self._members) for _ in tensors]
+        self._groups = Groups([overrides for overrides, _ in structure.groups], usable, defaults)
         self._steps = np.zeros(1, np.int64)
         self._order = self._make_order()
         self._state = State(self._tensors, self._order)
         self._planner = Planner(
-            self._tensors,
-            self._group_of,
-            self._param_groups,
-            self._changes,
-            self._state,
-            self._steps,
-            self._order,
-            adagrad=self._adagrad,
+            self._tensors, self._groups, self._state, self._steps, self._order, adagrad=self._adagrad
         )
         self._planner.allocate()
 
@@ -87,23 +65,16 @@ class Optimizer:
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
         """The groups, each a mapping of its hyperparameters and ``"params"``; an assignment counts at the next step."""
-        return tuple(self._param_groups)
+        return self._groups.all
 
     @property
     def lr(self) -> float | Schedule:
         """The learning rate that all groups share; assigning it assigns that of every group."""
-        rates = [group["lr"] for group in self._param_groups]
-        if any(rate != rates[0] for rate in rates):
-            raise ValueError(f'the groups differ in lr: {rates}; ask param_groups[i]["lr"]')
-        return rates[0]  # type: ignore[no-any-return]
+        return self._groups.lr
 
     @lr.setter
     def lr(self, value: float | Schedule) -> None:
-        value = hyper.checked("lr", value)
-        for group in self._param_groups:
-            group._check({**group.hyper(), "lr": value})
-        for group in self._param_groups:
-            group["lr"] = value
+        self._groups.lr = value
         self._planner.send()
 
     @property
@@ -213,8 +184,6 @@ class Optimizer:
         """
         self._refuse_capture("state_dict")
         self._planner.allocate()  # what was assigned since the last step
-        members = [[tensor.key for tensor in tensors] for tensors in self._members]
-        groups = [group.hyper() for group in self._param_groups]
         return {
             "optimizer": type(self).__name__,
             "version": VERSION,
@@ -222,7 +191,7 @@ class Optimizer:
             "state": self._state.snapshot(),
             "param_groups": [
                 {"params": names, **h, "lr": None if callable(h["lr"]) else h["lr"]}
-                for names, h in zip(members, groups, strict=True)
+                for names, h in zip(self._groups.keys, self._groups.hypers(), strict=True)
             ],
         }
 
@@ -257,7 +226,7 @@ class Optimizer:
         report = LoadReport(
             [key for key in keys if key not in loaded["state"]], [key for key in loaded["state"] if key not in keys]
         )
-        groups = [group.hyper() for group in self._param_groups]
+        groups = self._groups.hypers()
         if strict:
             for name, what in (
                 (report.missing, "is missing in"),
@@ -265,33 +234,21 @@ class Optimizer:
             ):
                 for key in name:
                     problems.add(ValueError, f'{quoted(key)} {what} state_dict["state"]')
-            groups = self._loaded_groups(loaded["param_groups"], problems)
-        names = [needed(groups[i], self._adagrad) for i in self._group_of]
+            groups = self._groups.loaded(loaded["param_groups"], problems)
+        names = [needed(groups[i], self._adagrad) for i in self._groups.of_tensor]
         found = self._state.check(loaded["state"], names, problems)
         problems.raise_any()
 
         self._state.load(found)
         self._steps[0] = int(loaded["steps"])
-        for group, values in zip(self._param_groups, groups, strict=True):
-            group.replace(values)
+        self._groups.replace(groups)
         if self._order:
             self._order.broken = None  # if it was between two steps, it is not now
             self._planner.send()
         return report
 
-    def _loaded_groups(self, saved: list[Any], problems: Problems) -> list[dict[str, Any]]:
-        """The hyperparameters of every group in a state dict, validated; ours where they cannot be."""
-        if len(saved) != len(self._param_groups):
-            problems.add(ValueError, f"param_groups has {len(saved)} groups; wanted {len(self._param_groups)}")
-            return [group.hyper() for group in self._param_groups]
-        keys = [[tensor.key for tensor in tensors] for tensors in self._members]
-        return [
-            group.loaded(entry, names, f"param_groups[{i}]", problems)
-            for i, (group, entry, names) in enumerate(zip(self._param_groups, saved, keys, strict=True))
-        ]
-
     def __repr__(self) -> str:
-        return summary(self, self._members, self._state.nbytes)
+        return summary(self, self._groups.members, self._state.nbytes)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lr" and not name.startswith("_"):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from .arrays import Problems
 from .rule import Scalars, Variant
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -164,111 +162,3 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
             said = "lr * weight_decay" if name == "lr_times_decay" else name
             raise ValueError(f"{said} is {value!r}, which is infinite in {dtype}; wanted a smaller number")
     return row
-
-
-@dataclass
-class Changes:
-    """Whether any group was assigned to since the last step; groups and optimizer share it, so neither holds the other.
-
-    With a reference back, the memory of a deleted optimizer would wait for the garbage collector.
-    """
-
-    pending: bool = True
-
-
-class ParamGroup(MutableMapping[str, Any]):
-    """The hyperparameters of a group, and under ``"params"`` its arrays; behaves as the dict that torch has here.
-
-    An assignment is validated at once, and takes effect at the next step; a wrong one changes nothing. The keys are
-    fixed. ``"params"`` and ``"initial_scale"``, which only the start of the state can follow, cannot be assigned.
-    """
-
-    def __init__(
-        self, values: Mapping[str, Any], params: tuple[Any, ...], dtypes: set[np.dtype[Any]], changes: Changes
-    ) -> None:
-        self._values, self._params, self._changes = dict(values), params, changes
-        self._dtypes = dtypes  # of the arithmetic
-        self._check(self._values)
-
-    def _check(self, values: Mapping[str, Any]) -> None:
-        for dtype in self._dtypes:
-            scalars(values, 0.0 if callable(values["lr"]) else values["lr"], dtype)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._params if name == "params" else self._values[name]
-
-    def __setitem__(self, name: str, value: object) -> None:
-        self.update({name: value})
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Several at once: all of them, or with an error none."""
-        changes = {}
-        for name, value in dict(*args, **kwargs).items():
-            if name not in self._values:
-                raise KeyError(f"{name!r} is no hyperparameter here; there are {', '.join(self._values)}")
-            changes[name] = checked(name, value)
-            if name == "initial_scale" and changes[name] != self._values[name]:
-                raise ValueError("initial_scale is what the state starts from; it cannot change once the state exists")
-        values = {**self._values, **changes}
-        self._check(values)
-        self._values = values
-        self._changes.pending = True
-
-    __eq__, __hash__ = object.__eq__, object.__hash__  # as mappings, groups would compare their arrays
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError(f"a hyperparameter cannot be deleted ({name!r}); assign its neutral value instead")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("params", *self._values))
-
-    def __len__(self) -> int:
-        return 1 + len(self._values)
-
-    def replace(self, values: Mapping[str, Any]) -> None:
-        """Take values that were validated together."""
-        self._values = dict(values)
-        self._changes.pending = True
-
-    def loaded(self, entry: Any, keys: list[str], label: str, problems: Problems) -> dict[str, Any]:
-        """The hyperparameters in a saved group, for parameters of these keys; ours where it is wrong."""
-        found = entry.get("params") if isinstance(entry, Mapping) else entry
-        if not isinstance(entry, Mapping) or not isinstance(found, (list, tuple)) or list(found) != keys:
-            problems.add(ValueError, f"{label} is of {found!r}; wanted a mapping with params {keys!r}")
-            return self.hyper()
-        for name in [n for n in self._values if n not in entry]:
-            problems.add(ValueError, f"{label} lacks {name!r}")
-        for name in [n for n in entry if n not in self._values and n != "params"]:
-            problems.add(ValueError, f"{label} has {name!r}, which is no hyperparameter here")
-        values = {**self._values, **{n: v for n, v in entry.items() if n in self._values}}
-        ours = self._values["lr"]
-        if (values["lr"] is None) != callable(ours):
-            wanted = (
-                "a callable lr, as was saved"
-                if values["lr"] is None
-                else f"a number as lr, as was saved ({values['lr']})"
-            )
-            problems.add(
-                ValueError, f'{label}["lr"] is {ours!r} in this optimizer; wanted {wanted}: assign it before loading'
-            )
-            return self.hyper()
-        values["lr"] = ours if callable(ours) else values["lr"]
-        before = len(problems)
-        for name, value in values.items():
-            try:
-                values[name] = checked(name, value)
-            except (TypeError, ValueError, NotImplementedError) as error:
-                problems.add(ValueError, f"{label}: {error}")
-        if len(problems) == before:
-            try:
-                self._check(values)
-            except ValueError as error:
-                problems.add(ValueError, f"{label}: {error}")
-        return values if len(problems) == before else self.hyper()
-
-    def hyper(self) -> dict[str, Any]:
-        """The hyperparameters alone."""
-        return dict(self._values)
-
-    def __repr__(self) -> str:
-        return repr({"params": f"<{len(self._params)} arrays>", **self._values})

@@ -12,7 +12,7 @@ from .arrays import Tensor
 from .backends import cpu
 from .batch import kernel_name
 from .dtypes import compute_dtype
-from .hyper import Changes, ParamGroup
+from .groups import Groups
 from .layout import NDArray
 from .plan import Plan, Settings, variants_of
 from .rule import Variant
@@ -30,18 +30,16 @@ class Planner:
     def __init__(
         self,
         tensors: Sequence[Tensor],
-        group_of: Sequence[int],
-        groups: Sequence[ParamGroup],
-        changes: Changes,
+        groups: Groups,
         state: State,
         steps: NDArray,
         order: Order | None,
         *,
         adagrad: bool,
     ) -> None:
-        self._tensors, self._group_of, self._groups = tensors, group_of, groups
-        self._changes, self._state, self._steps, self._order, self._adagrad = changes, state, steps, order, adagrad
-        self._kinds = {(i, t.layout.dtype) for t, i in zip(tensors, group_of, strict=True)}
+        self._tensors, self._groups, self._changes = tensors, groups, groups.changes
+        self._state, self._steps, self._order, self._adagrad = state, steps, order, adagrad
+        self._kinds = {(i, t.layout.dtype) for t, i in zip(tensors, groups.of_tensor, strict=True)}
         self._scheduled = True
         self._plan: Plan | None = None
         self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
@@ -62,7 +60,7 @@ class Planner:
 
         A graph of other switches than are on now gets the learning rate alone.
         """
-        hypers = [group.hyper() for group in self._groups]
+        hypers = self._groups.hypers()
         if self._order is None or self._plan is None or self._order.capturing() or _scheduled(hypers):
             return
         step = int(self._steps[0])
@@ -86,7 +84,7 @@ class Planner:
         if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or not 0 <= asked < 2**62:
             raise ValueError(f"step is {step!r}; wanted a count >= 0, or None for opt.steps")
         self._order.refuse_broken()
-        settings = self._settings([group.hyper() for group in self._groups], int(asked))
+        settings = self._settings(self._groups.hypers(), int(asked))
         captured = [plan for plan in self._graphs if plan.captured]  # not those of a capture that was refused
         if captured and variants_of(settings) != captured[-1].variants:
             raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it anew")
@@ -97,15 +95,15 @@ class Planner:
     def kernels(self) -> dict[str, Any]:
         """The jitted functions that a step would launch with the hyperparameters as they are, by name; compiled."""
         found = {}
-        for tensor, i in zip(self._tensors, self._group_of, strict=True):
-            variant, dtype = hyper.variant(self._groups[i].hyper(), self._adagrad), tensor.layout.dtype
+        for tensor, i in zip(self._tensors, self._groups.of_tensor, strict=True):
+            variant, dtype = hyper.variant(self._groups.all[i].hyper(), self._adagrad), tensor.layout.dtype
             for name, function in _functions(variant, dtype, tensor.device).items():
                 found[kernel_name(name, dtype, variant)] = function
         return found
 
     def allocate(self) -> None:
         """Make the state that the hyperparameters need and that is not there yet."""
-        hypers = [self._groups[i].hyper() for i in self._group_of]
+        hypers = [self._groups.all[i].hyper() for i in self._groups.of_tensor]
         self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
 
     def _to_capture(self) -> Plan:
@@ -134,7 +132,7 @@ class Planner:
         """The plan for the hyperparameters as they are now, its numbers written."""
         changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
         try:
-            hypers = [group.hyper() for group in self._groups]
+            hypers = self._groups.hypers()
             settings = settings or self._settings(hypers, step)
             if self._plan is None or changed:
                 if self._plan is None or variants_of(settings) != self._plan.variants:  # so is what state they need
@@ -153,7 +151,7 @@ class Planner:
         for plan in self._graphs:
             if plan.variants == variants_of(settings):
                 return plan
-        made = Plan(self._tensors, self._group_of, self._state.buffers, settings, self._steps, self._order)
+        made = Plan(self._tensors, self._groups.of_tensor, self._state.buffers, settings, self._steps, self._order)
         if self._order:
             self._order.release()  # the memory of the plan before
         self._written = {plan: hypers for plan, hypers in self._written.items() if plan in self._graphs}

@@ -194,7 +194,7 @@ def _double(opt: Optimizer) -> Optimizer:
     """The same optimizer over copies that lie in memory as its arrays do."""
     groups = [
         {"params": {t.key: _copy(t, opt._order) for t in tensors}, **group.hyper(), "lr": _rate(group["lr"])}
-        for group, tensors in zip(opt.param_groups, opt._members, strict=True)
+        for group, tensors in zip(opt.param_groups, opt._groups.members, strict=True)
     ]
     double = (AdaGrad if opt._adagrad else RMSProp)(groups)
     for tensor, mine, theirs in zip(opt._tensors, double._state.buffers, opt._state.buffers, strict=True):

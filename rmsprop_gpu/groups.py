@@ -1,0 +1,188 @@
+"""The groups of an optimizer: which parameters each holds, and hyperparameters that may change between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import hyper
+from .arrays import Problems, Tensor
+from .dtypes import compute_dtype
+
+
+@dataclass
+class Changes:
+    """Whether any group was assigned to since the last step; groups and optimizer share it, so neither holds the other.
+
+    With a reference back, the memory of a deleted optimizer would wait for the garbage collector.
+    """
+
+    pending: bool = True
+
+
+class ParamGroup(MutableMapping[str, Any]):
+    """The hyperparameters of a group, and under ``"params"`` its arrays; behaves as the dict that torch has here.
+
+    An assignment is validated at once, and takes effect at the next step; a wrong one changes nothing. The keys are
+    fixed. ``"params"`` and ``"initial_scale"``, which only the start of the state can follow, cannot be assigned.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], params: tuple[Any, ...], dtypes: set[np.dtype[Any]], changes: Changes
+    ) -> None:
+        self._values, self._params, self._changes = dict(values), params, changes
+        self._dtypes = dtypes  # of the arithmetic
+        self._check(self._values)
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        for dtype in self._dtypes:
+            hyper.scalars(values, 0.0 if callable(values["lr"]) else values["lr"], dtype)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._params if name == "params" else self._values[name]
+
+    def __setitem__(self, name: str, value: object) -> None:
+        self.update({name: value})
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Several at once: all of them, or with an error none."""
+        changes = {}
+        for name, value in dict(*args, **kwargs).items():
+            if name not in self._values:
+                raise KeyError(f"{name!r} is no hyperparameter here; there are {', '.join(self._values)}")
+            changes[name] = hyper.checked(name, value)
+            if name == "initial_scale" and changes[name] != self._values[name]:
+                raise ValueError("initial_scale is what the state starts from; it cannot change once the state exists")
+        self.replace(self.with_(**changes))
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # as mappings, groups would compare their arrays
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"a hyperparameter cannot be deleted ({name!r}); assign its neutral value instead")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", *self._values))
+
+    def __len__(self) -> int:
+        return 1 + len(self._values)
+
+    def replace(self, values: Mapping[str, Any]) -> None:
+        """Take values that were validated together."""
+        self._values = dict(values)
+        self._changes.pending = True
+
+    def loaded(self, entry: Any, keys: list[str], label: str, problems: Problems) -> dict[str, Any]:
+        """The hyperparameters in a saved group, for parameters of these keys; ours where it is wrong."""
+        found = entry.get("params") if isinstance(entry, Mapping) else entry
+        if not isinstance(entry, Mapping) or not isinstance(found, (list, tuple)) or list(found) != keys:
+            problems.add(ValueError, f"{label} is of {found!r}; wanted a mapping with params {keys!r}")
+            return self.hyper()
+        for name in [n for n in self._values if n not in entry]:
+            problems.add(ValueError, f"{label} lacks {name!r}")
+        for name in [n for n in entry if n not in self._values and n != "params"]:
+            problems.add(ValueError, f"{label} has {name!r}, which is no hyperparameter here")
+        values = {**self._values, **{n: v for n, v in entry.items() if n in self._values}}
+        ours = self._values["lr"]
+        if (values["lr"] is None) != callable(ours):
+            wanted = (
+                "a callable lr, as was saved"
+                if values["lr"] is None
+                else f"a number as lr, as was saved ({values['lr']})"
+            )
+            problems.add(
+                ValueError, f'{label}["lr"] is {ours!r} in this optimizer; wanted {wanted}: assign it before loading'
+            )
+            return self.hyper()
+        values["lr"] = ours if callable(ours) else values["lr"]
+        before = len(problems)
+        for name, value in values.items():
+            try:
+                values[name] = hyper.checked(name, value)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                problems.add(ValueError, f"{label}: {error}")
+        if len(problems) == before:
+            try:
+                self._check(values)
+            except ValueError as error:
+                problems.add(ValueError, f"{label}: {error}")
+        return values if len(problems) == before else self.hyper()
+
+    def with_(self, **changes: Any) -> dict[str, Any]:
+        """The hyperparameters with some in the place of others, validated together."""
+        values = {**self._values, **changes}
+        self._check(values)
+        return values
+
+    def hyper(self) -> dict[str, Any]:
+        """The hyperparameters alone."""
+        return dict(self._values)
+
+    def __repr__(self) -> str:
+        return repr({"params": f"<{len(self._params)} arrays>", **self._values})
+
+
+class Groups:
+    """All groups of an optimizer, and in which of them each tensor is."""
+
+    def __init__(
+        self, overrides: Sequence[Mapping[str, Any]], members: Sequence[Sequence[Tensor]], defaults: Mapping[str, Any]
+    ) -> None:
+        self.changes = Changes()
+        self.members = [list(tensors) for tensors in members]
+        self.of_tensor = [i for i, tensors in enumerate(self.members) for _ in tensors]
+        self.all = tuple(self._made(i, *pair, defaults) for i, pair in enumerate(zip(overrides, members, strict=True)))
+
+    def _made(
+        self, i: int, overrides: Mapping[str, Any], tensors: Sequence[Tensor], defaults: Mapping[str, Any]
+    ) -> ParamGroup:
+        for name in overrides:
+            if name not in defaults:
+                raise TypeError(f"params[{i}] has {name!r}; wanted hyperparameters among {', '.join(defaults)}")
+        computes = {compute_dtype(t.layout.dtype) for t in tensors}
+        try:
+            values = {**defaults, **{name: hyper.checked(name, value) for name, value in overrides.items()}}
+            return ParamGroup(values, tuple(t.array for t in tensors), computes, self.changes)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            if not overrides:
+                raise
+            raise type(error)(f"params[{i}]: {error}") from None
+
+    @property
+    def keys(self) -> list[list[str]]:
+        """The names of each group's parameters in the state."""
+        return [[tensor.key for tensor in tensors] for tensors in self.members]
+
+    def hypers(self) -> list[dict[str, Any]]:
+        """The hyperparameters of each group, as they are now."""
+        return [group.hyper() for group in self.all]
+
+    def loaded(self, saved: Sequence[Any], problems: Problems) -> list[dict[str, Any]]:
+        """The hyperparameters of every group in a state dict, validated; ours where they cannot be."""
+        if len(saved) != len(self.all):
+            problems.add(ValueError, f"param_groups has {len(saved)} groups; wanted {len(self.all)}")
+            return self.hypers()
+        return [
+            group.loaded(entry, names, f"param_groups[{i}]", problems)
+            for i, (group, entry, names) in enumerate(zip(self.all, saved, self.keys, strict=True))
+        ]
+
+    def replace(self, hypers: Sequence[Mapping[str, Any]]) -> None:
+        """Take values of every group that were validated together."""
+        for group, values in zip(self.all, hypers, strict=True):
+            group.replace(values)
+
+    @property
+    def lr(self) -> float | hyper.Schedule:
+        """The learning rate that all share."""
+        rates = [group["lr"] for group in self.all]
+        if any(rate != rates[0] for rate in rates):
+            raise ValueError(f'the groups differ in lr: {rates}; ask param_groups[i]["lr"]')
+        return rates[0]  # type: ignore[no-any-return]
+
+    @lr.setter
+    def lr(self, value: float | hyper.Schedule) -> None:
+        value = hyper.checked("lr", value)
+        self.replace([group.with_(lr=value) for group in self.all])
