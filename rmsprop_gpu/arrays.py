@@ -11,7 +11,7 @@ import numpy as np
 from . import dtypes
 from .backends import is_cuda, is_masked
 from .interop import UnusableError, cupy_array
-from .layout import Array, Layout, address_of, device_of, is_aligned, is_dense, layout_of, shadow
+from .layout import Array, Layout, address_of, device_of, interval_of, is_aligned, is_dense, layout_of, shadow
 
 
 def quoted(name: object) -> str:
@@ -173,8 +173,13 @@ def check_unchanged(tensor: Tensor, problems: Problems) -> None:
         problems.add(ValueError, f"{tensor.label} has become read-only; wanted an array that can be updated in place")
 
 
-def check_grad(x: object, tensor: Tensor, problems: Problems) -> Array | None:
-    """A gradient of the parameter's shape and dtype, in any layout, where the parameter lies."""
+def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool = False) -> Array | None:
+    """A gradient of the parameter's shape and dtype, in any layout, where the parameter lies; to be `written` to?"""
+    if written and isinstance(x, np.generic):
+        problems.add(
+            TypeError, f"{tensor.grad_label} is {a(type(x))}; wanted an array, into which zeros can be written"
+        )
+        return None
     if isinstance(x, np.generic) and tensor.layout.shape == () and tensor.device is None:
         x = np.asarray(x)  # what NumPy's arithmetic makes of 0-d arrays
     array = plain_array(x, tensor.grad_label, problems)
@@ -193,6 +198,8 @@ def check_grad(x: object, tensor: Tensor, problems: Problems) -> Array | None:
         problems.add(ValueError, f"{label} has shape {array.shape}, but the parameter has shape {tensor.layout.shape}")
     if tensor.device is not None and len(problems) == before and not is_aligned(array):
         problems.add(ValueError, f"{label} is not aligned to its {array.itemsize}-byte elements, as CUDA wants it")
+    if written and not is_writeable(x, array):
+        problems.add(ValueError, f"{label} is read-only; wanted an array into which zeros can be written")
     return array if len(problems) == before else None
 
 
@@ -204,3 +211,16 @@ def check_grad_apart(array: Array, label: str, others: Iterable[tuple[str, Array
             problems.add(
                 ValueError, f"{label} overlaps {name} in memory; wanted a gradient apart from what a step writes"
             )
+
+
+def check_grads_disjoint(labelled: Iterable[tuple[str, Array]], problems: Problems) -> None:
+    """Refuse gradients that share memory with each other, where they are written to."""
+    apart: list[tuple[int, str, Array]] = []  # (end, label, array) of those before, as far as they reach to here
+    for (start, end), label, x in sorted(
+        ((interval_of(x), label, x) for label, x in labelled if x.size), key=lambda entry: entry[0]
+    ):
+        apart = [entry for entry in apart if entry[0] > start]
+        for _, other, y in apart:
+            if np.shares_memory(shadow(x), shadow(y)):
+                problems.add(ValueError, f"{label} overlaps {other} in memory; wanted gradients apart from each other")
+        apart.append((end, label, x))

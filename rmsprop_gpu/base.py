@@ -12,8 +12,10 @@ from . import hyper
 from .arrays import Problems, Tensor, check_disjoint, check_one_place, make_tensor, quoted
 from .groups import Groups, ParamGroup
 from .hyper import Schedule
+from .outcome import Outcome
 from .planner import CAPTURED, Planner
-from .state import VERSION, LoadReport, State, check_state_dict, needed
+from .signals import signals
+from .state import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed
 from .structure import Leaf, parse
 from .summary import summary
 
@@ -39,22 +41,30 @@ class Optimizer:
         check_disjoint([(t.label, t.address, t.layout.nbytes) for t in self._tensors], problems)
         problems.raise_any()
         self._groups = Groups([overrides for overrides, _ in structure.groups], usable, defaults)
+        self._devices = sorted({t.device for t in self._tensors if t.device is not None})
+        hyper.check_shared(self._groups.hypers(), self._devices)
         self._steps = np.zeros(1, np.int64)
         self._order = self._make_order()
         self._state = State(self._tensors, self._order)
+        self._outcome = Outcome(self._devices, self._order)
         self._planner = Planner(
-            self._tensors, self._groups, self._state, self._steps, self._order, adagrad=self._adagrad
+            self._tensors,
+            self._groups,
+            self._state,
+            self._steps,
+            self._order,
+            self._outcome,
+            adagrad=self._adagrad,
         )
         self._planner.allocate()
 
     def _make_order(self) -> Order | None:
         """The order of streams, where the arrays lie on devices."""
-        devices = sorted({t.device for t in self._tensors if t.device is not None})
-        if not devices:
+        if not self._devices:
             return None
         from .streams import Order  # it imports CuPy
 
-        order = Order(devices)
+        order = Order(self._devices)
         if order.capturing():
             raise RuntimeError(f"{CAPTURED}; build the optimizer before")
         weakref.finalize(self, order.release).atexit = False
@@ -82,9 +92,29 @@ class Optimizer:
         """How often `step` was called, and what a callable `lr` is given; 0 at the first call."""
         return int(self._steps[0])
 
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped, by `found_inf` or `skip_nonfinite`; on a device the host waits for the answer.
+
+        They are among `steps`, but not among the ``step`` of any parameter's state.
+        """
+        self._refuse_capture("answer")
+        return self._outcome.skipped
+
+    @property
+    def last_grad_norm(self) -> float:
+        """The norm of the gradients, over all tensors and before any clip, in the last step that took norms.
+
+        Such is a step with `clipnorm` or `global_clipnorm` (infinity, to know it and clip nothing), over the tensors
+        of groups that have one; 0 before the first. It is of the gradients as they are after ``grad_scale``. On a
+        device the host waits for the answer.
+        """
+        self._refuse_capture("answer")
+        return self._outcome.norm
+
     # Steps
 
-    def step(self, grads: Any, *, grad_scale: Any = None, found_inf: Any = None) -> None:
+    def step(self, grads: Any, *, grad_scale: Any = None, found_inf: Any = None, zero_grads: bool = False) -> None:
         """Update every parameter in place.
 
         Parameters
@@ -95,8 +125,15 @@ class Optimizer:
             parameter is read where it is, another is copied into a buffer that is kept. Gradients are only read, and
             on a device held until the step is enqueued. ``None`` in the place of one leaves its parameter and state
             alone.
-        grad_scale, found_inf : None
-            Reserved for device scalars; anything else raises NotImplementedError.
+        grad_scale : float or array of one element, optional
+            By what the gradients have been multiplied (a loss scale): they are divided by it before all else. An array
+            of float32 or float64 lies where the parameters do and is read there, when the step runs.
+        found_inf : bool, number or array of one element, optional
+            Anything but 0 skips the step, as torch's ``GradScaler`` wants it: no byte of parameters, state or counters
+            changes, `skipped_steps` counts. An array may also be of bool or integers, and is read where it lies.
+        zero_grads : bool
+            Write zeros into the gradients in the same pass, also where the step is skipped; a gradient that is
+            read-only or overlaps another is then refused. 4 bytes more an element of float32.
 
         Raises
         ------
@@ -107,11 +144,9 @@ class Optimizer:
             Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; and where a
             step that a CUDA graph captures would need something that is not on the device yet.
         """
-        if grad_scale is not None or found_inf is not None:
-            hyper.refuse_later(grad_scale=grad_scale, found_inf=found_inf)
-        arrays = self._flatten(grads)
-        plan = self._planner.plan()
-        plan.bind(arrays)
+        arrays, told = self._flatten(grads), signals(grad_scale, found_inf, zero_grads, self._devices)
+        plan = self._planner.plan(told.asked)
+        plan.bind(arrays, told)
         plan.launch()
 
     def refresh(self, step: int | None = None) -> None:
@@ -169,6 +204,15 @@ class Optimizer:
         """``opt.state[name_or_index]["square_avg"]``: the state itself, arrays of the parameter's shape beside it."""
         return self._state
 
+    @property
+    def ema(self) -> Averages:
+        """``opt.ema[name_or_index]``: the moving average of a parameter, where `use_ema` is on; the state itself.
+
+        Before the first step it is the parameter. The first step sets it to the new parameter, each later one takes
+        ``ema_momentum * ema + (1 - ema_momentum) * param``; a step that is skipped leaves it.
+        """
+        return Averages(self._state)
+
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of state, hyperparameters and steps, of plain dicts, lists, numbers and arrays; it may be kept.
 
@@ -178,8 +222,9 @@ class Optimizer:
         Returns
         -------
         dict
-            ``"optimizer"``, ``"version"``, ``"steps"``; ``"state"``, by name the arrays of each parameter, on its
-            device (no copies of the host); ``"param_groups"``, a list of dicts of hyperparameters, with names as
+            ``"optimizer"``, ``"version"``, ``"steps"``, ``"skipped_steps"``; ``"state"``, by name the arrays of each
+            parameter, on its device (no copies of the host); ``"param_groups"``, a list of dicts of hyperparameters,
+            with names as
             ``"params"``.
         """
         self._refuse_capture("state_dict")
@@ -188,6 +233,7 @@ class Optimizer:
             "optimizer": type(self).__name__,
             "version": VERSION,
             "steps": self.steps,
+            "skipped_steps": self._outcome.snapshot(),
             "state": self._state.snapshot(),
             "param_groups": [
                 {"params": names, **h, "lr": None if callable(h["lr"]) else h["lr"]}
@@ -237,10 +283,12 @@ class Optimizer:
             groups = self._groups.loaded(loaded["param_groups"], problems)
         names = [needed(groups[i], self._adagrad) for i in self._groups.of_tensor]
         found = self._state.check(loaded["state"], names, problems)
+        skipped = check_skipped(loaded, problems)
         problems.raise_any()
 
         self._state.load(found)
         self._steps[0] = int(loaded["steps"])
+        self._outcome.load(skipped)
         self._groups.replace(groups)
         if self._order:
             self._order.broken = None  # if it was between two steps, it is not now

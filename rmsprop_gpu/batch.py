@@ -13,6 +13,7 @@ from . import table
 from .arrays import Tensor
 from .dtypes import compute_dtype
 from .layout import Array, Layout, NDArray, address_of, interval_of
+from .norms import BLOCK
 from .rule import Scalars, Variant
 
 LINE = 64  # bytes: large buffers start on a cache line of their own
@@ -35,6 +36,24 @@ def kernel_name(kernel: str, dtype: np.dtype[Any], variant: Variant) -> str:
     return f"{kernel}[{dtype}, {variant}]"
 
 
+class Norms:
+    """Where the norms of a step are summed, for the tensors of one device in the order of the parameters."""
+
+    def __init__(self, sizes: Sequence[int], measured: Sequence[bool], outcome: int) -> None:
+        counts = np.where(measured, -(-np.array(sizes, np.int64) // BLOCK), 0)
+        self.segments = np.stack([np.cumsum(counts) - counts, counts], axis=1)
+        self.partials = int(counts.sum())
+        self.outcome = outcome  # its address
+        self.block = np.zeros(5, np.int64)  # of addresses
+        self._memory: tuple[Any, ...] = ()
+
+    def settle(self, partials: Any, segments: Any, sums: Any) -> None:
+        """Take the arrays, of the host or of a device, in which the sums are made."""
+        self._memory = partials, segments, sums  # addresses do not own
+        addresses = [address_of(x) if x.size else 0 for x in self._memory]
+        self.block[:] = [*addresses, len(self.segments), self.outcome]
+
+
 @dataclass(eq=False)
 class Batch:
     """What one launch updates: the tensors that share device, dtype and Variant."""
@@ -48,6 +67,9 @@ class Batch:
     table: NDArray
     scalars: NDArray
     factors: NDArray
+    numbers: NDArray  # of its tensors among those of the device
+    norms: Norms
+    told: NDArray = field(default_factory=lambda: np.zeros(table.TOLD_WORDS, np.int64))
     grads: NDArray = field(default_factory=lambda: np.empty(0, np.int64))  # the gradient column, on the host
 
     def title(self, kernel: str) -> str:
@@ -60,21 +82,24 @@ def make_batch(
     dtype: np.dtype[Any],
     device: int | None,
     members: Sequence[tuple[Tensor, int, Mapping[str, Array]]],
+    numbers: Sequence[int],
+    norms: Norms,
 ) -> Batch:
-    """The batch of these tensors, each with its group and its state."""
+    """The batch of these tensors, each with its group and its state, and its number among those of the device."""
     groups = list(dict.fromkeys(group for _, group, _ in members))
     rows = np.zeros((len(members), table.COLUMNS), np.int64)
     columns = {**table.BUFFERS, **table.COUNTERS}
     for row, (tensor, group, buffers) in zip(rows, members, strict=True):
-        row[table.PARAM], row[table.SIZE] = tensor.address, tensor.layout.size
-        row[table.SCALARS_ROW] = groups.index(group)
+        row[table.PARAM], row[table.SCALARS_ROW] = tensor.address, groups.index(group)
         for name, buffer in buffers.items():
             row[columns[name]] = address_of(buffer)
     compute = compute_dtype(dtype)
     scalars = np.zeros((len(groups), len(Scalars._fields)), compute)
     tensors = [tensor for tensor, _, _ in members]
     labels, sizes = [t.label for t in tensors], [t.layout.size for t in tensors]
-    return Batch(variant, dtype, device, labels, sizes, groups, rows, scalars, np.ones(len(members), compute))
+    factors = np.zeros((len(members), table.FACTOR_COLUMNS), compute)
+    own = np.array(numbers, np.int64)
+    return Batch(variant, dtype, device, labels, sizes, groups, rows, scalars, factors, own, norms)
 
 
 class Written:

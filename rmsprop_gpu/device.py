@@ -15,10 +15,13 @@ import cupy
 import numpy as np
 from cupy.cuda import Device, runtime
 
-from .arrays import Problems, Tensor, check_grad, check_grad_apart
+from .arrays import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint
+from .backends import cuda
 from .batch import Batch, Written
+from .interop import cupy_array
 from .layout import Array, NDArray, address_of
-from .resident import Resident, allocate
+from .resident import Resident, ResidentNorms, allocate
+from .signals import SILENCE, Signals
 from .streams import Order
 
 EMPTY = 16  # the address of a gradient without elements: not 0, which says that there is none
@@ -42,7 +45,13 @@ class DeviceSteps:
     ) -> None:
         self._tensors, self._written, self._order = tensors, written, order
         self._count = partial(np.add, steps, 1, steps)
-        self._residents = [Resident(batch, batch.device or 0, order) for batch in batches]
+        known = {batch.device: batch.norms for batch in batches}
+        norms = {device: ResidentNorms(x, device or 0, order) for device, x in known.items()}
+        first = next((batch for batch in batches if batch.variant.prepared), None)
+        self._residents = [
+            Resident(batch, batch.device or 0, norms[batch.device], batch is first, order) for batch in batches
+        ]
+        self._zeros = any(batch.variant.zero_grads for batch in batches)
         ends = np.cumsum([len(batch.sizes) for batch in batches]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
@@ -60,6 +69,7 @@ class DeviceSteps:
         self._grads: list[Any] = []  # held until their step is enqueued
         self._views: list[Array] = []
         self._kept: list[Any] = []  # what graphs have captured
+        self._signals = SILENCE
         self._changed = True
         self._calls: list[Callable[[], Any]] = []
         self._streams: dict[int, Any] = {}  # of the calls
@@ -79,11 +89,11 @@ class DeviceSteps:
         resident = self._residents[i]
         with Device(resident.device):
             calls = resident.launches(self._order.enter(resident.device))
-        return lambda: list(map(_call, [partial(runtime.setDevice, resident.device), *calls]))
+        return lambda: list(map(_call, [partial(runtime.setDevice, resident.device), *calls.values()]))
 
     # Gradients
 
-    def bind(self, grads: list[Any]) -> None:
+    def bind(self, grads: list[Any], signals: Signals) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
         try:
             layouts: list[Any] = list(map(_layout_of, grads))
@@ -97,7 +107,9 @@ class DeviceSteps:
             self._examine(grads, layouts, addresses)
             if layouts == self._layouts:
                 self._addresses = addresses
-        self._grads = grads
+        if signals.words != self._signals.words:
+            self._changed = True
+        self._grads, self._signals = grads, signals
 
     def _examine(self, grads: list[Any], layouts: list[Any], addresses: list[int]) -> None:
         """Check what is not as in the last step."""
@@ -114,7 +126,7 @@ class DeviceSteps:
             if grad is None:
                 column[i] = 0
                 continue
-            array = check_grad(grad, tensor, problems)
+            array = check_grad(grad, tensor, problems, written=self._zeros)
             if array is None:
                 continue
             check_grad_apart(array, tensor.grad_label, self._written.near(array), problems)
@@ -124,8 +136,17 @@ class DeviceSteps:
             else:
                 copies.append((i, array))
         problems.raise_any()
+        if self._zeros:
+            self._check_apart(grads)
         self._column, self._copies, self._changed = column, copies, True
         self._views = views  # another library's memory is held by the view as well as by its array
+
+    def _check_apart(self, grads: list[Any]) -> None:
+        """What is written to must not be another's gradient."""
+        problems = Problems()
+        pairs = zip(self._tensors, grads, strict=True)
+        check_grads_disjoint([(t.grad_label, cupy_array(g)) for t, g in pairs if g is not None], problems)
+        problems.raise_any()
 
     # Launches
 
@@ -144,10 +165,19 @@ class DeviceSteps:
         except runtime.CUDARuntimeError as error:
             self._changed = True
             raise self._failure(error, None) from error
-        self._run([*self._calls, self._count])
+        self._run([*self._calls, *self._zeroing(), self._count])
         for device in self._order.devices:
             self._order.enqueued(device)
         self._grads, self._views = [], []
+
+    def _zeroing(self) -> list[Callable[[], Any]]:
+        """What writes zeros into gradients of which the kernels saw a copy."""
+        if not self._zeros:
+            return []
+        calls: list[Callable[[], Any]] = []
+        for i, array in self._copies:
+            calls += [partial(runtime.setDevice, self._tensors[i].device or 0), partial(array.fill, 0)]
+        return calls
 
     def _prepare(self, streams: dict[int, Any]) -> None:
         """Copy odd gradients into dense buffers, and send the columns that changed."""
@@ -160,16 +190,29 @@ class DeviceSteps:
             self._column[i] = address_of(self._dense[i])
         for resident, rows in zip(self._residents, self._slices, strict=True):
             with Device(resident.device):  # the default stream is that of the current device
-                if resident.take(self._column[rows], streams[resident.device], self._order):
+                if resident.take(self._words(rows), streams[resident.device], self._order):
                     self._streams = {}  # the calls name the buffer
 
+    def _words(self, rows: slice) -> NDArray:
+        """The column of a batch: the addresses of its gradients, and what the step is told beside them."""
+        return np.append(self._column[rows], self._signals.words)
+
     def _make_calls(self, streams: dict[int, Any]) -> None:
-        """What one step calls, without a return to Python between: Ctrl-C cannot leave it half done."""
-        self._calls = []
+        """What one step calls, without a return to Python between: Ctrl-C cannot leave it half done.
+
+        All partial sums come first, since each prepare kernel adds up those of all batches.
+        """
+        launches = []
         for resident in self._residents:
-            self._calls.append(partial(runtime.setDevice, resident.device))
             with Device(resident.device):
-                self._calls += resident.launches(streams[resident.device])
+                launches.append((resident.device, resident.launches(streams[resident.device])))
+        self._calls, current = [], None
+        for name in cuda.ORDER:
+            for device, made in launches:
+                if name in made:
+                    self._calls += [partial(runtime.setDevice, device)] * (device != current)
+                    self._calls.append(made[name])
+                    current = device
         self._streams = streams
 
     def _run(self, calls: list[Callable[[], Any]]) -> None:
@@ -205,12 +248,17 @@ class DeviceSteps:
 
     def _capture(self) -> None:
         """Enqueue the step that was bound into a graph; nothing may be copied then that is not part of the step."""
+        if self._signals.numbers:
+            raise RuntimeError(
+                f"the step is captured in a CUDA graph, which would keep {' and '.join(self._signals.numbers)} as the "
+                "number it is now; wanted an array of one element on the device"
+            )
         for resident, rows in zip(self._residents, self._slices, strict=True):
             for i, _ in self._copies:
                 if rows.start <= i < rows.stop and i in self._dense:
                     self._column[i] = address_of(self._dense[i])
             copied = all(i in self._dense for i, _ in self._copies if rows.start <= i < rows.stop)
-            if not copied or resident.known(self._column[rows]) is None:
+            if not copied or resident.known(self._words(rows)) is None:
                 labels = ", ".join(t.grad_label for t in self._tensors[rows][:3])
                 raise RuntimeError(
                     f"the step is captured in a CUDA graph, but the addresses of its gradients ({labels}, ...) are not "
@@ -218,12 +266,12 @@ class DeviceSteps:
                 )
         streams = {device: self._order.enter_captured(device) for device in self._order.devices}
         for resident, rows in zip(self._residents, self._slices, strict=True):
-            resident.take(self._column[rows], streams[resident.device], self._order)
+            resident.take(self._words(rows), streams[resident.device], self._order)
             resident.capture()
-        self._kept.append((self._grads, self._views))
+        self._kept.append((self._grads, self._views, self._signals.arrays))
         for i, array in self._copies:
             with Device(self._tensors[i].device):
                 cupy.copyto(self._dense[i], array)
         self._make_calls(streams)
         self._changed, self._grads, self._views = True, [], []
-        self._run(self._calls)
+        self._run([*self._calls, *self._zeroing()])

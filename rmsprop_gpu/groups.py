@@ -38,6 +38,7 @@ class ParamGroup(MutableMapping[str, Any]):
         self._check(self._values)
 
     def _check(self, values: Mapping[str, Any]) -> None:
+        hyper.check_clips(values)
         for dtype in self._dtypes:
             hyper.scalars(values, 0.0 if callable(values["lr"]) else values["lr"], dtype)
 
@@ -101,7 +102,7 @@ class ParamGroup(MutableMapping[str, Any]):
         for name, value in values.items():
             try:
                 values[name] = hyper.checked(name, value)
-            except (TypeError, ValueError, NotImplementedError) as error:
+            except (TypeError, ValueError) as error:
                 problems.add(ValueError, f"{label}: {error}")
         if len(problems) == before:
             try:
@@ -145,7 +146,7 @@ class Groups:
         try:
             values = {**defaults, **{name: hyper.checked(name, value) for name, value in overrides.items()}}
             return ParamGroup(values, tuple(t.array for t in tensors), computes, self.changes)
-        except (TypeError, ValueError, NotImplementedError) as error:
+        except (TypeError, ValueError) as error:
             if not overrides:
                 raise
             raise type(error)(f"params[{i}]: {error}") from None

@@ -20,11 +20,11 @@ from .compiling import once
 from .intrinsics import HOST, memory
 
 _TYPE, _DATA, _ND, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 32, 40, 56, 64  # offsets in bytes
-_ALIGNED, _WRITEABLE = 0x100, 0x400
+ALIGNED, WRITEABLE = 0x100, 0x400
 _NDARRAY, _NONE = id(np.ndarray), id(None)
 
 # The block of addresses and counts that the function gets.
-PARAM_IDS, RECORDS, OFFSETS, COLUMN, LOWEST, HIGHEST, INTERVALS, VERDICTS, COUNT = range(9)
+PARAM_IDS, RECORDS, OFFSETS, COLUMN, LOWEST, HIGHEST, INTERVALS, VERDICTS, COUNT, GRAD_FLAGS = range(10)
 
 # A record, one for each parameter: what its header says, and what that of its gradient has to say.
 _R_DATA, _R_DESCR, _R_LOW, _R_SIZE, _R_ND, _R_DIMS = range(6)
@@ -59,7 +59,7 @@ def _layout_is_known() -> bool:
             flags = word(head + _FLAGS, ctypes.c_int32)
         except ValueError:
             return False
-        if bool(flags & _ALIGNED) != a.flags.aligned or bool(flags & _WRITEABLE) != a.flags.writeable:
+        if bool(flags & ALIGNED) != a.flags.aligned or bool(flags & WRITEABLE) != a.flags.writeable:
             return False
     return True
 
@@ -131,12 +131,12 @@ def _make_check() -> Any:
             record = records + 8 * load(offsets, i)
             head = load(ids, i)
             verdict = 0
-            if not same(head, record, _ALIGNED | _WRITEABLE) or load(head + _DATA, 0) != load(record, _R_DATA):
+            if not same(head, record, ALIGNED | WRITEABLE) or load(head + _DATA, 0) != load(record, _R_DATA):
                 verdict = PARAM_CHANGED
             head = load(grad_ids, i)
             if head == _NONE:
                 store(column, i, 0)
-            elif not same(head, record, _ALIGNED):
+            elif not same(head, record, load(block, GRAD_FLAGS)):
                 verdict |= GRAD_ODD
             else:
                 start = load(head + _DATA, 0) + load(record, _R_LOW)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import headers
-from .arrays import Problems, Tensor, check_grad, check_grad_apart, check_unchanged
+from .arrays import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint, check_unchanged
 from .backends import cpu
 from .batch import Batch, Written, allocated
 from .layout import Layout, NDArray, address_of, is_aligned
+from .signals import Signals
 
 
 def allocate(layouts: Sequence[Layout]) -> list[NDArray]:
@@ -32,8 +34,15 @@ class HostSteps:
         for batch in batches:
             batch.grads = self._column[start : start + len(batch.sizes)]
             start += len(batch.sizes)
+        self._zeros = any(batch.variant.zero_grads for batch in batches)
+        self._apart: bytes | None = None  # a column of gradients that were found apart from each other
+        self._odd: list[NDArray] = []  # gradients that were copied
+        for norms in {id(batch.norms): batch.norms for batch in batches}.values():
+            sums = np.zeros((len(norms.segments) + 1, 2))
+            norms.settle(np.zeros((norms.partials, 2)), norms.segments, sums)
         self._make_block()
-        self.launch = cpu.make_launch(batches, steps)
+        run = cpu.make_launch(batches, steps)
+        self.launch = partial(self._launch_and_zero, run) if self._zeros else run
 
     def _make_block(self) -> None:
         """The block of addresses that the compiled check of all headers reads."""
@@ -45,21 +54,43 @@ class HostSteps:
         self._verdicts = np.full(len(ids), headers.PARAM_CHANGED | headers.GRAD_ODD, np.int64)
         owners = (ids, flat, offsets, self._column, self._written.lowest, self._written.highest)
         addresses = [a.ctypes.data for a in owners]
-        counts = [len(self._written.lowest), self._verdicts.ctypes.data, len(ids)]
+        flags = headers.ALIGNED | headers.WRITEABLE * self._zeros
+        counts = [len(self._written.lowest), self._verdicts.ctypes.data, len(ids), flags]
         self._block = np.array(addresses + counts, np.int64)
         self._owners = owners  # addresses do not own
         self._check = headers.checker()
         self._check_arguments = (self._block.ctypes.data, self._grad_ids.ctypes.data)
 
-    def bind(self, grads: list[Any]) -> None:
+    def bind(self, grads: list[Any], signals: Signals) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
+        self._odd = []
         self._grad_ids[:] = np.fromiter(map(id, grads), np.int64, len(grads))
         try:
             if not headers.TRUSTED or self._check(*self._check_arguments):
                 self._examine(grads)
+            if self._zeros and (self._odd or self._column.tobytes() != self._apart):
+                self._check_apart(grads)
         except BaseException:
             self._column.fill(-1)  # no address in it counts as checked
             raise
+        if signals.asked.told:
+            self._held = signals.arrays
+            for batch in self._batches:
+                batch.told[:] = signals.words
+
+    def _check_apart(self, grads: list[Any]) -> None:
+        """What is written to must not be another's gradient."""
+        problems = Problems()
+        pairs = [(t.grad_label, np.asarray(g)) for t, g in zip(self._tensors, grads, strict=True) if g is not None]
+        check_grads_disjoint(pairs, problems)
+        problems.raise_any()
+        self._apart = None if self._odd else self._column.tobytes()
+
+    def _launch_and_zero(self, run: Callable[[], None]) -> None:
+        """The step, and zeros into the gradients of which the kernels saw a copy."""
+        run()
+        for grad in self._odd:
+            grad[...] = 0
 
     def _examine(self, grads: list[Any]) -> None:
         """Look at the odd ones in Python: refuse them, or take them the slow way."""
@@ -71,7 +102,7 @@ class HostSteps:
             if grad is None:
                 self._column[i] = 0
             elif verdict & (headers.GRAD_ODD | headers.GRAD_OVERLAPS):
-                array = check_grad(grad, tensor, problems)
+                array = check_grad(grad, tensor, problems, written=self._zeros)
                 if array is None:
                     continue
                 check_grad_apart(array, tensor.grad_label, self._written.near(array), problems)
@@ -85,6 +116,7 @@ class HostSteps:
                 (self._dense[i],) = allocate([self._tensors[i].layout])
             np.copyto(self._dense[i], array)
             self._column[i] = address_of(self._dense[i])
+            self._odd.append(array)
 
     def alone(self, i: int) -> Callable[[], object]:
         """The launch of one batch by itself, as it is bound; no step is counted."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .rule import Scalars, Variant
 Schedule: TypeAlias = Callable[[int], float]
 
 _AT_LEAST_0 = ("a finite number >= 0", lambda x: 0 <= x < math.inf)
+_CLIP = ("None or a number >= 0", lambda x: x >= 0)
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "lr": _AT_LEAST_0,
     "alpha": ("a number with 0 <= alpha < 1", lambda x: 0 <= x < 1),
@@ -21,9 +22,14 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "weight_decay": _AT_LEAST_0,
     "momentum": ("a number with 0 <= momentum <= 1", lambda x: 0 <= x <= 1),
     "initial_scale": _AT_LEAST_0,
-    "clipvalue": ("None or a number >= 0", lambda x: x >= 0),
+    "clipvalue": _CLIP,
+    "clipnorm": _CLIP,
+    "global_clipnorm": _CLIP,
+    "ema_momentum": ("a number with 0 <= ema_momentum <= 1", lambda x: 0 <= x <= 1),
 }
-_MAY_BE_NONE = ("weight_decay", "clipvalue")
+CLIPS = ("clipvalue", "clipnorm", "global_clipnorm")
+# A decision of the step as a whole, the same in all groups.
+SHARED = ("global_clipnorm", "skip_nonfinite")
 _FLAGS = (
     "centered",
     "nesterov",
@@ -32,33 +38,41 @@ _FLAGS = (
     "bias_correction",
     "decoupled_weight_decay",
     "maximize",
+    "skip_nonfinite",
+    "use_ema",
 )
 # The hyperparameters of each optimizer, in the order of its arguments.
 RMSPROP = (
     "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "nesterov", "eps_in_sqrt", "lr_in_momentum",
     "initial_scale", "bias_correction", "decoupled_weight_decay", "maximize", "clipvalue",
-    "clipnorm", "global_clipnorm", "skip_nonfinite",
+    "clipnorm", "global_clipnorm", "skip_nonfinite", "use_ema", "ema_momentum",
 )  # fmt: skip  # a table, read as one
 ADAGRAD = tuple(
     name for name in RMSPROP
     if name not in ("alpha", "momentum", "centered", "nesterov", "lr_in_momentum", "bias_correction")
 )  # fmt: skip
-NEUTRAL = {"initial_scale": 0.0, "bias_correction": False, "skip_nonfinite": False}  # None where not named
-_LATER = {"clipnorm": None, "global_clipnorm": None, "skip_nonfinite": False, "grad_scale": None, "found_inf": None}
+# What one tensor's update does not have is off.
+NEUTRAL = {
+    "initial_scale": 0.0, "bias_correction": False, "skip_nonfinite": False, "use_ema": False, "ema_momentum": 0.0,
+}  # fmt: skip  # None where not named
 
 
-def refuse_later(**arguments: object) -> None:
-    """Refuse what the interface names and this version cannot do yet, unless it is at its neutral value."""
-    for name, value in arguments.items():
-        if value is not _LATER[name]:
-            raise NotImplementedError(f"{name} is not implemented yet; wanted {name}={_LATER[name]}")
+class Asked(NamedTuple):
+    """What a step's own arguments ask of its kernels."""
+
+    told: bool = False
+    scaled: bool = False
+    zero_grads: bool = False
+
+
+NOTHING_ASKED = Asked()
 
 
 def number(name: str, value: object) -> float | None:
     """A hyperparameter that is a number, as a float; None where that means "off"."""
     wanted, allowed = _NUMBERS[name]
-    if value is None and name in _MAY_BE_NONE:
-        return None if name == "clipvalue" else 0.0
+    if value is None and (name in CLIPS or name == "weight_decay"):
+        return None if name in CLIPS else 0.0
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted {wanted}")
     try:
@@ -88,9 +102,6 @@ def _flag(name: str, value: object) -> bool:
 
 def checked(name: str, value: object) -> Any:
     """One hyperparameter, validated; a callable is a schedule where `name` is ``lr``."""
-    if name in _LATER:
-        refuse_later(**{name: value})
-        return value
     if name == "lr" and callable(value):
         return value
     return _flag(name, value) if name in _FLAGS else number(name, value)
@@ -107,12 +118,32 @@ def lr_at(lr: float | Schedule, step: int) -> float:
         raise type(error)(f"lr({step}): {error}") from None
 
 
-def variant(h: Mapping[str, Any], adagrad: bool) -> Variant:
+def check_clips(h: Mapping[str, Any]) -> None:
+    """Refuse more than one clip of the same gradient."""
+    on = [f"{name}={h[name]!r}" for name in CLIPS if h[name]]
+    if len(on) > 1:
+        raise ValueError(f"{' and '.join(on)} are given; wanted at most one of {', '.join(CLIPS)}")
+
+
+def check_shared(hypers: Sequence[Mapping[str, Any]], devices: Sequence[Any]) -> None:
+    """Refuse what only a step as a whole can have, where groups differ in it or devices would have to wait."""
+    for name in SHARED:
+        found = [h[name] or None for h in hypers]
+        if any(x != found[0] for x in found):
+            raise ValueError(
+                f"the groups differ in {name}: {found}; wanted the same in all, it is decided for the step"
+            )
+        if found[0] and len(devices) > 1:
+            raise ValueError(f"{name} is {found[0]!r} and the parameters lie on devices {devices}; wanted one device")
+
+
+def variant(h: Mapping[str, Any], adagrad: bool, asked: Asked = NOTHING_ASKED) -> Variant:
     """The compile-time switches, normalised: what has no effect is off, so that it shares its kernel."""
     eps, decay, momentum = h["eps"] != 0, bool(h["weight_decay"]), bool(h.get("momentum"))
+    norm = bool(h["clipnorm"] or h["global_clipnorm"])
     return Variant(
         adagrad=adagrad,
-        scale=h["maximize"],
+        scale=h["maximize"] or norm or asked.scaled,
         clipvalue=bool(h["clipvalue"]),
         weight_decay=decay and not h["decoupled_weight_decay"],
         decoupled_weight_decay=decay and h["decoupled_weight_decay"],
@@ -123,6 +154,11 @@ def variant(h: Mapping[str, Any], adagrad: bool) -> Variant:
         momentum=momentum,
         nesterov=momentum and h["nesterov"],
         lr_in_momentum=momentum and h["lr_in_momentum"],
+        norm=norm,
+        finite=h["skip_nonfinite"],
+        told=asked.told,
+        ema=h["use_ema"],
+        zero_grads=asked.zero_grads,
     )
 
 
@@ -146,19 +182,24 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
         momentum=h.get("momentum", 0.0),
         clipvalue=h["clipvalue"] or math.inf,
         scale=-1.0 if h["maximize"] else 1.0,
+        clipnorm=h["clipnorm"] or math.inf,
+        global_clipnorm=h["global_clipnorm"] or math.inf,
+        ema_momentum=h["ema_momentum"],
+        one_minus_ema_momentum=1.0 - h["ema_momentum"],
     )
     with np.errstate(over="ignore", under="ignore"):
         row = np.array(exact, np.float64).astype(dtype)
     rounded = Scalars(*row.tolist())
     if h["eps"] != 0 and rounded.eps == 0:
         raise ValueError(f"eps is {h['eps']!r}, which is 0 in {dtype}; wanted 0 itself or a larger number")
-    if h["clipvalue"] and rounded.clipvalue == 0:
-        raise ValueError(f"clipvalue is {h['clipvalue']!r}, which is 0 in {dtype}; wanted None or a larger number")
+    for name in CLIPS:
+        if h[name] and getattr(rounded, name) == 0:
+            raise ValueError(f"{name} is {h[name]!r}, which is 0 in {dtype}; wanted None or a larger number")
     if rounded.alpha == 1:
         raise ValueError(f"alpha is {alpha!r}, which is 1 in {dtype}; wanted alpha < 1 after rounding")
     largest = float(np.finfo(dtype).max)
     for name, value in {**exact._asdict(), "initial_scale": h["initial_scale"]}.items():
-        if value > largest and name != "clipvalue":  # an infinite clip is none
+        if value > largest and name not in CLIPS:  # an infinite clip is none
             said = "lr * weight_decay" if name == "lr_times_decay" else name
             raise ValueError(f"{said} is {value!r}, which is infinite in {dtype}; wanted a smaller number")
     return row

@@ -15,10 +15,11 @@ intrinsic: Any = extending.intrinsic
 
 HOST, GLOBAL = 0, 1  # LLVM's address spaces: the host's memory, and a CUDA device's
 
-_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+_I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 # By the name of a dtype: what lies in memory, and the type that kernels see of it.
 _TYPES: dict[str, tuple[Any, Any]] = {
+    "int8": (_I8, types.int8),
     "int32": (_I32, types.int32),
     "int64": (ir.IntType(64), types.int64),
     "float32": (_F32, types.float32),
@@ -180,7 +181,7 @@ def _many(dtype: np.dtype[Any], space: int, width: int) -> tuple[Any, Any]:
 
 
 def make_lanes(function: Any, T: Any, width: int) -> Any:
-    """``lanes(p, g, v, m, b, s, c)``: a function of five elements, `s` and `c`, on what `memory` loads of this `width`.
+    """``lanes(p, g, v, m, b, e, s, f)``: a function of six elements, `s` and `f`, on what `memory` loads of a `width`.
 
     It is compiled once and called for each element, and the calls vanish in the machine code: inlined by Numba itself,
     so many copies take longer to compile the more there are.
@@ -189,22 +190,22 @@ def make_lanes(function: Any, T: Any, width: int) -> Any:
     many = element if width == 1 else types.UniTuple(element, width)
 
     @intrinsic
-    def lanes(typingctx, p, g, v, m, b, s, c):  # type: ignore[no-untyped-def]
-        result = types.UniTuple(many, 4)
+    def lanes(typingctx, p, g, v, m, b, e, s, f):  # type: ignore[no-untyped-def]
+        result = types.UniTuple(many, 5)
 
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-            one = types.UniTuple(element, 4)(*[element] * 5, sig.args[5], element)
+            one = types.UniTuple(element, 5)(*[element] * 6, *sig.args[6:])
             if width == 1:
                 return context.compile_internal(builder, function.py_func, one, args)
             rows = []
             for j in range(width):
-                lane = [builder.extract_value(x, j) for x in args[:5]]
-                four = context.compile_internal(builder, function.py_func, one, [*lane, *args[5:]])
-                rows.append([builder.extract_value(four, k) for k in range(4)])
+                lane = [builder.extract_value(x, j) for x in args[:6]]
+                five = context.compile_internal(builder, function.py_func, one, [*lane, *args[6:]])
+                rows.append([builder.extract_value(five, k) for k in range(5)])
             columns = zip(*rows, strict=True)
             return context.make_tuple(builder, result, [context.make_tuple(builder, many, x) for x in columns])
 
-        return result(many, many, many, many, many, s, element), codegen
+        return result(many, many, many, many, many, many, s, f), codegen
 
     return lanes
 
@@ -223,6 +224,22 @@ def opaque(typingctx, x):  # type: ignore[no-untyped-def]
         return builder.asm(ir.FunctionType(kind, [kind]), text, constraint, [args[0]], side_effect=True)
 
     return x(x), codegen
+
+
+def make_scratch(count: int) -> Any:
+    """``scratch()``: the address of so many float64 on the stack of the function that asks. For the CPU only."""
+
+    @intrinsic
+    def scratch(typingctx):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            with builder.goto_entry_block():
+                memory = builder.alloca(ir.ArrayType(ir.DoubleType(), count))
+                memory.align = 64
+            return builder.ptrtoint(memory, ir.IntType(64))
+
+        return types.int64(), codegen
+
+    return scratch
 
 
 @intrinsic

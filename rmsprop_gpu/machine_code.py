@@ -101,13 +101,14 @@ def _ptx_opcodes(ptx: str) -> list[str]:
 
 
 def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Facts]:
-    """The Facts of kernels, Python functions of five int64, on a compute capability.
+    """The Facts of kernels, Python functions of int64, on a compute capability.
 
     Further `options` are ptxas's. RuntimeError where a tool is absent or fails; `why_not` asks before.
     """
-    from .backends.cuda import SIGNATURE, target
+    from .backends.cuda import signature
+    from .backends.cuda_prepare import target
 
-    texts = [target.compile(k, SIGNATURE, device=False, abi="numba", cc=cc, output="ptx")[0] for k in kernels]
+    texts = [target.compile(k, signature(k), device=False, abi="numba", cc=cc, output="ptx")[0] for k in kernels]
     # One module of all of them: to start nvdisasm takes longer than to disassemble twenty kernels.
     module = texts[0] + "".join(re.sub(r"(?m)^\.(version|target|address_size) .*$", "", text) for text in texts[1:])
     with TemporaryDirectory() as folder:

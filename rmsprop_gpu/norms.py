@@ -1,14 +1,28 @@
-"""What happens once a tensor and step: its numbers, its step counter, its bias weight, its correction."""
+"""What comes before the update, once a tensor and step: its numbers, factors and counters; is the step skipped at all?
+
+Norms have one order of summation on every backend, whatever divides the work. A tensor is cut into blocks of `BLOCK`
+elements from its start. In a block each of `LANES` lanes adds every `LANES`-th square, in order; then lane j adds lane
+j + 64, then j + 32, down to 1. The same lanes and the same tree add a tensor's blocks, then the tensors in the order of
+the parameters. All of it is float64, where the square of a float32 is exact and cannot overflow.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from . import table
 from .intrinsics import fma, memory
-from .rule import Scalars, Variant, inline
+from .rule import Factors, Scalars, Variant, inline
 from .table import BIAS_WEIGHT, SCALARS_ROW, STEP
+
+BLOCK = 4096  # elements of one partial sum
+LANES = 128
+SUM = 16  # bytes of a sum
+
+ZERO, ONE = np.float64(0), np.float64(1)
 
 
 def make_scalars(T: Any, space: int) -> Any:
@@ -23,8 +37,9 @@ def make_scalars(T: Any, space: int) -> Any:
     def scalars(first, row):  # type: ignore[no-untyped-def]
         s = first + load_int(row, SCALARS_ROW) * stride
         return Scalars(
-            load(s, 0), load(s, 1), load(s, 2), load(s, 3), load(s, 4), load(s, 5), load(s, 6), load(s, 7), load(s, 8)
-        )
+            load(s, 0), load(s, 1), load(s, 2), load(s, 3), load(s, 4), load(s, 5), load(s, 6), load(s, 7), load(s, 8),
+            load(s, 9), load(s, 10), load(s, 11), load(s, 12),
+        )  # fmt: skip
 
     return scalars
 
@@ -55,3 +70,120 @@ def make_advance(variant: Variant, T: Any, space: int) -> Any:
         return correction
 
     return advance
+
+
+def make_factors(variant: Variant, T: Any, space: int) -> Any:
+    """``factors(address, index, s)``: what an update needs of its tensor, as the prepare kernel wrote it."""
+    load, _ = memory(T, space)
+    zero, one, stride = T(0), T(1), table.FACTOR_COLUMNS * np.dtype(T).itemsize
+
+    @inline
+    def prepared(address, index, s):  # type: ignore[no-untyped-def]
+        f = address + index * stride
+        momentum = load(f, table.EMA_MOMENTUM)
+        rest = one if momentum == zero else s.one_minus_ema_momentum
+        return Factors(load(f, table.SCALE), load(f, table.CORRECTION), momentum, rest)
+
+    @inline
+    def neutral(address, index, s):  # type: ignore[no-untyped-def]
+        return Factors(s.scale, one, zero, one)
+
+    return prepared if variant.prepared else neutral
+
+
+def _make_told(space: int) -> Any:
+    """``told(words, k, nothing)``: a number that a step was told, wherever it stands."""
+    load_int, _ = memory(np.int64, space)
+    load32, load64, load_int8, load_int32 = (memory(T, space)[0] for T in (np.float32, np.float64, np.int8, np.int32))
+
+    @inline
+    def told(words, k, nothing):  # type: ignore[no-untyped-def]
+        kind, address = load_int(words, k), load_int(words, k + 1)
+        x = nothing
+        if kind == table.NUMBER:
+            x = load64(words, k + 1)
+        elif kind == table.AT_FLOAT32:
+            x = np.float64(load32(address, 0))
+        elif kind == table.AT_FLOAT64:
+            x = load64(address, 0)
+        elif kind == table.AT_INT8:
+            x = np.float64(load_int8(address, 0))
+        elif kind == table.AT_INT32:
+            x = np.float64(load_int32(address, 0))
+        elif kind == table.AT_INT64:
+            x = np.float64(load_int(address, 0))
+        return x
+
+    return told
+
+
+def make_gate(variant: Variant, space: int) -> Any:
+    """``gate(norms, words)``: is the step skipped; ``1 / grad_scale``; the norm of all gradients times that."""
+    (load, _), (load_int, _) = memory(np.float64, space), memory(np.int64, space)
+    told = _make_told(space)
+
+    @inline
+    def gate(norms, words):  # type: ignore[no-untyped-def]
+        inverse, skip, norm = ONE, False, ZERO
+        if variant.told:
+            inverse = ONE / told(words, table.GRAD_SCALE, ONE)
+            skip = told(words, table.FOUND_INF, ZERO) != ZERO
+        total = load_int(norms, table.SUMS) + SUM * load_int(norms, table.TENSORS)
+        if variant.norm:
+            norm = math.sqrt(load(total, table.SQUARES)) * inverse
+        if variant.finite:
+            # A scale of 0, infinity or NaN would make of every gradient what a gradient that is not finite is.
+            usable = inverse > ZERO and inverse - inverse == ZERO
+            skip = skip or load(total, table.NONFINITE) != ZERO or not usable
+        return skip, inverse, norm
+
+    return gate
+
+
+@inline
+def _clip(most, norm):  # type: ignore[no-untyped-def]
+    """What shortens a gradient of this norm to `most`; NaN for one that has no norm."""
+    return ONE if norm <= most else most / norm
+
+
+def make_prepare(variant: Variant, T: Any, space: int) -> Any:
+    """``prepare(row, scalars, factors, index, sum_address, skip, inverse, norm)``: factors and counters of a tensor.
+
+    `row` is the address of its row in the table, `sum_address` that of its own sum.
+    """
+    (load64, _), (load_int, _), (_, store) = memory(np.float64, space), memory(np.int64, space), memory(T, space)
+    advance, scalars_of = make_advance(variant, T, space), make_scalars(T, space)
+    zero, one, stride = T(0), T(1), table.FACTOR_COLUMNS * np.dtype(T).itemsize
+
+    @inline
+    def prepare(row, scalars, factors, index, sum_address, skip, inverse, norm):  # type: ignore[no-untyped-def]
+        f = factors + index * stride
+        store(f, table.SKIP, one if skip else zero)
+        if not skip:
+            s = scalars_of(scalars, row)
+            scale = np.float64(s.scale) * inverse
+            if variant.norm:
+                own = math.sqrt(load64(sum_address, table.SQUARES)) * inverse
+                scale = scale * _clip(np.float64(s.clipnorm), own) * _clip(np.float64(s.global_clipnorm), norm)
+            store(f, table.SCALE, T(scale))
+            if variant.ema:  # the first step sets the average, as Keras does
+                first = load_int(load_int(row, STEP), 0) == 0
+                store(f, table.EMA_MOMENTUM, zero if first else s.ema_momentum)
+            store(f, table.CORRECTION, advance(row, s))
+
+    return prepare
+
+
+def make_outcome(variant: Variant, space: int) -> Any:
+    """``outcome(norms, skip, norm, counts)``: write down what became of the step; `counts` in one batch only."""
+    (_, store), (load_int, store_int) = memory(np.float64, space), memory(np.int64, space)
+
+    @inline
+    def outcome(norms, skip, norm, counts):  # type: ignore[no-untyped-def]
+        address = load_int(norms, table.OUTCOME)
+        if counts != 0 and skip:
+            store_int(address, table.SKIPPED, load_int(address, table.SKIPPED) + 1)
+        if variant.norm:
+            store(address, table.NORM, norm)
+
+    return outcome

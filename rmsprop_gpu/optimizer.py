@@ -56,21 +56,35 @@ class RMSProp(Optimizer):
         Step up the gradient.
     clipvalue : float, optional
         Clip every element of the gradient to [-clipvalue, clipvalue], before decay; a NaN stays a NaN. None and 0 are
-        off.
-    clipnorm, global_clipnorm, skip_nonfinite
-        Not implemented yet.
+        off; at most one of the three clips may be on.
+    clipnorm : float, optional
+        Shorten the gradient of each tensor to this norm where it is longer (Keras's name). Infinity takes the norm and
+        changes nothing, see `last_grad_norm`; a gradient without a norm, which holds a NaN, becomes NaN.
+    global_clipnorm : float, optional
+        The same over the gradients of all tensors together (Keras; ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the
+        norm). The same in all groups; refused across devices.
+    skip_nonfinite : bool
+        Skip a step in which any gradient holds a NaN or infinity: no byte of parameters, state or counters changes,
+        `skipped_steps` counts. The same in all groups; refused across devices.
+    use_ema, ema_momentum : bool, float
+        Keep a moving average of the parameters in the same pass, ``opt.ema[name]`` (Keras's names and its rule: the
+        first step sets it, each later one takes ``ema_momentum * ema + (1 - ema_momentum) * param``). Of a half it is
+        the average in float32 of what was rounded. 8 bytes more an element of float32.
 
     Notes
     -----
     State, on the parameter's device and in its dtype, in float32 for halves: ``square_avg``, ``grad_avg`` if centered,
-    ``momentum_buffer`` with momentum, each of the parameter's size; ``step`` and ``bias_weight``, one number each. A
-    plain step reads three and writes two streams of the model's size, 20 bytes an element of float32, 14 of a half;
-    each further buffer adds two. Arithmetic is in the state's dtype; a half is rounded once, to nearest even.
+    ``momentum_buffer`` with momentum, ``ema`` with `use_ema`, each of the parameter's size; ``step`` and
+    ``bias_weight``, one number each. A plain step reads three and writes two streams of the model's size, 20 bytes an
+    element of float32, 14 of a half; each further buffer adds two (8 bytes), `clipnorm`, `global_clipnorm` and
+    `skip_nonfinite` together one (4). Arithmetic is in the state's dtype; a half is rounded once, to nearest even.
+    Norms are summed in float64 in one order, whatever divides the work.
     Results are the same to the last bit on the CPU, for any number of threads, and on CUDA devices.
 
-    On a device a step is one launch for all tensors that share device, dtype and switches (two with
-    `bias_correction`), on the stream that is current in CuPy; the host waits for nothing. A step may be captured in a
-    CUDA graph after a step with the same gradient arrays; see `refresh`.
+    On a device a step is one launch for all tensors that share device, dtype and switches (two with `bias_correction`,
+    `use_ema`, ``grad_scale`` or ``found_inf``, three with norms or `skip_nonfinite`), on the stream that is current in
+    CuPy; the host waits for nothing. A step may be captured in a CUDA graph after a step with the same gradient arrays;
+    see `refresh`.
 
     Any hyperparameter but `initial_scale` may change between steps (``opt.lr = 1e-4``,
     ``opt.param_groups[0]["momentum"] = 0.9``): a buffer that becomes necessary is made then, where torch raises
@@ -112,9 +126,11 @@ class RMSProp(Optimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         clipvalue: float | None = None,
-        clipnorm: None = None,
-        global_clipnorm: None = None,
+        clipnorm: float | None = None,
+        global_clipnorm: float | None = None,
         skip_nonfinite: bool = False,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
     ) -> None:
         arguments = dict(locals())
         super().__init__(params, {name: arguments[name] for name in hyper.RMSPROP})
@@ -136,8 +152,8 @@ class AdaGrad(Optimizer):
     params, lr, eps, weight_decay, initial_scale, eps_in_sqrt, decoupled_weight_decay, maximize, clipvalue
         As in :class:`RMSProp`. `initial_scale` is torch's and Keras's ``initial_accumulator_value`` (0 and 0.1 there);
         Keras and optax have `eps` inside the root.
-    clipnorm, global_clipnorm, skip_nonfinite
-        Not implemented yet.
+    clipnorm, global_clipnorm, skip_nonfinite, use_ema, ema_momentum
+        As in :class:`RMSProp`.
 
     Examples
     --------
@@ -163,9 +179,11 @@ class AdaGrad(Optimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         clipvalue: float | None = None,
-        clipnorm: None = None,
-        global_clipnorm: None = None,
+        clipnorm: float | None = None,
+        global_clipnorm: float | None = None,
         skip_nonfinite: bool = False,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
     ) -> None:
         arguments = dict(locals())
         super().__init__(params, {name: arguments[name] for name in hyper.ADAGRAD})

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from .arrays import Tensor
-from .batch import Batch, Written, make_batch
+from .batch import Batch, Norms, Written, make_batch
 from .host import HostSteps
+from .hyper import NOTHING_ASKED, Asked
 from .layout import Array, NDArray
 from .rule import Variant
+from .signals import SILENCE, Signals
 
 if TYPE_CHECKING:
     from .streams import Order
@@ -28,7 +30,7 @@ def variants_of(settings: Settings) -> dict[Any, Variant]:
 class Steps(Protocol):
     """Host and device: the steps of a plan where its arrays lie."""
 
-    def bind(self, grads: list[Any]) -> None: ...
+    def bind(self, grads: list[Any], signals: Signals) -> None: ...
 
     def launch(self) -> None: ...
 
@@ -54,15 +56,34 @@ class Plan:
         settings: Settings,
         steps: NDArray,
         order: Order | None,
+        outcome: Mapping[int | None, int],
+        asked: Asked = NOTHING_ASKED,
     ) -> None:
+        self.asked = asked
         by_batch: dict[tuple[Any, ...], list[int]] = {}
         for i, (tensor, group) in enumerate(zip(tensors, groups, strict=True)):
             dtype = tensor.layout.dtype
             by_batch.setdefault((tensor.device, dtype, settings[group, dtype][0]), []).append(i)
         self._order = [i for rows in by_batch.values() for i in rows]
         self._in_order = self._order == list(range(len(tensors)))
+        measured = {i for (_, _, variant), rows in by_batch.items() if variant.measures for i in rows}
+        on: dict[int | None, list[int]] = {}  # the tensors of each device
+        for i, tensor in enumerate(tensors):
+            on.setdefault(tensor.device, []).append(i)
+        norms = {
+            device: Norms([tensors[i].layout.size for i in rows], [i in measured for i in rows], outcome[device])
+            for device, rows in on.items()
+        }
+        number = {i: k for rows in on.values() for k, i in enumerate(rows)}
         self.batches: list[Batch] = [
-            make_batch(variant, dtype, device, [(tensors[i], groups[i], buffers[i]) for i in rows])
+            make_batch(
+                variant,
+                dtype,
+                device,
+                [(tensors[i], groups[i], buffers[i]) for i in rows],
+                [number[i] for i in rows],
+                norms[device],
+            )
             for (device, dtype, variant), rows in by_batch.items()
         ]
         ordered, written = [tensors[i] for i in self._order], Written(tensors, buffers)
@@ -91,9 +112,9 @@ class Plan:
         """Does a CUDA graph hold a step of this plan?"""
         return self.steps.captured
 
-    def bind(self, grads: list[Any]) -> None:
+    def bind(self, grads: list[Any], signals: Signals = SILENCE) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
-        self.steps.bind(grads if self._in_order else [grads[i] for i in self._order])
+        self.steps.bind(grads if self._in_order else [grads[i] for i in self._order], signals)
 
     def launch(self) -> None:
         """Run the step that was bound."""

@@ -13,7 +13,9 @@ from .backends import cpu
 from .batch import kernel_name
 from .dtypes import compute_dtype
 from .groups import Groups
+from .hyper import NOTHING_ASKED, Asked
 from .layout import NDArray
+from .outcome import Outcome
 from .plan import Plan, Settings, variants_of
 from .rule import Variant
 from .state import State, needed
@@ -34,25 +36,28 @@ class Planner:
         state: State,
         steps: NDArray,
         order: Order | None,
+        outcome: Outcome,
         *,
         adagrad: bool,
     ) -> None:
         self._tensors, self._groups, self._changes = tensors, groups, groups.changes
         self._state, self._steps, self._order, self._adagrad = state, steps, order, adagrad
         self._kinds = {(i, t.layout.dtype) for t, i in zip(tensors, groups.of_tensor, strict=True)}
+        self._devices = sorted({t.device for t in tensors if t.device is not None})
+        self._outcome = outcome
         self._scheduled = True
         self._plan: Plan | None = None
         self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
         self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters that each was written with
 
-    def plan(self) -> Plan:
-        """The plan of the next step."""
+    def plan(self, asked: Asked = NOTHING_ASKED) -> Plan:
+        """The plan of the next step, which asks for this."""
         if self._order:
             self._order.refuse_broken()
             if self._order.capturing():
-                return self._to_capture()
-        if self._changes.pending or self._scheduled or self._plan is None:
-            return self._current(int(self._steps[0]))
+                return self._to_capture(asked)
+        if self._changes.pending or self._scheduled or self._plan is None or asked != self._plan.asked:
+            return self._current(int(self._steps[0]), asked)
         return self._plan
 
     def send(self) -> None:
@@ -64,14 +69,15 @@ class Planner:
         if self._order is None or self._plan is None or self._order.capturing() or _scheduled(hypers):
             return
         step = int(self._steps[0])
-        settings = self._settings(hypers, step)
+        settings = self._settings(hypers, step, self._plan.asked)
         if variants_of(settings) == self._plan.variants:
-            self._current(step, settings)
+            self._current(step, self._plan.asked, settings)
         for plan in dict.fromkeys([self._plan, *self._graphs]):
+            settings = self._settings(hypers, step, plan.asked)
             if variants_of(settings) != plan.variants:
                 pairs = zip(self._written[plan], hypers, strict=True)
                 self._written[plan] = [{**old, "lr": new["lr"]} for old, new in pairs]
-                plan.write_scalars(self._settings(self._written[plan], step))
+                plan.write_scalars(self._settings(self._written[plan], step, plan.asked))
             elif plan is not self._plan:
                 self._written[plan] = hypers
                 plan.write_scalars(settings)
@@ -84,11 +90,13 @@ class Planner:
         if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or not 0 <= asked < 2**62:
             raise ValueError(f"step is {step!r}; wanted a count >= 0, or None for opt.steps")
         self._order.refuse_broken()
-        settings = self._settings(self._groups.hypers(), int(asked))
         captured = [plan for plan in self._graphs if plan.captured]  # not those of a capture that was refused
+        current = captured[-1] if captured else self._plan
+        flags = current.asked if current else NOTHING_ASKED
+        settings = self._settings(self._groups.hypers(), int(asked), flags)
         if captured and variants_of(settings) != captured[-1].variants:
             raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it anew")
-        self._current(int(asked), settings)
+        self._current(int(asked), flags, settings)
         if self._scheduled:
             self._steps[0] = asked + 1
 
@@ -96,7 +104,8 @@ class Planner:
         """The jitted functions that a step would launch with the hyperparameters as they are, by name; compiled."""
         found = {}
         for tensor, i in zip(self._tensors, self._groups.of_tensor, strict=True):
-            variant, dtype = hyper.variant(self._groups.all[i].hyper(), self._adagrad), tensor.layout.dtype
+            asked, dtype = self._plan.asked if self._plan else NOTHING_ASKED, tensor.layout.dtype
+            variant = hyper.variant(self._groups.all[i].hyper(), self._adagrad, asked)
             for name, function in _functions(variant, dtype, tensor.device).items():
                 found[kernel_name(name, dtype, variant)] = function
         return found
@@ -106,38 +115,42 @@ class Planner:
         hypers = [self._groups.all[i].hyper() for i in self._groups.of_tensor]
         self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
 
-    def _to_capture(self) -> Plan:
+    def _to_capture(self, asked: Asked) -> Plan:
         """The plan of a step that a CUDA graph captures; all that it needs must be on the device."""
         if self._plan is None:
             raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same one before")
         if self._changes.pending:
             raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() before")
+        if asked != self._plan.asked:
+            raise RuntimeError(f"{CAPTURED}, but the last step had other arguments than this; take the same one before")
         self._graphs = [*(plan for plan in self._graphs if plan is not self._plan), self._plan]
         return self._plan
 
-    def _settings(self, hypers: Sequence[Mapping[str, Any]], step: int) -> Settings:
+    def _settings(self, hypers: Sequence[Mapping[str, Any]], step: int, asked: Asked) -> Settings:
         """Variant and scalars of a step, for every group and dtype in it, by the hyperparameters of each group."""
+        hyper.check_shared(hypers, self._devices)
         schedules = {id(h["lr"]): h["lr"] for h in hypers}  # groups that share one ask it once together
-        asked = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
-        rates = [asked[id(h["lr"])] for h in hypers]
+        answers = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
+        rates = [answers[id(h["lr"])] for h in hypers]
         return {
             (i, dtype): (
-                hyper.variant(hypers[i], self._adagrad),
+                hyper.variant(hypers[i], self._adagrad, asked),
                 hyper.scalars(hypers[i], rates[i], compute_dtype(dtype)),
             )
             for i, dtype in self._kinds
         }
 
-    def _current(self, step: int, settings: Settings | None = None) -> Plan:
+    def _current(self, step: int, asked: Asked, settings: Settings | None = None) -> Plan:
         """The plan for the hyperparameters as they are now, its numbers written."""
         changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
         try:
             hypers = self._groups.hypers()
-            settings = settings or self._settings(hypers, step)
-            if self._plan is None or changed:
+            settings = settings or self._settings(hypers, step, asked)
+            if self._plan is None or changed or asked != self._plan.asked:
+                changed = True
                 if self._plan is None or variants_of(settings) != self._plan.variants:  # so is what state they need
                     self.allocate()
-                    self._plan = self._plan_for(settings)
+                    self._plan = self._plan_for(settings, asked)
                 self._scheduled = _scheduled(hypers)
             self._plan.write_scalars(settings)
             if changed:
@@ -147,11 +160,20 @@ class Planner:
             raise
         return self._plan
 
-    def _plan_for(self, settings: Settings) -> Plan:
+    def _plan_for(self, settings: Settings, asked: Asked) -> Plan:
         for plan in self._graphs:
             if plan.variants == variants_of(settings):
                 return plan
-        made = Plan(self._tensors, self._groups.of_tensor, self._state.buffers, settings, self._steps, self._order)
+        made = Plan(
+            self._tensors,
+            self._groups.of_tensor,
+            self._state.buffers,
+            settings,
+            self._steps,
+            self._order,
+            self._outcome.addresses,
+            asked,
+        )
         if self._order:
             self._order.release()  # the memory of the plan before
         self._written = {plan: hypers for plan, hypers in self._written.items() if plan in self._graphs}

@@ -11,7 +11,7 @@ import numpy as np
 from cupyx.profiler import benchmark
 
 from . import machine_code
-from .backends import cuda
+from .backends import cuda, cuda_prepare
 from .batch import Batch
 from .compiling import once
 from .intrinsics import fma
@@ -26,9 +26,9 @@ LONG_ENOUGH = 2e-4  # seconds, beside which a launch is nothing
 def _make_fma_kernel(T: Any) -> Any:
     half = T(0.5)
 
-    @cuda.target.jit
+    @cuda_prepare.target.jit
     def fma_kernel(results, rounds):  # type: ignore[no-untyped-def]
-        index = cuda.target.grid(1)
+        index = cuda_prepare.target.grid(1)
         a = T(index)
         b, c, d = a + half, a - half, a * half
         for _ in range(rounds):
@@ -99,7 +99,7 @@ class DeviceProbe:
         with cupy.cuda.Device(self._devices[0]) as device:
             blocks = 8 * device.attributes["MultiProcessorCount"]
             results = cupy.zeros(1, T)
-            stream = cuda.target.external_stream(cupy.cuda.get_current_stream().ptr)
+            stream = cuda_prepare.target.external_stream(cupy.cuda.get_current_stream().ptr)
             call = lambda: kernel[blocks, threads, stream](results, rounds)  # noqa: E731
             while (seconds := min(self._seconds(call, 3))) < LONG_ENOUGH:
                 rounds *= 2

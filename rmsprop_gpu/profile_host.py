@@ -34,8 +34,8 @@ def make_touch(variant: Variant, T: Any) -> Any:
     """In the place of the rule: every stream is read and written as the rule does it, with one addition each."""
 
     @inline
-    def touch(p, grad, v, m, b, s, correction):  # type: ignore[no-untyped-def]
-        return p + grad, v + grad, m + grad, b + grad
+    def touch(p, grad, v, m, b, e, s, f):  # type: ignore[no-untyped-def]
+        return p + grad, v + grad, m + grad, b + grad, e + grad
 
     return touch
 

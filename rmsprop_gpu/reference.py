@@ -7,7 +7,7 @@ Duchi, Hazan and Singer, JMLR 12 (2011).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -26,8 +26,14 @@ def effective_gradient(
     return g + weight_decay * param if weight_decay else g
 
 
+def clip_factor(grads: Sequence[Array], most: float = np.inf) -> float:
+    """What shortens these gradients, which have one norm together, to a norm of `most`."""
+    norm = float(np.sqrt(sum(np.sum(g**2) for g in grads)))
+    return 1.0 if norm <= most else most / norm
+
+
 def moving_average(average: Array, value: Array, alpha: float, one_minus_alpha: float) -> Array:
-    """The decaying average: of g^2 for square_avg, of g for grad_avg, of 1 for bias_weight."""
+    """The decaying average: of g^2 for square_avg, of g for grad_avg, of 1 for bias_weight, of p for ema."""
     return alpha * average + one_minus_alpha * value
 
 

@@ -9,7 +9,7 @@ import cupy
 import numpy as np
 
 from .backends import cuda
-from .batch import Batch, allocated
+from .batch import Batch, Norms, allocated
 from .layout import Array, Layout, NDArray
 from .streams import Order
 
@@ -25,6 +25,23 @@ def upload(target: Array, source: NDArray, stream: Any) -> None:
     target.data.copy_from_host_async(source.ctypes.data, source.nbytes, stream)
 
 
+def _uploaded(source: NDArray, stream: Any) -> Array:
+    made = cupy.empty(source.shape, source.dtype)
+    if made.size:
+        upload(made, source, stream)
+    return made
+
+
+class ResidentNorms:
+    """What a device knows of the norms of its tensors' gradients."""
+
+    def __init__(self, norms: Norms, device: int, order: Order) -> None:
+        with order.allocating(device) as stream:
+            partials, sums = cupy.zeros((norms.partials, 2)), cupy.zeros((len(norms.segments) + 1, 2))
+            norms.settle(partials, _uploaded(norms.segments, stream), sums)
+            self.block = _uploaded(norms.block, stream)
+
+
 class _Column:
     """A gradient column on the device, and what stands in it."""
 
@@ -34,19 +51,23 @@ class _Column:
 
 
 class Resident:
-    """A batch on its device: the table, the chunks, the scalars, the factors, the gradient columns."""
+    """A batch on its device: the table, the chunks, the scalars, the factors, the gradient columns.
 
-    def __init__(self, batch: Batch, device: int, order: Order) -> None:
-        self.batch, self.device = batch, device
+    Behind the addresses of the gradients, a column holds what the step is told beside them.
+    """
+
+    def __init__(self, batch: Batch, device: int, norms: ResidentNorms, counts: bool, order: Order) -> None:
+        self.batch, self.device, self._norms, self._counts = batch, device, norms, counts
         self._sent = batch.scalars.tobytes()
         self.kernels = cuda.kernels(batch.variant, batch.dtype, device)
         with order.allocating(device) as stream:
             chunks = cuda.chunks(batch.sizes)
-            sources = (batch.table, chunks, batch.scalars, batch.factors)
-            self.table, self.chunks, self.scalars, self.factors = (cupy.empty(a.shape, a.dtype) for a in sources)
-            for target, source in zip((self.table, self.chunks, self.scalars, self.factors), sources, strict=True):
-                upload(target, source, stream)
-            self.column = _Column(len(batch.sizes))
+            sums = cuda.sum_blocks(batch.sizes) if batch.variant.measures else np.empty((0, 3), np.int64)
+            sources = (batch.table, chunks, batch.scalars, batch.factors, sums, batch.numbers)
+            self.table, self.chunks, self.scalars, self.factors, self.sums, self.numbers = (
+                _uploaded(a, stream) for a in sources
+            )
+            self.column = _Column(len(batch.sizes) + len(batch.told))
         self._own: _Column | None = self.column  # the one that no graph has captured
         self._captured: list[_Column] = []
 
@@ -83,7 +104,8 @@ class Resident:
             self._captured.append(self.column)
             self._own = None
 
-    def launches(self, stream: Any) -> list[cuda.Launch]:
-        """The calls that launch a step."""
-        arguments = (self.table, self.column.buffer, self.chunks, self.scalars, self.factors)
-        return cuda.launches(self.kernels, stream, len(self.chunks), self.batch, [a.data.ptr for a in arguments])
+    def launches(self, stream: Any) -> dict[str, cuda.Launch]:
+        """The calls that launch a step, by the names of their kernels."""
+        arrays = (self.table, self.column.buffer, self.chunks, self.scalars, self.factors, self.sums, self.numbers)
+        at = cuda.Addresses(*[a.data.ptr for a in [*arrays, self._norms.block]])
+        return cuda.launches(self.kernels, stream, self.batch, at, len(self.chunks), len(self.sums), self._counts)

@@ -19,7 +19,7 @@ inline: Any = njit(inline="always", error_model="numpy")
 
 
 class Variant(NamedTuple):
-    """The switches of the rule, frozen when a kernel is compiled: one that is off leaves no instruction behind."""
+    """The switches of a step, frozen when a kernel is compiled: one that is off leaves no instruction behind."""
 
     adagrad: bool = False
     scale: bool = False
@@ -33,6 +33,22 @@ class Variant(NamedTuple):
     momentum: bool = False
     nesterov: bool = False
     lr_in_momentum: bool = False
+    # What is done around the rule.
+    norm: bool = False  # of the gradients, to clip by
+    finite: bool = False  # a step whose gradients are not is skipped
+    told: bool = False  # grad_scale or found_inf, which are known on the device
+    ema: bool = False
+    zero_grads: bool = False
+
+    @property
+    def measures(self) -> bool:
+        """Does a pass over the gradients come before the update?"""
+        return self.norm or self.finite
+
+    @property
+    def prepared(self) -> bool:
+        """Are there factors of each tensor, which a launch before the update writes?"""
+        return self.bias_correction or self.ema or self.told or self.measures
 
     def __str__(self) -> str:
         """The switches that are on; eps is by default."""
@@ -52,20 +68,34 @@ class Scalars(NamedTuple):
     momentum: Any
     clipvalue: Any
     scale: Any
+    clipnorm: Any
+    global_clipnorm: Any
+    ema_momentum: Any
+    one_minus_ema_momentum: Any
+
+
+class Factors(NamedTuple):
+    """What a step's tensor has of its own, in the compute type."""
+
+    scale: Any  # of its gradient
+    correction: Any  # of its second moment
+    ema_momentum: Any
+    one_minus_ema_momentum: Any
 
 
 def make_rule(variant: Variant, T: Any) -> Any:
     """The rule of one Variant in the compute type T (``numpy.float32`` or ``numpy.float64``).
 
-    ``rule(p, grad, v, m, b, s, correction)`` returns the new ``(p, v, m, b)``; what a Variant lacks passes through.
+    ``rule(p, grad, v, m, b, e, s, f)``, with Scalars and Factors, returns the new ``(p, v, m, b, e)``; what a Variant
+    lacks passes through.
     """
     zero = T(0)  # constants take their neighbours' type: a bare 0 makes float32 code float64
 
     @inline
-    def rule(p, grad, v, m, b, s, correction):  # type: ignore[no-untyped-def]  # typed by Numba
+    def rule(p, grad, v, m, b, e, s, f):  # type: ignore[no-untyped-def]  # typed by Numba
         g = grad
         if variant.scale:
-            g = s.scale * g
+            g = f.scale * g
         if variant.clipvalue:
             # Select, never min, max, abs: on NaN the CPU and the GPU choose differently. Here a NaN stays a NaN.
             g = s.clipvalue if g > s.clipvalue else g
@@ -87,9 +117,9 @@ def make_rule(variant: Variant, T: Any) -> Any:
             d = zero if d < zero else d
 
         if variant.eps_in_sqrt:
-            r = math.sqrt(fma(d, correction, s.eps)) if variant.bias_correction else math.sqrt(d + s.eps)
+            r = math.sqrt(fma(d, f.correction, s.eps)) if variant.bias_correction else math.sqrt(d + s.eps)
         else:
-            r = math.sqrt(d * correction) if variant.bias_correction else math.sqrt(d)
+            r = math.sqrt(d * f.correction) if variant.bias_correction else math.sqrt(d)
             if variant.eps:
                 r = r + s.eps
 
@@ -105,6 +135,8 @@ def make_rule(variant: Variant, T: Any) -> Any:
             b = fma(s.momentum, b, u)
             step = fma(s.momentum, b, u) if variant.nesterov else b
         p = p - step if variant.lr_in_momentum else fma(-s.lr, step, p)
-        return p, v, m, b
+        if variant.ema:
+            e = fma(f.ema_momentum, e, f.one_minus_ema_momentum * p)
+        return p, v, m, b, e
 
     return rule

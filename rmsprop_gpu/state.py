@@ -33,10 +33,10 @@ class LoadReport(NamedTuple):
 
 def needed(h: Mapping[str, Any], adagrad: bool) -> list[str]:
     """The names of the state that these hyperparameters need."""
-    if adagrad:
-        return ["step", "sum"]
-    names = ["step", "bias_weight", "square_avg"]
-    return names + ["grad_avg"] * h["centered"] + ["momentum_buffer"] * bool(h["momentum"])
+    names = ["step", "sum"] if adagrad else ["step", "bias_weight", "square_avg"]
+    if not adagrad:
+        names += ["grad_avg"] * h["centered"] + ["momentum_buffer"] * bool(h["momentum"])
+    return names + ["ema"] * h["use_ema"]
 
 
 def _layout(tensor: Tensor, name: str) -> Layout:
@@ -103,6 +103,9 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             if name in ("square_avg", "sum") and initial_scale[i]:
                 with self._at(i):
                     buffer.fill(initial_scale[i])
+            elif name == "ema":
+                with self._at(i):
+                    buffer[...] = self._tensors[i].view
         for i, name, buffer in made:
             self.buffers[i][name] = buffer
 
@@ -128,7 +131,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         """What `saved` holds for each of our parameters, validated; `names` is what each must have."""
         found: dict[int, dict[str, Array]] = {}
         known = {name for wanted in names for name in wanted} | self.buffers[0].keys()
-        known |= {"grad_avg", "momentum_buffer"} if "square_avg" in known else set()
+        known |= {"grad_avg", "momentum_buffer", "ema"} if "square_avg" in known else {"ema"}
         for i, tensor in enumerate(self._tensors):
             if tensor.key not in saved:
                 continue
@@ -155,7 +158,41 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         for i, entry in found.items():
             with self._at(i):
                 for name, buffer in self.buffers[i].items():
-                    buffer[...] = entry.get(name, 0)
+                    buffer[...] = entry.get(name, self._tensors[i].view if name == "ema" else 0)
+
+
+class Averages(Mapping[str, Array]):
+    """The averaged parameters in a state, by name or index."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def __getitem__(self, key: str | int) -> Array:
+        found = self._state[key]
+        if "ema" not in found:
+            raise KeyError(f"{key!r} has no average; wanted a parameter of a group with use_ema=True")
+        return found["ema"]
+
+    def __iter__(self) -> Iterator[str]:
+        return (str(key) for key, buffers in zip(self._state, self._state.buffers, strict=True) if "ema" in buffers)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<averages of {len(self)} parameters>"
+
+
+def check_skipped(saved: Mapping[str, Any], problems: Problems) -> int:
+    """The count of skipped steps in a state dict, which those of earlier versions lack."""
+    x = saved.get("skipped_steps", 0)
+    if kind_of(x) is not None and getattr(x, "shape", None) == () and x.dtype == np.int64:
+        with _where(x):
+            x = int(x)
+    if not isinstance(x, (int, np.integer)) or isinstance(x, bool) or not 0 <= x < 2**62:
+        problems.add(TypeError, f'state_dict["skipped_steps"] is {_brief(x)}; wanted a count >= 0')
+        return 0
+    return int(x)
 
 
 def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[str, Any]:
@@ -232,7 +269,7 @@ def _checked_entry(
         problems.add(ValueError, f"{label} has shape {x.shape}; wanted {layout.shape}")
     elif name == "step" and not 0 <= x < 2**62:
         problems.add(ValueError, f"{label} is {x}; wanted a count >= 0")
-    elif name not in ("step", "grad_avg", "momentum_buffer") and bool((x < 0).any()):
+    elif name not in ("step", "grad_avg", "momentum_buffer", "ema") and bool((x < 0).any()):
         problems.add(ValueError, f"{label} has elements below 0; wanted averages or sums of squares")
     else:
         return copied(x, device)

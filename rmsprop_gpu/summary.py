@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .arrays import Tensor
@@ -19,7 +19,8 @@ def summary(opt: Optimizer, members: Sequence[Sequence[Tensor]], state_bytes: in
     head = f"{type(opt).__name__}({_amount(tensors)} of {dtypes} on {devices}, {state_bytes:,} bytes of state"
     lines = [f"{head}, {counted(opt.steps, 'step')})"]
     for i, (group, mine) in enumerate(zip(opt.param_groups, members, strict=True)):
-        said = (f"{name}={_shown(x)}" for name, x in group.hyper().items() if _is_said(name, x))
+        h = group.hyper()
+        said = (f"{name}={_shown(x)}" for name, x in h.items() if _is_said(name, x, h))
         lines.append(f"  group {i}: {_amount(mine)}: {', '.join(said)}")
     return "\n".join(lines)
 
@@ -37,6 +38,8 @@ def _shown(value: Any) -> str:
     return getattr(value, "__qualname__", None) or repr(value) if callable(value) else repr(value)
 
 
-def _is_said(name: str, value: Any) -> bool:
+def _is_said(name: str, value: Any, h: Mapping[str, Any]) -> bool:
     """Is a hyperparameter worth a word: always lr, alpha and eps, others where they do something."""
+    if name == "ema_momentum" and not h["use_ema"]:
+        return False
     return name in ("lr", "alpha", "eps") or (value is not None and value is not False and value != 0)

@@ -8,17 +8,39 @@ from typing import Any
 import numpy as np
 
 # The table has one row a tensor. An address of 0 says: this tensor has none.
-PARAM, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STEP, BIAS_WEIGHT, SIZE, SCALARS_ROW = range(8)
+PARAM, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, EMA, STEP, BIAS_WEIGHT, SCALARS_ROW = range(8)
 COLUMNS = 8
 
-# To the CPU's kernels a batch is known by the addresses of its table, gradient column, scalars and factors.
-TABLE, GRADS, SCALARS, FACTORS = range(4)
+# The factors of a tensor, in the compute type: one row each.
+SCALE, CORRECTION, EMA_MOMENTUM, SKIP = range(4)
+FACTOR_COLUMNS = 4
+
+# What a step is told beside its gradients, two words each: how the second is to be read, and a number or its address.
+GRAD_SCALE, FOUND_INF = 0, 2
+TOLD_WORDS = 4
+NOTHING, NUMBER, AT_FLOAT32, AT_FLOAT64, AT_INT8, AT_INT32, AT_INT64 = range(7)
+
+# What a device knows of the norms of a step, by addresses: partial sums; for each tensor the first of its partial sums
+# and how many it has; the sums of the tensors and behind them the total; how many tensors there are; the outcome.
+PARTIALS, SEGMENTS, SUMS, TENSORS, OUTCOME = range(5)
+SQUARES, NONFINITE = range(2)  # a sum, both in float64: of squares; of elements that are not finite
+SKIPPED, NORM = range(2)  # the outcome: an int64, a float64
+
+# To the CPU's kernels a batch is known by these addresses: its own tables; what the step is told; the number of each of
+# its tensors among those of the device; what the device knows of norms.
+TABLE, GRADS, SCALARS, FACTORS, TOLD, NUMBERS, NORMS = range(7)
 
 # The list of chunks has one line a chunk: the tensor's row in the table, the first element, the one behind the last.
 ROW, START, STOP = range(3)
 CHUNK_COLUMNS = 3
 
-BUFFERS = {"square_avg": SQUARE_AVG, "sum": SQUARE_AVG, "grad_avg": GRAD_AVG, "momentum_buffer": MOMENTUM_BUFFER}
+BUFFERS = {
+    "square_avg": SQUARE_AVG,
+    "sum": SQUARE_AVG,
+    "grad_avg": GRAD_AVG,
+    "momentum_buffer": MOMENTUM_BUFFER,
+    "ema": EMA,
+}
 COUNTERS = {"step": STEP, "bias_weight": BIAS_WEIGHT}
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from .dtypes import compute_dtype
-from .rule import Scalars, Variant, make_rule
+from .rule import Factors, Scalars, Variant, make_rule
 
 
 def bytes_per_element(variant: Variant, dtype: np.dtype[Any]) -> int:
     """Bytes that a step moves between memory and processor for each element of parameters of this dtype.
 
-    The gradient is read, the parameter and each buffer are read and written, once each. Tables, numbers and counters
-    are not in it: some hundred bytes a tensor, and 24 for each chunk of thousands of elements.
+    The gradient is read, the parameter and each buffer are read and written, once each; norms or a finite check read
+    the gradient once more, and zeros may be written into it. Tables, numbers and counters are not in it: some hundred
+    bytes a tensor, and 24 for each chunk of thousands of elements.
 
     Examples
     --------
@@ -25,8 +26,8 @@ def bytes_per_element(variant: Variant, dtype: np.dtype[Any]) -> int:
     >>> bytes_per_element(Variant(momentum=True, centered=True), np.dtype(np.float16))
     30
     """
-    buffers = 1 + variant.centered + variant.momentum
-    return 3 * dtype.itemsize + 2 * buffers * compute_dtype(dtype).itemsize
+    buffers = 1 + variant.centered + variant.momentum + variant.ema
+    return (3 + variant.measures + variant.zero_grads) * dtype.itemsize + 2 * buffers * compute_dtype(dtype).itemsize
 
 
 @cache
@@ -44,8 +45,8 @@ def flops_per_element(variant: Variant) -> int:
     rule = make_rule(variant, _Expression).py_func
     names = {**rule.__globals__, "fma": lambda a, b, c: a * b + c, "math": SimpleNamespace(sqrt=_Expression.root)}
     counted = FunctionType(rule.__code__, names, closure=rule.__closure__)
-    p, g, v, m, b, correction = map(_Expression, "pgvmbc")
-    results = counted(p, g, v, m, b, Scalars(*map(_Expression, Scalars._fields)), correction)
+    numbers = [kind(*map(_Expression, kind._fields)) for kind in (Scalars, Factors)]
+    results = counted(*map(_Expression, "pgvmbe"), *numbers)
     return len(set().union(*(result.operations for result in results)))
 
 

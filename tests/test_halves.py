@@ -116,7 +116,8 @@ def special(rng, *arrays):
 def test_update_is_that_of_float32_rounded_once(variant, half, rng):
     with np.errstate(over="ignore"):  # a square in float16
         opt, params, grads = random_problem(variant, [0, 1, 7, 40_001], half, rng)
-    special(rng, *params, *grads, *(x for i in range(4) for x in opt.state[i].values() if x.ndim))
+    given = [] if variant.measures else grads  # in which one NaN would poison or skip all
+    special(rng, *params, *given, *(x for i in range(4) for x in opt.state[i].values() if x.ndim))
     wide = [p.astype(np.float32) for p in params]
     twin = optimizer(variant, wide)
     for i in range(4):

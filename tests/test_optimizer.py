@@ -377,14 +377,6 @@ def test_wrong_step_changes_nothing_and_the_next_is_right(case):
     assert_same(opt, twin)
 
 
-@pytest.mark.parametrize("given", [{"grad_scale": 2.0}, {"grad_scale": np.ones(())}, {"found_inf": np.zeros(())}])
-def test_what_comes_later_is_refused_by_name(given):
-    opt, _ = three_groups()
-    with refused(NotImplementedError, next(iter(given)), "not implemented", of=[opt]):
-        opt.step(right_grads(), **given)
-    opt.step(right_grads(), grad_scale=None, found_inf=None)
-
-
 def test_parameter_that_became_read_only_stops_all_groups():
     opt, twin = three_groups()
     param = opt.param_groups[2]["params"][0]

@@ -12,7 +12,7 @@ from variants import EVERY, NUMBERS, cover, name, optimizer, random_problem
 from rmsprop_gpu import AdaGrad, RMSProp, compiling, hyper, rule
 from rmsprop_gpu.backends import cpu
 from rmsprop_gpu.intrinsics import HOST, memory
-from rmsprop_gpu.rule import Scalars, Variant, make_rule
+from rmsprop_gpu.rule import Factors, Scalars, Variant, make_rule
 
 DTYPES = [np.float32, np.float64]
 W = 16  # elements of the widest vector register
@@ -41,7 +41,7 @@ def test_step_agrees_with_the_oracle_in_every_variant(variant, dtype, rng):
 
 def test_cover_holds_every_triple_and_the_enumeration_every_variant():
     assert len(set(EVERY)) == len(EVERY) == 756
-    assert len(cover(3)) < 60  # decay, eps and momentum alone have 45 combinations
+    assert len(cover(3)) < 75  # decay, eps and momentum alone have 45 combinations
     for variant in EVERY:
         opt = optimizer(variant, np.zeros(1))
         assert hyper.variant(opt.param_groups[0].hyper(), variant.adagrad) == variant
@@ -57,13 +57,14 @@ PLANTED = {
     "decay after the step": ("p = fma(-s.lr_times_decay, p, p)", "p = fma(-s.lr * s.lr_times_decay, p, p)"),
     "clip on one side": ("g = -s.clipvalue if g < -s.clipvalue else g", "g = g"),
     "no clamp": ("d = zero if d < zero else d", "d = d if d > zero else -d"),
-    "no correction": ("math.sqrt(d * correction)", "math.sqrt(d)"),
+    "no correction": ("math.sqrt(d * f.correction)", "math.sqrt(d)"),
     "nesterov forgotten": ("fma(s.momentum, b, u) if variant.nesterov else b", "b"),
     "lr twice": ("p - step if", "p - s.lr * step if"),
-    "no scale": ("g = s.scale * g", "g = g"),
+    "no scale": ("g = f.scale * g", "g = g"),
     "0/0": ("u = zero if r == zero else u", "u = u"),
-    "a parameter not stored": ("return p, v, m, b", "return grad, v, m, b"),
-    "a state not stored": ("return p, v, m, b", "return p, v, m, grad"),
+    "a parameter not stored": ("return p, v, m, b, e", "return grad, v, m, b, e"),
+    "a state not stored": ("return p, v, m, b, e", "return p, v, m, grad, e"),
+    "an average of the step": ("f.one_minus_ema_momentum * p)", "f.one_minus_ema_momentum * step)"),
 }
 
 
@@ -97,21 +98,16 @@ def instructions(variant, T):
     @cfunc(types.void(types.int64, types.int64), error_model="numpy")
     def once(x, y):
         s = Scalars(
-            load(x, 6),
-            load(x, 7),
-            load(x, 8),
-            load(x, 9),
-            load(x, 10),
-            load(x, 11),
-            load(x, 12),
-            load(x, 13),
-            load(x, 14),
-        )
-        p, v, m, b = make(load(x, 0), load(x, 1), load(x, 2), load(x, 3), load(x, 4), s, load(x, 5))
+            load(x, 6), load(x, 7), load(x, 8), load(x, 9), load(x, 10), load(x, 11), load(x, 12), load(x, 13),
+            load(x, 14), load(x, 15), load(x, 16), load(x, 17), load(x, 18),
+        )  # fmt: skip
+        f = Factors(load(x, 19), load(x, 20), load(x, 21), load(x, 22))
+        p, v, m, b, e = make(load(x, 0), load(x, 1), load(x, 2), load(x, 3), load(x, 4), load(x, 5), s, f)
         store(y, 0, p)
         store(y, 1, v)
         store(y, 2, m)
         store(y, 3, b)
+        store(y, 4, e)
 
     text = once.inspect_llvm()
     body = re.search(r"^define .*?^}", text, re.MULTILINE | re.DOTALL).group()
@@ -128,7 +124,7 @@ def wanted_instructions(v):
         "sqrt": 1,
         "fadd": int(v.eps and not (v.eps_in_sqrt and v.bias_correction)),
         "fsub": int(v.lr_in_momentum),
-        "fmul": 2 * (not v.adagrad) + v.scale + (v.bias_correction and not v.eps_in_sqrt) + v.lr_in_momentum,
+        "fmul": 2 * (not v.adagrad) + v.scale + (v.bias_correction and not v.eps_in_sqrt) + v.lr_in_momentum + v.ema,
         "fcmp": 2 * v.clipvalue + v.centered + (not v.eps),
         "fma": 1
         + 2 * v.centered
@@ -137,6 +133,7 @@ def wanted_instructions(v):
         + (v.eps_in_sqrt and v.bias_correction)
         + v.momentum
         + v.nesterov
+        + v.ema
         + (not v.lr_in_momentum),
     }
 
@@ -213,7 +210,7 @@ def test_nan_and_infinity_stay_in_their_element(clipvalue):
 
 
 def test_scalars_are_rounded_once():
-    h = {**NUMBERS, "alpha": 0.9999, "maximize": False, "initial_scale": 0.0}
+    h = {**RMSProp(np.ones(1)).param_groups[0].hyper(), **NUMBERS, "alpha": 0.9999}
     h["decoupled_weight_decay"] = True
     row = Scalars(*hyper.scalars(h, 0.013, np.dtype(np.float32)))
     assert row.one_minus_alpha == np.float32(1 - 0.9999) != np.float32(1) - np.float32(0.9999)

@@ -369,7 +369,11 @@ WRONG = {
     "wrong alpha": (put("param_groups", 1, "alpha", 2), ValueError, ["param_groups[1]", "alpha is 2"]),
     "alpha as text": (put("param_groups", 1, "alpha", "x"), None, ["param_groups[1]", "alpha is 'x'"]),
     "eps that is 0": (put("param_groups", 0, "eps", 1e-60), ValueError, ["param_groups[0]", "eps is 1e-60"]),
-    "not implemented": (put("param_groups", 0, "clipnorm", 1.0), None, ["param_groups[0]", "clipnorm"]),
+    "two clips": (
+        lambda sd: (put("param_groups", 0, "clipnorm", 1.0)(sd), put("param_groups", 0, "clipvalue", 1.0)(sd)),
+        None,
+        ["param_groups[0]", "clipvalue=1.0 and clipnorm=1.0 are given"],
+    ),
     "missing": (put("state", "a", ABSENT), ValueError, ['"a" is missing']),
     "unexpected": (put("state", "z", {}), ValueError, ['"z" has no parameter here']),
     "entry None": (put("state", "a", None), TypeError, ['state["a"] is a NoneType']),

@@ -12,7 +12,7 @@ from rmsprop_gpu.rule import Variant
 FACTORS = {
     "rule": [{}, {"adagrad": True}],
     "scale": [{}, {"scale": True}],
-    "clip": [{}, {"clipvalue": True}],
+    "clip": [{}, {"clipvalue": True}, {"norm": True, "scale": True}],
     "decay": [{}, {"weight_decay": True}, {"decoupled_weight_decay": True}],
     "centered": [{}, {"centered": True}],
     "correction": [{}, {"bias_correction": True}],
@@ -24,6 +24,8 @@ FACTORS = {
         {"momentum": True, "nesterov": True},
         {"momentum": True, "nesterov": True, "lr_in_momentum": True},
     ],
+    "check": [{}, {"finite": True}],
+    "average": [{}, {"ema": True}],
 }
 
 
@@ -43,7 +45,8 @@ def _variant(setting):
     return Variant(**fields)
 
 
-EVERY = [_variant(setting) for setting in _settings()]
+# Every Variant of the rule; what is done around it is in the covers.
+EVERY = [v for v in map(_variant, _settings()) if not v.ema and not v.measures]
 
 
 @cache
@@ -65,13 +68,19 @@ name = str  # of a Variant
 
 # The numbers that an optimizer of a Variant gets; none is exact in binary, so that a rounding twice would show.
 NUMBERS = {"lr": 0.013, "alpha": 0.93, "eps": 1e-3, "weight_decay": 0.07, "momentum": 0.83, "clipvalue": 3.3}
+NUMBERS |= {"global_clipnorm": 1.7, "ema_momentum": 0.87}
 
 
 def arguments(variant):
     given = {"lr": NUMBERS["lr"], "eps": NUMBERS["eps"] if variant.eps else 0.0, "eps_in_sqrt": variant.eps_in_sqrt}
-    given["maximize"] = variant.scale
+    given["maximize"] = variant.scale and not variant.norm
     if variant.clipvalue:
         given["clipvalue"] = NUMBERS["clipvalue"]
+    if variant.norm:
+        given["global_clipnorm"] = NUMBERS["global_clipnorm"]
+    if variant.ema:
+        given |= {"use_ema": True, "ema_momentum": NUMBERS["ema_momentum"]}
+    given["skip_nonfinite"] = variant.finite
     if variant.weight_decay or variant.decoupled_weight_decay:
         given["weight_decay"] = NUMBERS["weight_decay"]
         given["decoupled_weight_decay"] = variant.decoupled_weight_decay
@@ -100,6 +109,9 @@ def random_problem(variant, sizes, dtype, rng):
     opt = optimizer(variant, params)
     for i, size in enumerate(sizes):
         state = opt.state[i]
+        if variant.ema:
+            state["step"][()] = i % 2  # of some the next step is the first
+            state["ema"][:] = spread(size)
         if variant.adagrad:
             state["sum"][:] = spread(size) ** 2
             continue

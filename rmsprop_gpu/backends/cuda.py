@@ -5,38 +5,42 @@ A kernel gets addresses, not arrays: unpacking array arguments costs more than a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cuda.core
-import numba.cuda
 import numpy as np
 from numba import types
 
 from ..compiling import once
 from ..dtypes import compute_dtype
 from ..intrinsics import GLOBAL, make_lanes, memory, opaque
-from ..norms import make_advance, make_scalars
+from ..norms import BLOCK, make_advance, make_factors, make_scalars
 from ..rule import Variant, inline, make_rule
 from ..table import (
     CHUNK_COLUMNS,
     COLUMNS,
+    EMA,
+    FACTOR_COLUMNS,
     GRAD_AVG,
     MOMENTUM_BUFFER,
     PARAM,
     ROW,
+    SKIP,
     SQUARE_AVG,
     START,
     STOP,
     chunk_list,
 )
+from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel, target
 
 CHUNK = 8192  # elements: a block that moves 160 KiB forgets what it cost to read its row of the table
 THREADS = 256  # a block
+ORDER = ("partials_kernel", "prepare_kernel", "update_kernel")  # of the launches of a step
 VECTOR = 16  # bytes of the widest access
 
-target: Any = numba.cuda  # what kernels call it; CUDA's words are attributes of it that no stub knows
 _load_int, _ = memory(np.int64, GLOBAL)
 
 
@@ -55,19 +59,25 @@ def _make_update(variant: Variant, D: Any, T: Any, width: int) -> Any:
     """``update(param, grad, ..., i, s, correction)``: load what the elements from i on need, update, store."""
     lanes = make_lanes(make_rule(variant, T), T, width)
     (load, store), (load_state, store_state) = memory(D, GLOBAL, width), memory(T, GLOBAL, width)
+    zeros = T(0) if width == 1 else (T(0),) * width
 
     @inline
-    def update(param, grad, square_avg, grad_avg, momentum_buffer, i, s, correction):  # type: ignore[no-untyped-def]
+    def update(param, grad, square_avg, grad_avg, momentum_buffer, ema, i, s, f):  # type: ignore[no-untyped-def]
         p, g, v = load(param, i), load(grad, i), load_state(square_avg, i)
         m = load_state(grad_avg, i) if variant.centered else v
         b = load_state(momentum_buffer, i) if variant.momentum else v
-        p, v, m, b = lanes(p, g, v, m, b, s, correction)
+        e = load_state(ema, i) if variant.ema else v
+        p, v, m, b, e = lanes(p, g, v, m, b, e, s, f)
         store(param, i, p)
         store_state(square_avg, i, v)
         if variant.centered:
             store_state(grad_avg, i, m)
         if variant.momentum:
             store_state(momentum_buffer, i, b)
+        if variant.ema:
+            store_state(ema, i, e)
+        if variant.zero_grads:
+            store(grad, i, zeros)
 
     return update
 
@@ -81,8 +91,9 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
     width = VECTOR // state_size
     update_one, update_many = _make_update(variant, D, T, 1), _make_update(variant, D, T, width)
     advance, scalars_of = make_advance(variant, T, GLOBAL), make_scalars(T, GLOBAL)
-    load_factor, _ = memory(T, GLOBAL)
-    one = T(1)
+    factors_of = make_factors(variant, T, GLOBAL)
+    (load_factor, _), (_, store_grad) = memory(T, GLOBAL), memory(D, GLOBAL)
+    zero, prepared = T(0), variant.prepared
     # 64 bits cost a kernel of halves up to an instruction an element, and bfloat16 on 10.0 would exceed its 64; 32 bits
     # cost registers on Turing, where plain float32 may have 40.
     Index = np.int64 if size == state_size else np.int32
@@ -95,51 +106,45 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
             return
         row = table + index * 8 * COLUMNS
         s = scalars_of(scalars, row)
-        correction = one
-        if variant.bias_correction:
-            correction = load_factor(factors, index)
-        elif start == 0 and target.threadIdx.x == 0:
-            advance(row, s)
-
         # From here on the chunk is all there is: its addresses moved once, in 64 bits.
         grad += start * size
+        n = Index(stop - start)
+        if prepared:
+            if load_factor(factors, index * FACTOR_COLUMNS + SKIP) != zero:
+                if variant.zero_grads:
+                    i = Index(target.threadIdx.x)
+                    while i < n:
+                        store_grad(grad, i, zero)
+                        i = opaque(Index(i + THREADS))
+                return
+        elif start == 0 and target.threadIdx.x == 0:
+            advance(row, s)
+        f = factors_of(factors, index, s)
+
         param = _load_int(row, PARAM) + start * size
         square_avg = _load_int(row, SQUARE_AVG) + start * state_size
         grad_avg = _load_int(row, GRAD_AVG) + start * state_size
         momentum_buffer = _load_int(row, MOMENTUM_BUFFER) + start * state_size
-        n = Index(stop - start)
+        ema = _load_int(row, EMA) + start * state_size
         whole = Index(n - n % width)
-        if (param | grad) % (width * size) != 0 or (square_avg | grad_avg | momentum_buffer) % VECTOR != 0:
+        if (param | grad) % (width * size) != 0 or (square_avg | grad_avg | momentum_buffer | ema) % VECTOR != 0:
             whole = Index(0)
 
         i = Index(target.threadIdx.x * width)
         while i < whole:
-            update_many(param, grad, square_avg, grad_avg, momentum_buffer, i, s, correction)
+            update_many(param, grad, square_avg, grad_avg, momentum_buffer, ema, i, s, f)
             i = opaque(Index(i + THREADS * width))
         i = Index(whole + Index(target.threadIdx.x))
         while i < n:  # the ragged end of a chunk, or all of one that is not aligned
-            update_one(param, grad, square_avg, grad_avg, momentum_buffer, i, s, correction)
+            update_one(param, grad, square_avg, grad_avg, momentum_buffer, ema, i, s, f)
             i = opaque(Index(i + THREADS))
 
     return update_kernel
 
 
-def make_prepare_kernel(variant: Variant, D: Any) -> Any:
-    """The kernel before the updates of a batch that needs factors, a thread for each row; as a Python function."""
-    T: Any = compute_dtype(np.dtype(D)).type
-    advance, scalars_of = make_advance(variant, T, GLOBAL), make_scalars(T, GLOBAL)
-    _, store = memory(T, GLOBAL)
-
-    def prepare_kernel(table, grads, scalars, factors, rows):  # type: ignore[no-untyped-def]
-        index = np.int64(target.blockIdx.x) * THREADS + np.int64(target.threadIdx.x)
-        if index < rows and _load_int(grads, index) != 0:
-            row = table + index * 8 * COLUMNS
-            store(factors, index, advance(row, scalars_of(scalars, row)))
-
-    return prepare_kernel
-
-
-SIGNATURE = (types.int64,) * 5
+def signature(function: Any) -> tuple[Any, ...]:
+    """The types of the arguments of a kernel, which are addresses and counts."""
+    return (types.int64,) * len(inspect.signature(function).parameters)
 
 
 def _compile(make: Any, variant: Variant, D: Any) -> Any:
@@ -150,14 +155,16 @@ def _compile(make: Any, variant: Variant, D: Any) -> Any:
 def _load(make: Any, variant: Variant, D: Any, device: int) -> Any:
     """The handle that ``cuda.core.launch`` wants, on this device, which is current; compiled once an architecture."""
     kernel = once(_compile, make, variant, D)
-    kernel.compile(SIGNATURE)
-    return kernel.overloads[SIGNATURE]._codelibrary.get_cufunc().kernel
+    arguments = signature(kernel.py_func)
+    kernel.compile(arguments)
+    return kernel.overloads[arguments]._codelibrary.get_cufunc().kernel
 
 
 def _makers(variant: Variant) -> dict[str, Any]:
     """What makes the kernels that a step of a Variant launches, in this order."""
-    prepare = {"prepare_kernel": make_prepare_kernel} if variant.bias_correction else {}
-    return {**prepare, "update_kernel": make_update_kernel}
+    partials = {"partials_kernel": make_partials_kernel} if variant.measures else {}
+    prepare = {"prepare_kernel": make_prepare_kernel} if variant.prepared else {}
+    return {**partials, **prepare, "update_kernel": make_update_kernel}
 
 
 def functions(variant: Variant, dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -177,28 +184,50 @@ def chunks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return chunk_list(sizes, CHUNK)
 
 
+def sum_blocks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(row, start, stop) of what has a partial sum."""
+    return chunk_list(sizes, BLOCK)
+
+
 class Launch(partial[None]):
     """A call that launches a kernel; `kernel` says which, and over which arrays."""
 
     kernel: str
 
 
+class Addresses(NamedTuple):
+    """Where the tables of a batch lie on its device."""
+
+    table: int
+    grads: int
+    chunks: int
+    scalars: int
+    factors: int
+    sum_blocks: int
+    numbers: int
+    norms: int
+
+
 def launches(
-    kernels: Mapping[str, Any], stream: Any, n_chunks: int, batch: Batch, addresses: Sequence[int]
-) -> list[Launch]:
-    """The calls that launch a step of a batch on a stream, by the addresses of its tables."""
-    table, grads, chunk_table, scalars, factors = addresses
+    kernels: Mapping[str, Any], stream: Any, batch: Batch, at: Addresses, n_chunks: int, n_sums: int, counts: bool
+) -> dict[str, Launch]:
+    """The calls that launch a step of a batch on a stream, by the names of their kernels.
+
+    `counts` says whether this batch counts the steps that are skipped.
+    """
     rows = len(batch.sizes)
-    grids = {"prepare_kernel": -(-rows // THREADS), "update_kernel": n_chunks}
-    arguments = {
-        "prepare_kernel": (table, grads, scalars, factors, rows),
-        "update_kernel": (table, grads, chunk_table, scalars, factors),
+    launched = {**grids(batch.variant, rows, n_sums), "update_kernel": (n_chunks, THREADS)}
+    arguments: dict[str, tuple[int, ...]] = {
+        "partials_kernel": (at.grads, at.sum_blocks, n_sums, at.numbers, at.norms),
+        "prepare_kernel": (at.table, at.grads, at.scalars, at.factors, rows, at.numbers, at.norms, int(counts)),
+        "update_kernel": (at.table, at.grads, at.chunks, at.scalars, at.factors),
     }
     handle = cuda.core.Stream.from_handle(stream.ptr)
     some = ", ".join([*batch.labels[:3], *["..."] * (len(batch.labels) > 3)])
-    made = []
+    made = {}
     for name, kernel in kernels.items():
-        config = cuda.core.LaunchConfig(grid=grids[name], block=THREADS)
-        made.append(Launch(cuda.core.launch, handle, config, kernel, *arguments[name]))
-        made[-1].kernel = f"{batch.title(name)} over {len(batch.labels)} arrays ({some})"
+        grid, block = launched[name]
+        config = cuda.core.LaunchConfig(grid=grid, block=block)
+        made[name] = Launch(cuda.core.launch, handle, config, kernel, *arguments[name])
+        made[name].kernel = f"{batch.title(name)} over {len(batch.labels)} arrays ({some})"
     return made

@@ -1,0 +1,136 @@
+"""What the CPU does before the updates of a step: the sums of the gradients, and the factors of each tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from .. import table
+from ..dtypes import compute_dtype
+from ..intrinsics import HOST, fma, make_scratch, memory
+from ..norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare
+from ..rule import Variant, inline
+
+KERNEL = types.void(*[types.int64] * 4)  # batch, row, start, stop
+# Kernels are called by address, never from Python. Without error_model="numpy" a division may raise, and the loop does
+# not vectorise.
+kernel: Any = njit(KERNEL, error_model="numpy", no_cpython_wrapper=True)  # type: ignore[call-overload]  # not in its stub
+
+_scratch = make_scratch(LANES)
+_load_int, _ = memory(np.int64, HOST)
+_load, _store = memory(np.float64, HOST)
+
+
+def _make_sum(add: Any) -> Any:
+    """``total(address, start, stop)``: the terms of these elements in the order of norms.py.
+
+    ``add(address, i, so_far)`` adds the term of element i.
+    """
+
+    @inline
+    def total(address, start, stop):  # type: ignore[no-untyped-def]
+        lanes = _scratch()
+        for j in range(LANES):
+            _store(lanes, j, ZERO)
+        whole = stop - (stop - start) % LANES
+        for i in range(start, whole, LANES):
+            for j in range(LANES):
+                _store(lanes, j, add(address, i + j, _load(lanes, j)))
+        for i in range(whole, stop):
+            _store(lanes, i - whole, add(address, i, _load(lanes, i - whole)))
+        width = LANES // 2
+        while width > 0:
+            for j in range(width):
+                _store(lanes, j, _load(lanes, j) + _load(lanes, j + width))
+            width //= 2
+        return _load(lanes, 0)
+
+    return total
+
+
+@inline
+def _add_squares(address, i, so_far):  # type: ignore[no-untyped-def]
+    return so_far + _load(address + SUM * i, table.SQUARES)
+
+
+@inline
+def _add_nonfinite(address, i, so_far):  # type: ignore[no-untyped-def]
+    return so_far + _load(address + SUM * i, table.NONFINITE)
+
+
+def make_partials_kernel(variant: Variant, D: Any) -> Any:
+    """The kernel of the partial sums of one tensor's gradient, elements start to stop: whole blocks."""
+    load, _ = memory(D, HOST)
+    zero: Any = compute_dtype(np.dtype(D)).type(0)
+
+    @inline
+    def add_square(grad, i, so_far):  # type: ignore[no-untyped-def]
+        x = np.float64(load(grad, i))
+        return fma(x, x, so_far)
+
+    squares = _make_sum(add_square)
+
+    @kernel
+    def partials_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
+        grad = _load_int(_load_int(batch, table.GRADS), index)
+        norms, number = _load_int(batch, table.NORMS), _load_int(_load_int(batch, table.NUMBERS), index)
+        first = _load_int(_load_int(norms, table.SEGMENTS), 2 * number)
+        for begin in range(start, stop, BLOCK):
+            end = begin + BLOCK if begin + BLOCK < stop else stop
+            sum_of_squares, nonfinite = ZERO, 0
+            if grad != 0 and variant.norm:
+                sum_of_squares = squares(grad, begin, end)
+            if grad != 0 and variant.finite:
+                for i in range(begin, end):
+                    x = load(grad, i)
+                    nonfinite += x - x != zero  # infinity - infinity is NaN, which differs from all
+            partial = _load_int(norms, table.PARTIALS) + SUM * (first + begin // BLOCK)
+            _store(partial, table.SQUARES, sum_of_squares)
+            _store(partial, table.NONFINITE, np.float64(nonfinite))
+
+    return partials_kernel
+
+
+def make_totals_kernel() -> Any:
+    """The kernel of the sums of all tensors, and of their total; instead of a batch it gets what is known of norms."""
+    squares, nonfinite = _make_sum(_add_squares), _make_sum(_add_nonfinite)
+
+    @kernel
+    def totals_kernel(norms, index, start, stop):  # type: ignore[no-untyped-def]
+        partials, segments = _load_int(norms, table.PARTIALS), _load_int(norms, table.SEGMENTS)
+        sums, tensors = _load_int(norms, table.SUMS), _load_int(norms, table.TENSORS)
+        for i in range(tensors + 1):
+            source, first, last = partials, 0, 0
+            if i < tensors:
+                first = _load_int(segments, 2 * i)
+                last = first + _load_int(segments, 2 * i + 1)
+            else:
+                source, last = sums, tensors
+            _store(sums + SUM * i, table.SQUARES, squares(source + SUM * first, 0, last - first))
+            _store(sums + SUM * i, table.NONFINITE, nonfinite(source + SUM * first, 0, last - first))
+
+    return totals_kernel
+
+
+def make_prepare_kernel(variant: Variant, T: Any) -> Any:
+    """The kernel before the updates of a batch that needs factors: rows start to stop of its table.
+
+    In the place of a row it gets whether this batch counts the steps that are skipped.
+    """
+    gate, outcome, prepare = make_gate(variant, HOST), make_outcome(variant, HOST), make_prepare(variant, T, HOST)
+
+    @kernel
+    def prepare_kernel(batch, counts, start, stop):  # type: ignore[no-untyped-def]
+        norms = _load_int(batch, table.NORMS)
+        skip, inverse, norm = gate(norms, _load_int(batch, table.TOLD))
+        outcome(norms, skip, norm, counts)
+        scalars, factors = _load_int(batch, table.SCALARS), _load_int(batch, table.FACTORS)
+        for i in range(start, stop):
+            if _load_int(_load_int(batch, table.GRADS), i) != 0:
+                row = _load_int(batch, table.TABLE) + i * 8 * table.COLUMNS
+                own = _load_int(norms, table.SUMS) + SUM * _load_int(_load_int(batch, table.NUMBERS), i)
+                prepare(row, scalars, factors, i, own, skip, inverse, norm)
+
+    return prepare_kernel

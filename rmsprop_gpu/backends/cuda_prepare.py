@@ -1,0 +1,176 @@
+"""What a CUDA device does before the updates of a step: the sums of the gradients, and the factors of each tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba.cuda
+import numpy as np
+
+from .. import table
+from ..dtypes import compute_dtype
+from ..intrinsics import GLOBAL, fma, memory
+from ..norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare
+from ..rule import Variant, inline
+
+THREADS = 256  # a block of partial sums, or of rows where nothing is summed
+SUMMING_THREADS = 1024  # the one block that adds up all partial sums: a warp a tensor
+WARP = 32  # threads; each has four of the lanes, so that neighbours read neighbouring elements
+ALL = 0xFFFFFFFF
+
+target: Any = numba.cuda  # what kernels call it; CUDA's words are attributes of it that no stub knows
+_load_int, _ = memory(np.int64, GLOBAL)
+_load, _store = memory(np.float64, GLOBAL)
+
+
+def _make_sum(add: Any) -> Any:
+    """``total(address, start, stop, thread)``: the terms of these elements in the order of norms.py, by a warp.
+
+    ``add(address, i, so_far)`` adds the term of element i. The sum is the first thread's.
+    """
+
+    @inline
+    def total(address, start, stop, thread):  # type: ignore[no-untyped-def]
+        a, b, c, d = ZERO, ZERO, ZERO, ZERO
+        whole = stop - (stop - start) % LANES
+        i = start + thread
+        while i < whole:
+            a, b = add(address, i, a), add(address, i + WARP, b)
+            c, d = add(address, i + 2 * WARP, c), add(address, i + 3 * WARP, d)
+            i += LANES
+        if i < stop:
+            a = add(address, i, a)
+        if i + WARP < stop:
+            b = add(address, i + WARP, b)
+        if i + 2 * WARP < stop:
+            c = add(address, i + 2 * WARP, c)
+        if i + 3 * WARP < stop:
+            d = add(address, i + 3 * WARP, d)
+        a, b = a + c, b + d  # lanes 64 apart
+        a = a + b  # 32 apart
+        width = WARP // 2
+        while width > 0:
+            a = a + target.shfl_down_sync(ALL, a, width)
+            width //= 2
+        return a
+
+    return total
+
+
+@inline
+def _add_squares(address, i, so_far):  # type: ignore[no-untyped-def]
+    return so_far + _load(address + SUM * i, table.SQUARES)
+
+
+@inline
+def _add_nonfinite(address, i, so_far):  # type: ignore[no-untyped-def]
+    return so_far + _load(address + SUM * i, table.NONFINITE)
+
+
+def make_partials_kernel(variant: Variant, D: Any) -> Any:
+    """The kernel of the partial sums of a batch's gradients, a warp for each block of elements."""
+    load, _ = memory(D, GLOBAL)
+    zero: Any = compute_dtype(np.dtype(D)).type(0)
+    one, warps = np.float64(1), THREADS // WARP
+
+    @inline
+    def add_square(grad, i, so_far):  # type: ignore[no-untyped-def]
+        x = np.float64(load(grad, i))
+        return fma(x, x, so_far)
+
+    @inline
+    def add_nonfinite(grad, i, so_far):  # type: ignore[no-untyped-def]
+        x = load(grad, i)
+        return so_far + (one if x - x != zero else ZERO)  # infinity - infinity is NaN, which differs from all
+
+    squares, nonfinite = _make_sum(add_square), _make_sum(add_nonfinite)
+
+    def partials_kernel(grads, blocks, count, numbers, norms):  # type: ignore[no-untyped-def]
+        k = np.int64(target.blockIdx.x) * warps + np.int64(target.threadIdx.x) // WARP
+        if k >= count:
+            return
+        thread = np.int64(target.threadIdx.x) % WARP
+        block = blocks + k * (8 * table.CHUNK_COLUMNS)
+        row, start = _load_int(block, table.ROW), _load_int(block, table.START)
+        stop, grad = _load_int(block, table.STOP), _load_int(grads, row)
+        if start == stop:
+            return
+        first = _load_int(_load_int(norms, table.SEGMENTS), 2 * _load_int(numbers, row))
+        partial = _load_int(norms, table.PARTIALS) + SUM * (first + start // BLOCK)
+        sum_of_squares, not_finite = ZERO, ZERO
+        if grad != 0 and variant.norm:
+            sum_of_squares = squares(grad, start, stop, thread)
+        if grad != 0 and variant.finite:
+            not_finite = nonfinite(grad, start, stop, thread)
+        if thread == 0:
+            _store(partial, table.SQUARES, sum_of_squares)
+            _store(partial, table.NONFINITE, not_finite)
+
+    return partials_kernel
+
+
+def _make_totals() -> Any:
+    """``totals(norms)``: the sums of all tensors and of their total, by one block of threads, which waits for them."""
+    squares, nonfinite = _make_sum(_add_squares), _make_sum(_add_nonfinite)
+
+    @inline
+    def add_up(source, sums, i, count, thread):  # type: ignore[no-untyped-def]
+        s, n = squares(source, 0, count, thread), nonfinite(source, 0, count, thread)
+        if thread == 0:
+            _store(sums + SUM * i, table.SQUARES, s)
+            _store(sums + SUM * i, table.NONFINITE, n)
+
+    @inline
+    def totals(norms):  # type: ignore[no-untyped-def]
+        partials, segments = _load_int(norms, table.PARTIALS), _load_int(norms, table.SEGMENTS)
+        sums, tensors = _load_int(norms, table.SUMS), _load_int(norms, table.TENSORS)
+        warp, thread = np.int64(target.threadIdx.x) // WARP, np.int64(target.threadIdx.x) % WARP
+        i = warp
+        while i < tensors:
+            first, count = _load_int(segments, 2 * i), _load_int(segments, 2 * i + 1)
+            add_up(partials + SUM * first, sums, i, count, thread)
+            i += SUMMING_THREADS // WARP
+        target.syncthreads()
+        if warp == 0:
+            add_up(sums, sums, tensors, tensors, thread)
+        target.syncthreads()
+
+    return totals
+
+
+def make_prepare_kernel(variant: Variant, D: Any) -> Any:
+    """The kernel before the updates of a batch that needs factors, a thread for each row; as a Python function.
+
+    Where there are partial sums, one block of threads adds them up first, and goes through all rows.
+    """
+    T: Any = compute_dtype(np.dtype(D)).type
+    gate, outcome, prepare = make_gate(variant, GLOBAL), make_outcome(variant, GLOBAL), make_prepare(variant, T, GLOBAL)
+    totals, measures, threads = _make_totals(), variant.measures, _prepare_threads(variant)
+
+    def prepare_kernel(table_, grads, scalars, factors, rows, numbers, norms, counts):  # type: ignore[no-untyped-def]
+        if measures:
+            totals(norms)
+        skip, inverse, norm = gate(norms, grads + 8 * rows)
+        index = np.int64(target.blockIdx.x) * threads + np.int64(target.threadIdx.x)
+        if index == 0:
+            outcome(norms, skip, norm, counts)
+        while index < rows:
+            if _load_int(grads, index) != 0:
+                own = _load_int(norms, table.SUMS) + SUM * _load_int(numbers, index)
+                prepare(table_ + index * 8 * table.COLUMNS, scalars, factors, index, own, skip, inverse, norm)
+            index += target.gridDim.x * threads
+
+    return prepare_kernel
+
+
+def _prepare_threads(variant: Variant) -> int:
+    return SUMMING_THREADS if variant.measures else THREADS
+
+
+def grids(variant: Variant, rows: int, sums: int) -> dict[str, tuple[int, int]]:
+    """Blocks and threads of each kernel here, for a batch of so many rows and partial sums."""
+    return {
+        "partials_kernel": (-(-sums // (THREADS // WARP)), THREADS),
+        # Only one block can know that all sums are there.
+        "prepare_kernel": (1 if variant.measures else -(-rows // THREADS), _prepare_threads(variant)),
+    }

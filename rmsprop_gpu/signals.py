@@ -1,0 +1,98 @@
+"""What a step is told beside its gradients: by what they were scaled, whether to skip it, whether to zero them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import table
+from .arrays import Problems, a, place, plain_array
+from .backends import is_cuda
+from .hyper import NOTHING_ASKED, Asked
+from .layout import device_of, is_aligned, pointer_of
+
+_KINDS = {
+    "float32": table.AT_FLOAT32,
+    "float64": table.AT_FLOAT64,
+    "bool": table.AT_INT8,
+    "uint8": table.AT_INT8,
+    "int8": table.AT_INT8,
+    "int32": table.AT_INT32,
+    "int64": table.AT_INT64,
+}
+_SCALES = ("float32", "float64")
+
+
+class Signals(NamedTuple):
+    """What a kernel reads of them, and what that asks of the plan."""
+
+    asked: Asked = NOTHING_ASKED
+    words: tuple[int, ...] = (0,) * table.TOLD_WORDS
+    arrays: tuple[Any, ...] = ()  # held until the step is enqueued: the words hold their addresses
+    numbers: tuple[str, ...] = ()  # those that were told as numbers, which a CUDA graph would keep for ever
+
+
+SILENCE = Signals()
+
+
+def signals(grad_scale: Any, found_inf: Any, zero_grads: Any, devices: list[int]) -> Signals:
+    """The arguments of a step, validated, for parameters in host memory or on these devices."""
+    if grad_scale is None and found_inf is None and zero_grads is False:
+        return SILENCE
+    problems = Problems()
+    if not isinstance(zero_grads, (bool, np.bool_)):
+        problems.add(TypeError, f"zero_grads is {zero_grads!r} (a {type(zero_grads).__name__}); wanted True or False")
+    scale = _signal(grad_scale, "grad_scale", devices, problems)
+    found = _signal(found_inf, "found_inf", devices, problems)
+    problems.raise_any()
+    given = grad_scale is not None, found_inf is not None
+    asked = Asked(told=any(given), scaled=given[0], zero_grads=bool(zero_grads))
+    arrays = tuple(x for words, x in (scale, found) if words[0] > table.NUMBER)
+    named = tuple(n for n, (words, _) in (("grad_scale", scale), ("found_inf", found)) if words[0] == table.NUMBER)
+    return Signals(asked, (*scale[0], *found[0]), arrays, named)
+
+
+def _signal(x: Any, name: str, devices: list[int], problems: Problems) -> tuple[tuple[int, int], Any]:
+    """The two words of one, and the array in which it stands."""
+    nothing = (table.NOTHING, 0), None
+    if x is None:
+        return nothing
+    where = place(devices[0]) if devices else place(None)
+    wanted = f"a number, or an array of one element {where}"
+    if isinstance(x, (numbers.Real, np.bool_)):
+        return (table.NUMBER, _bits(x, name, problems)), None
+    if not isinstance(x, np.ndarray) and not is_cuda(x):
+        problems.add(TypeError, f"{name} is {a(type(x))}; wanted {wanted}")
+        return nothing
+    array = plain_array(x, name, problems)
+    if array is None:
+        return nothing
+    before = len(problems)
+    if array.size != 1:
+        problems.add(ValueError, f"{name} has shape {array.shape}; wanted {wanted}")
+    if len(devices) > 1:
+        problems.add(ValueError, f"{name} is an array, and the parameters lie on devices {devices}; wanted a number")
+    elif device_of(array) != (devices[0] if devices else None):
+        problems.add(TypeError, f"{name} lies {place(device_of(array))}; wanted {wanted}")
+    known = _SCALES if name == "grad_scale" else tuple(_KINDS)
+    if array.dtype.name not in known or not array.dtype.isnative or not is_aligned(array):
+        problems.add(
+            TypeError, f"{name} has dtype {array.dtype.str}; wanted one of {', '.join(known)}, native, aligned"
+        )
+    if len(problems) > before:
+        return nothing
+    return (_KINDS[array.dtype.name], pointer_of(array)), (x, array)
+
+
+def _bits(x: Any, name: str, problems: Problems) -> int:
+    """The bits of a number as a float64."""
+    try:
+        value = float(x)
+    except OverflowError:
+        value = math.inf
+    if name == "grad_scale" and (isinstance(x, (bool, np.bool_)) or not 0 < value < math.inf):
+        problems.add(ValueError, f"grad_scale is {x!r}; wanted a finite number > 0")
+    return int(np.float64(value).view(np.int64))
