@@ -7,6 +7,7 @@ from typing import Any
 from . import hyper
 from .base import Optimizer
 from .hyper import Schedule
+from .presets import PRESETS
 
 
 class RMSProp(Optimizer):
@@ -134,6 +135,85 @@ class RMSProp(Optimizer):
     ) -> None:
         arguments = dict(locals())
         super().__init__(params, {name: arguments[name] for name in hyper.RMSPROP})
+
+    @classmethod
+    def from_preset(cls, name: str, params: Any, /, **arguments: Any) -> RMSProp:
+        """RMSProp as another framework has it: its names, its defaults, its trajectory.
+
+        ======================= ============================================================ =========================
+        name                    what it is                                                   needs
+        ======================= ============================================================ =========================
+        ``"hinton"``            lecture 6e (2012): eps 0                                     ``lr``
+        ``"graves"``            arXiv:1308.0850 (2013): centered, with momentum
+        ``"torch"``             ``torch.optim.RMSprop``
+        ``"keras"``             ``keras.optimizers.RMSprop`` of Keras 3
+        ``"tf_keras_legacy"``   ``tf.keras.optimizers.legacy.RMSprop``, tf.keras up to 2.10
+        ``"tf1"``               ``tf.compat.v1.train.RMSPropOptimizer``                      ``learning_rate``
+        ``"optax"``             ``optax.rmsprop``                                            ``learning_rate``
+        ``"timm"``              ``timm.optim.RMSpropTF``
+        ``"chainer"``           ``chainer.optimizers.RMSprop``
+        ``"bitsandbytes"``      ``bitsandbytes.optim.RMSprop``, 32 bits
+        ======================= ============================================================ =========================
+
+        Parameters
+        ----------
+        name : str
+            Of a preset; ``rmsprop_gpu.presets.PRESETS`` has their sources and all their arguments.
+        params
+            As in :class:`RMSProp`; a group in it names hyperparameters as `RMSProp` does.
+        **arguments
+            The framework's, by its names; what is not given has its default. A learning rate may be a callable of the
+            step count in every preset. What has no counterpart here (keras's ``name``, timm's ``caution``, ...) is
+            taken at the values that leave the trajectory as it is.
+
+        Returns
+        -------
+        RMSProp
+            Its hyperparameters have our names from then on: ``opt.param_groups[0]["alpha"]`` for every framework.
+
+        Raises
+        ------
+        TypeError
+            An argument that the framework does not have, listing those that it has; one that it requires and that is
+            missing; a value of the wrong type.
+        ValueError
+            An unknown preset; a value out of range; an argument without counterpart at another value than the neutral
+            one; optax's ``centered`` with ``bias_correction``, whose first step is 0/0 or up to 1e8 learning rates.
+
+        Notes
+        -----
+        The trajectories are the frameworks' up to rounding, wherever theirs are finite: we do not follow them into a
+        NaN (see `centered` and `eps`).
+
+        tf.keras up to 2.10 has eps inside the root with momentum and outside it without, as decided when the optimizer
+        is built, here as there. Momentum that becomes 0 later leaves eps inside; that becomes larger than 0 later is
+        ignored there, and here is momentum with eps outside. There an epsilon of 0 is 1e-7.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> weight = np.ones(3)
+        >>> RMSProp.from_preset("keras", weight, rho=0.95, momentum=0.5)
+        RMSProp(1 tensor, 3 parameters of float64 on the cpu, 64 bytes of state, 0 steps)
+          group 0: 1 tensor, 3 parameters: lr=0.001, alpha=0.95, eps=1e-07, momentum=0.5, eps_in_sqrt=True, \
+lr_in_momentum=True, decoupled_weight_decay=True
+        >>> RMSProp.from_preset("keras", weight, alpha=0.95)
+        Traceback (most recent call last):
+        TypeError: keras has no argument 'alpha'; it has learning_rate, rho, momentum, epsilon, centered, \
+weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, \
+loss_scale_factor, gradient_accumulation_steps, name
+        """
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; wanted one of {', '.join(PRESETS)}")
+        preset = PRESETS[name]
+        ours = preset.rmsprop(name, arguments)
+        try:
+            return cls(params, **ours)
+        except (TypeError, ValueError) as error:
+            text = preset.in_its_words(str(error))  # what only the parameters' dtype decides
+            if text == str(error):
+                raise
+            raise type(error)(text) from None
 
 
 class AdaGrad(Optimizer):

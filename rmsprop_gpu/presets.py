@@ -1,0 +1,318 @@
+"""Every framework's RMSProp in its own words: the names and defaults of its arguments, and what they mean here.
+
+An entry was read in the source that it names. To add one, add it to PRESETS, and its formula to
+``tests/test_presets.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from . import hyper
+
+
+class _Required:
+    """The default of an argument that has none."""
+
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Final = _Required()
+
+# What others call our hyperparameters; a name that is not here means what it means to us.
+OURS = {
+    "learning_rate": "lr",
+    "rho": "alpha",
+    "decay": "alpha",
+    "epsilon": "eps",
+    "decoupled_decay": "decoupled_weight_decay",
+    "eps_inside_sqrt": "eps_in_sqrt",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One framework's RMSProp.
+
+    Parameters
+    ----------
+    source : str
+        Where arguments and formula were read, with the version.
+    arguments : mapping
+        From name to default, in the framework's order; `REQUIRED` where there is none.
+    translate : callable
+        From a dict of all arguments that are not in `neutral`, validated, to the arguments of `RMSProp`. It refuses
+        what goes wrong in combination.
+    neutral : mapping
+        Arguments that have no counterpart here, from name to the values at which none is needed: those that leave the
+        trajectory as it is.
+    """
+
+    source: str
+    arguments: Mapping[str, Any]
+    translate: Callable[[dict[str, Any]], dict[str, Any]]
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def rmsprop(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `RMSProp` for this framework's; `name` is what the errors call it."""
+        for key in given:
+            if key not in self.arguments:
+                raise TypeError(f"{name} has no argument {key!r}; it has {', '.join(self.arguments)}")
+        for key, default in self.arguments.items():
+            if default is REQUIRED and key not in given:
+                raise TypeError(f"{key} is missing; wanted a value, since {name} has no default for it")
+        arguments = {**self.arguments, **given}
+        for key, allowed in self.neutral.items():
+            value = arguments.pop(key)
+            if not any(type(value) is type(x) and value == x for x in allowed):
+                wanted = " or ".join(map(repr, allowed))
+                raise ValueError(f"{key} is {hyper._written(value)}; wanted {wanted}: {name}'s {key} is not done here")
+        return self.translate({key: self._checked(key, value) for key, value in arguments.items()})
+
+    def _checked(self, key: str, value: Any) -> Any:
+        ours = OURS.get(key, key)
+        if ours not in hyper.RMSPROP or (value is None and self.arguments[key] is None):
+            return value
+        try:
+            return hyper.checked(ours, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(self.in_its_words(str(error))) from None
+
+    def in_its_words(self, text: str) -> str:
+        """An error about a hyperparameter, ``alpha is 2; wanted ...``, with the framework's names for ours.
+
+        Names are replaced before the value and behind it, and not inside, where the caller's own text may stand.
+        """
+        theirs = {ours: key for key, ours in OURS.items() if key in self.arguments and key not in self.neutral}
+        said, _, rest = text.partition(" is ")
+        if not set(said.split(" * ")) <= {*hyper.RMSPROP}:
+            return text  # it is about a parameter
+        found, semicolon, wanted = rest.rpartition("; wanted ")
+
+        def renamed(part: str) -> str:
+            return re.sub(r"\w+", lambda word: theirs.get(word[0], word[0]), part)
+
+        return f"{renamed(said)} is {found}{semicolon}{renamed(wanted)}"
+
+
+def _ours(a: dict[str, Any], **always: Any) -> dict[str, Any]:
+    """The arguments under our names, and what the framework always does."""
+    return {**{OURS.get(key, key): value for key, value in a.items()}, **always}
+
+
+def _hinton(a: dict[str, Any]) -> dict[str, Any]:
+    return _ours(a, eps=0.0)
+
+
+def _graves(a: dict[str, Any]) -> dict[str, Any]:
+    return _ours(a, centered=True, eps_in_sqrt=True, lr_in_momentum=True)
+
+
+def _keras(a: dict[str, Any]) -> dict[str, Any]:
+    clips = {key: a[key] for key in ("clipnorm", "clipvalue", "global_clipnorm") if a[key] is not None}
+    if len(clips) > 1:
+        said = ", ".join(f"{key}={value!r}" for key, value in clips.items())
+        raise ValueError(f"{' and '.join(clips)} are given ({said}); wanted at most one of them, as keras does")
+    ema = {key: a.pop(key) for key in ("use_ema", "ema_momentum")}
+    if ema["use_ema"]:
+        a |= ema
+    return _ours(a, eps_in_sqrt=True, lr_in_momentum=True, decoupled_weight_decay=True)
+
+
+def _tf_keras_legacy(a: dict[str, Any]) -> dict[str, Any]:
+    for key in ("clipvalue", "clipnorm", "global_clipnorm"):
+        if a[key] == 0:
+            raise ValueError(f"{key} is 0, which makes every gradient 0 there; wanted None or a number > 0")
+    if a["clipnorm"] is not None and a["global_clipnorm"] is not None:
+        raise ValueError("clipnorm and global_clipnorm are given; wanted at most one of them, as tf_keras_legacy does")
+    lr = a.pop("lr")
+    if lr is not None:  # the older name, which wins
+        a["learning_rate"] = lr
+    a["epsilon"] = a["epsilon"] or 1e-7  # `epsilon or backend_config.epsilon()`: 0 is no 0 there
+    # With momentum it calls the kernel of TensorFlow 1, without it writes the formula out anew, in another form.
+    return _ours(a, eps_in_sqrt=a["momentum"] > 0, lr_in_momentum=True)
+
+
+def _tf1(a: dict[str, Any]) -> dict[str, Any]:
+    return _ours(a, initial_scale=1.0, eps_in_sqrt=True, lr_in_momentum=True)
+
+
+def _optax(a: dict[str, Any]) -> dict[str, Any]:
+    a["momentum"] = a["momentum"] or 0.0
+    ours = _ours(a, lr_in_momentum=True)
+    if a["centered"] and a["bias_correction"]:
+        raise ValueError(
+            "centered and bias_correction are True; wanted at most one of them: optax divides the first step by the "
+            "root of a variance that is 0, so that it is 0/0 or up to 1e8 learning rates. Here that step is at most "
+            f"lr / sqrt(alpha): RMSProp(params, {', '.join(f'{key}={_said(x)}' for key, x in ours.items())})"
+        )
+    return ours
+
+
+def _said(x: Any) -> str:
+    return getattr(x, "__qualname__", None) or repr(x) if callable(x) else repr(x)
+
+
+def _timm(a: dict[str, Any]) -> dict[str, Any]:
+    return _ours(a, initial_scale=1.0, eps_in_sqrt=True)
+
+
+def _bitsandbytes(a: dict[str, Any]) -> dict[str, Any]:
+    if a["alpha"] == 0:
+        raise ValueError("alpha is 0, which bitsandbytes refuses; wanted 0 < alpha < 1")
+    return _ours(a)
+
+
+PRESETS: dict[str, Preset] = {
+    "hinton": Preset(
+        "Tieleman and Hinton, lecture 6e (2012), slide 29; no eps is on it",
+        {"lr": REQUIRED, "alpha": 0.9},
+        _hinton,
+    ),
+    "graves": Preset(
+        "Graves, arXiv:1308.0850v5 (2013), equations 38 to 45, in the names of chainer 7.8.1, RMSpropGraves",
+        {"lr": 1e-4, "alpha": 0.95, "momentum": 0.9, "eps": 1e-4},
+        _graves,
+    ),
+    "torch": Preset(
+        "torch 2.13.0, torch/optim/rmsprop.py, RMSprop",
+        {
+            "lr": 1e-2,
+            "alpha": 0.99,
+            "eps": 1e-8,
+            "weight_decay": 0,
+            "momentum": 0,
+            "centered": False,
+            "capturable": False,
+            "foreach": None,
+            "maximize": False,
+            "differentiable": False,
+        },
+        _ours,
+        # The first two choose how torch runs the same formula: a step here is one pass and may be captured, always.
+        {"capturable": (False, True), "foreach": (None, False, True), "differentiable": (False,)},
+    ),
+    "keras": Preset(
+        "keras 3.15.1, keras/src/optimizers/rmsprop.py and base_optimizer.py, RMSprop",
+        {
+            "learning_rate": 0.001,
+            "rho": 0.9,
+            "momentum": 0.0,
+            "epsilon": 1e-7,
+            "centered": False,
+            "weight_decay": None,
+            "clipnorm": None,
+            "clipvalue": None,
+            "global_clipnorm": None,
+            "use_ema": False,
+            "ema_momentum": 0.99,
+            "ema_overwrite_frequency": None,
+            "loss_scale_factor": None,
+            "gradient_accumulation_steps": None,
+            "name": None,
+        },
+        _keras,
+        {
+            "ema_overwrite_frequency": (None,),
+            "loss_scale_factor": (None,),
+            "gradient_accumulation_steps": (None,),
+            "name": (None,),
+        },
+    ),
+    "tf_keras_legacy": Preset(
+        "tf_keras 2.21.0, tf_keras/src/optimizers/legacy/rmsprop.py and optimizer_v2.py, RMSprop: tf.keras up to 2.10",
+        {
+            "learning_rate": 0.001,
+            "rho": 0.9,
+            "momentum": 0.0,
+            "epsilon": 1e-7,
+            "centered": False,
+            "name": "RMSprop",
+            "clipnorm": None,
+            "clipvalue": None,
+            "global_clipnorm": None,
+            "lr": None,
+            "decay": 0.0,
+        },
+        _tf_keras_legacy,
+        {"name": ("RMSprop",), "decay": (0.0, 0)},
+    ),
+    "tf1": Preset(
+        "tensorflow at 0304934, tensorflow/python/training/rmsprop.py, RMSPropOptimizer: ResourceApplyRMSProp",
+        {
+            "learning_rate": REQUIRED,
+            "decay": 0.9,
+            "momentum": 0.0,
+            "epsilon": 1e-10,
+            "use_locking": False,
+            "centered": False,
+            "name": "RMSProp",
+        },
+        _tf1,
+        {"use_locking": (False,), "name": ("RMSProp",)},
+    ),
+    "optax": Preset(
+        "optax 0.2.8, optax/_src/alias.py, rmsprop",
+        {
+            "learning_rate": REQUIRED,
+            "decay": 0.9,
+            "eps": 1e-8,
+            "initial_scale": 0.0,
+            "eps_in_sqrt": True,
+            "centered": False,
+            "momentum": None,
+            "nesterov": False,
+            "bias_correction": False,
+        },
+        _optax,
+    ),
+    "timm": Preset(
+        "timm 1.0.31, timm/optim/rmsprop_tf.py, RMSpropTF",
+        {
+            "lr": 1e-2,
+            "alpha": 0.9,
+            "eps": 1e-10,
+            "weight_decay": 0,
+            "momentum": 0.0,
+            "centered": False,
+            "decoupled_decay": False,
+            "corrected_weight_decay": False,
+            "lr_in_momentum": True,
+            "caution": False,
+            "foreach": None,
+        },
+        _timm,
+        {"corrected_weight_decay": (False,), "caution": (False,), "foreach": (None, False, True)},
+    ),
+    "chainer": Preset(
+        "chainer 7.8.1, chainer/optimizers/rmsprop.py, RMSprop",
+        {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "eps_inside_sqrt": False},
+        _ours,
+    ),
+    "bitsandbytes": Preset(
+        "bitsandbytes 0.50.2, bitsandbytes/optim/rmsprop.py, RMSprop; it ignores momentum, so 0 alone is its meaning",
+        {
+            "lr": 1e-2,
+            "alpha": 0.99,
+            "eps": 1e-8,
+            "weight_decay": 0,
+            "momentum": 0,
+            "centered": False,
+            "optim_bits": 32,
+            "args": None,
+            "min_8bit_size": 4096,
+        },
+        _bitsandbytes,
+        {
+            "momentum": (0, 0.0),
+            "centered": (False,),
+            "optim_bits": (32,),
+            "args": (None,),
+            "min_8bit_size": (4096,),
+        },
+    ),
+}
