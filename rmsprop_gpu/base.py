@@ -10,6 +10,7 @@ import numpy as np
 
 from . import hyper
 from .arrays import Problems, Tensor, check_disjoint, check_one_place, make_tensor, quoted
+from .explain import Explanation, explain
 from .groups import Groups, ParamGroup
 from .hyper import Schedule
 from .outcome import Outcome
@@ -294,6 +295,37 @@ class Optimizer:
             self._order.broken = None  # if it was between two steps, it is not now
             self._planner.send()
         return report
+
+    def explain(self) -> Explanation:
+        """The update in words: what a step computes now, line by line, and how it differs from the default.
+
+        The lines are Python: ``g`` is the gradient, ``p`` the parameter, and the other names are the state, as noted
+        behind them. A callable `lr` is asked for its value at `steps`.
+
+        Returns
+        -------
+        Explanation
+            A str; in a notebook it is shown as mathematics.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> RMSProp.from_preset("keras", np.ones(3), learning_rate=0.01, momentum=0.5).explain()
+        RMSProp:
+          v = 0.9 * v + 0.1 * g**2  # square_avg
+          u = g / sqrt(v + 1e-07)
+          u = 0.01 * u              # lr in momentum
+          b = 0.5 * b + u           # momentum_buffer
+          p = p - b
+        It differs from the default:
+          - eps=1e-07 (1e-08): a floor of 0.000316 on the RMS
+          - momentum=0.5 (0.0): a gradient that stays moves up to 2 times as far
+          - eps_in_sqrt=True (False): eps stands inside the root, so that the floor is sqrt(eps) = 0.000316
+          - lr_in_momentum=True (False): the buffer holds steps, so that a new lr counts for new gradients alone
+          - decoupled_weight_decay=True (False): without effect, since weight_decay is 0.0
+        """
+        return explain(self)
 
     def __repr__(self) -> str:
         return summary(self, self._groups.members, self._state.nbytes)

@@ -1,0 +1,286 @@
+"""What ``opt.explain()`` says: the update with its numbers, line by line, and how it differs from the default.
+
+The lines are Python, so that a test can run them: it holds them against ``reference.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import hyper
+
+if TYPE_CHECKING:
+    from .base import Optimizer
+
+Hyper = Mapping[str, Any]
+
+
+class Explanation(str):
+    """A text that is shown as it is in a terminal, and as mathematics in a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_markdown_(self) -> str:
+        """What Jupyter renders: the text, with its equations made LaTeX from themselves, so that both say the same."""
+        blocks: list[str] = []
+        equations: list[str] = []
+        for line in [*self.splitlines(), ""]:
+            if line.startswith("  ") and not line.startswith("  - "):
+                equations.append(_latex_line(line))
+                continue
+            if equations:
+                blocks.append("$$\\begin{aligned}\n" + " \\\\\n".join(equations) + "\n\\end{aligned}$$")
+                equations = []
+            blocks.append(line.strip().replace("<", "&lt;"))
+        return "\n\n".join(blocks).replace("\n\n- ", "\n- ").strip()
+
+
+def explain(opt: Optimizer) -> Explanation:
+    """The explanation of an optimizer: a block for all groups that share their hyperparameters."""
+    groups: list[tuple[dict[str, Any], list[int]]] = []
+    for i, group in enumerate(opt.param_groups):
+        h = group.hyper()
+        same = [members for other, members in groups if other == h]
+        if same:
+            same[0].append(i)
+        else:
+            groups.append((h, [i]))
+    schedules = {id(h["lr"]): h["lr"] for h, _ in groups}
+    rates = {key: hyper.lr_at(lr, opt.steps) for key, lr in schedules.items()}  # asked once, as in a step
+    lines = []
+    for h, members in groups:
+        if len(groups) == 1:
+            lines.append(f"{type(opt).__name__}:")
+        else:
+            lines.append(f"{type(opt).__name__}, group{'s' * (len(members) > 1)} {', '.join(map(str, members))}:")
+        lines += _aligned(_update(h, rates[id(h["lr"])], opt.steps, opt._adagrad))
+        lines += _differences(h, rates[id(h["lr"])], _defaults(type(opt)))
+    return Explanation("\n".join(lines))
+
+
+# The update. g is the gradient, p the parameter, v, m, w, b the state, in the order of rule.py.
+
+
+def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, str]]:
+    """The lines of a step, each with a note; a switch that is off leaves none."""
+    alpha, eps, decay, momentum = h.get("alpha", 0.0), h["eps"], h["weight_decay"], h.get("momentum")
+    rest = f"{1 - alpha:.15g}"  # without the roundings of the subtraction
+    inside = bool(momentum) and h["lr_in_momentum"]
+    lines: list[tuple[str, str]] = []
+
+    def add(line: str, note: str = "") -> None:
+        lines.append((line, note))
+
+    if h.get("skip_nonfinite"):
+        add("", "nothing changes in a step with a gradient that is not finite")
+    if callable(h["lr"]):
+        add(f"lr = {lr!r}", f"{_name(h['lr'])}({step})")
+    rate = "lr" if callable(h["lr"]) else repr(lr)
+
+    if h["maximize"]:
+        add("g = -g", "maximize")
+    if h["clipvalue"] and h["clipvalue"] < math.inf:
+        add(f"g = clip(g, -{h['clipvalue']!r}, {h['clipvalue']!r})", "clipvalue")
+    if h.get("clipnorm"):
+        add(f"g = g * minimum(1, {h['clipnorm']!r} / norm(g))", "clipnorm, of each parameter")
+    if h.get("global_clipnorm"):
+        add(f"g = g * minimum(1, {h['global_clipnorm']!r} / norm(every_g))", "global_clipnorm, of all together")
+    if decay and not h["decoupled_weight_decay"]:
+        add(f"g = g + {decay!r} * p", "weight decay")
+
+    if adagrad:
+        add("v = v + g**2", "sum")
+    else:
+        add(f"v = {alpha!r} * v + {rest} * g**2", "square_avg")
+    d = "v"
+    if h.get("centered"):
+        add(f"m = {alpha!r} * m + {rest} * g", "grad_avg")
+        d = "maximum(v - m**2, 0)"
+    if h.get("bias_correction"):
+        add(f"w = {alpha!r} * w + {rest}", "bias_weight")
+        d = f"{d} / w"
+
+    if not eps:
+        add(f"r = sqrt({d})")
+        add("u = where(r > 0, g / r, 0)", "nothing moves where nothing was seen")
+    elif h["eps_in_sqrt"]:
+        add(f"u = g / sqrt({d} + {eps!r})")
+    else:
+        add(f"u = g / (sqrt({d}) + {eps!r})")
+    if inside:
+        add(f"u = {rate} * u", "lr in momentum")
+    if decay and h["decoupled_weight_decay"]:
+        add(f"p = p - {rate} * {decay!r} * p", "decoupled weight decay")
+    s = "u"
+    if momentum:
+        add(f"b = {momentum!r} * b + u", "momentum_buffer")
+        s = "b"
+        if h["nesterov"]:
+            add(f"s = {momentum!r} * b + u", "nesterov")
+            s = "s"
+    add(f"p = p - {s}" if inside else f"p = p - {rate} * {s}")
+    if h.get("use_ema"):
+        kept = h["ema_momentum"]
+        add(f"e = {kept!r} * e + {1 - kept:.15g} * p", "the average of the parameter")
+    return lines
+
+
+def _aligned(lines: list[tuple[str, str]]) -> list[str]:
+    width = max(len(line) for line, _ in lines)
+    return [f"  {line:{width}}  # {note}" if line and note else f"  {line or '# ' + note}" for line, note in lines]
+
+
+# How it differs from the default
+
+
+def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
+    """Of the constructors of a class and its bases: a subclass may only pass arguments on."""
+    made = [vars(base)["__init__"] for base in reversed(cls.__mro__[:-1]) if "__init__" in vars(base)]
+    parameters = {name: p for init in made for name, p in inspect.signature(init).parameters.items()}
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+
+def _differences(h: Hyper, lr: float, defaults: Mapping[str, Any]) -> list[str]:
+    said = [
+        f"  - {name}={_shown(value)} ({_shown(defaults[name])}): {WORDS[name](h, lr) if name in WORDS else 'set'}"
+        for name, value in h.items()
+        if name in defaults and value != defaults[name]
+    ]
+    return ["It differs from the default:", *said] if said else ["That is the default."]
+
+
+def _shown(value: Any) -> str:
+    return _name(value) if callable(value) else repr(value)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+def _floor(h: Hyper) -> str:
+    if not h["eps"]:
+        return "no floor: an element that never saw a gradient stays where it is"
+    return f"a floor of {math.sqrt(h['eps']) if h['eps_in_sqrt'] else h['eps']:.3g} on the RMS"
+
+
+def _inside(h: Hyper) -> str:
+    if not h["eps"]:
+        return "without effect, since eps is 0.0"
+    if h["eps_in_sqrt"]:
+        return f"eps stands inside the root, so that the floor is sqrt(eps) = {math.sqrt(h['eps']):.3g}"
+    return "eps stands outside the root"
+
+
+def _memory(h: Hyper) -> str:
+    said = f"the averages remember about {1 / (1 - h['alpha']):.3g} steps"
+    if h["bias_correction"] or h["initial_scale"] or h["centered"]:
+        return said
+    return f"{said}, and the first step is about {1 / math.sqrt(1 - h['alpha']):.3g} lr"
+
+
+def _decay(h: Hyper, lr: float) -> str:
+    if not h["weight_decay"]:
+        return "no decay"
+    if h["decoupled_weight_decay"]:
+        return f"a step takes lr * weight_decay = {lr * h['weight_decay']:.3g} of the parameter, whatever its gradient"
+    return "added to the gradient (L2), so that it is divided by the RMS with it"
+
+
+def _only_with(name: str, text: str) -> Callable[[Hyper, float], str]:
+    return lambda h, lr: text if h.get(name) else f"without effect, since {name} is {h.get(name)!r}"
+
+
+# What a hyperparameter changes, in words.
+WORDS: dict[str, Callable[[Hyper, float], str]] = {
+    "lr": lambda h, lr: "the size of a step",
+    "alpha": lambda h, lr: _memory(h),
+    "eps": lambda h, lr: _floor(h),
+    "weight_decay": _decay,
+    "momentum": lambda h, lr: (
+        f"a gradient that stays moves up to {1 / (1 - h['momentum']):.3g} times as far"
+        if h["momentum"] < 1
+        else "steps add up and never fade"
+    ),
+    "centered": lambda h, lr: "divided by the standard deviation of the gradient, not by its RMS",
+    "nesterov": _only_with("momentum", "looks ahead by one step of the momentum"),
+    "eps_in_sqrt": lambda h, lr: _inside(h),
+    "lr_in_momentum": _only_with("momentum", "the buffer holds steps, so that a new lr counts for new gradients alone"),
+    "initial_scale": lambda h, lr: f"v starts from {h['initial_scale']!r}, so that the first steps are smaller",
+    "bias_correction": lambda h, lr: "v counts from the first step on as an average of what was seen, not of zeros too",
+    "decoupled_weight_decay": lambda h, lr: (
+        "the parameter itself decays, not through the gradient"
+        if h["weight_decay"]
+        else _only_with("weight_decay", "")(h, lr)
+    ),
+    "maximize": lambda h, lr: "steps go up the gradient",
+    "clipvalue": lambda h, lr: (
+        f"no element of the gradient counts for more than {h['clipvalue']!r}" if h["clipvalue"] else "off, as None is"
+    ),
+    "clipnorm": lambda h, lr: f"no parameter's gradient counts for more than a norm of {h['clipnorm']!r}",
+    "global_clipnorm": lambda h, lr: (
+        f"the gradients together count for no more than a norm of {h['global_clipnorm']!r}"
+    ),
+    "skip_nonfinite": lambda h, lr: "a gradient that is not finite changes nothing",
+    "use_ema": lambda h, lr: "an average of the parameters is kept beside them",
+    "ema_momentum": _only_with("use_ema", "how slowly the average of the parameters follows them"),
+}
+
+
+# LaTeX, of the few forms that the lines above have
+
+_NAMES = {"lr": r"\mathrm{lr}", "every_g": r"\text{every } g"}
+_BINARY: dict[type[ast.operator], str] = {
+    ast.Add: "{} + {}",
+    ast.Sub: "{} - {}",
+    ast.Mult: r"{}\,{}",
+    ast.Div: r"\frac{{{}}}{{{}}}",
+}
+_CALLS = {
+    "sqrt": r"\sqrt{{{}}}",
+    "norm": r"\lVert {} \rVert",
+    "maximum": r"\max({},\ {})",
+    "minimum": r"\min({},\ {})",
+    "clip": r"\mathrm{{clip}}({},\ {},\ {})",
+    "where": r"\begin{{cases}} {1} & \text{{if }} {0} \\ {2} & \text{{else}} \end{{cases}}",
+}
+
+
+def _latex_line(line: str) -> str:
+    code, _, note = line.partition("#")
+    plain = re.sub("[<>]", "", note.strip()).replace("_", r"\_")  # <lambda> is no HTML
+    said = rf" && \text{{{plain}}}" if note else ""
+    if not code.strip():
+        return "&" + said
+    (assign,) = ast.parse(code.strip()).body
+    assert isinstance(assign, ast.Assign)
+    return rf"{_latex(assign.targets[0])} &\leftarrow {_latex(assign.value)}{said}"
+
+
+def _latex(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return _NAMES.get(node.id, node.id)
+    if isinstance(node, ast.Constant):
+        mantissa, _, exponent = repr(node.value).partition("e")
+        power = f"10^{{{int(exponent)}}}" if exponent else ""
+        return power if power and mantissa == "1" else rf"{mantissa} \cdot {power}" if power else mantissa
+    if isinstance(node, ast.UnaryOp):
+        return f"-{_latex(node.operand)}"
+    if isinstance(node, ast.Compare):
+        return f"{_latex(node.left)} > {_latex(node.comparators[0])}"
+    if isinstance(node, ast.Call):
+        assert isinstance(node.func, ast.Name)
+        return _CALLS[node.func.id].format(*map(_latex, node.args))
+    assert isinstance(node, ast.BinOp)
+    if isinstance(node.op, ast.Pow):
+        return f"{_latex(node.left)}^{{{_latex(node.right)}}}"
+    if isinstance(node.op, ast.Mult) and isinstance(node.right, ast.Constant):
+        return rf"{_latex(node.left)} \cdot {_latex(node.right)}"
+    return _BINARY[type(node.op)].format(_latex(node.left), _latex(node.right))

@@ -1,0 +1,332 @@
+"""What explain() says is what a step does: its lines are run as Python and held against the oracle."""
+
+import ast
+import re
+
+import numpy as np
+import pytest
+from test_optimizer import one, random, refused
+from variants import EVERY, cover, name, optimizer
+
+from rmsprop_gpu import AdaGrad, RMSProp, explain, hyper, reference
+from rmsprop_gpu.explain import Explanation
+
+FUNCTIONS = {
+    "sqrt": np.sqrt,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "clip": np.clip,
+    "where": np.where,
+    "norm": np.linalg.norm,
+}
+STATE = {"v": "square_avg", "m": "grad_avg", "w": "bias_weight", "b": "momentum_buffer"}
+
+
+def code(text, group=0):
+    """The lines of a group that are Python."""
+    block = re.split(r"^(?:RMSProp|AdaGrad|Future).*:$", text, flags=re.MULTILINE)[1 + group]
+    return "\n".join(re.findall(r"^  (?!- )(.*)$", block, re.MULTILINE))
+
+
+def run(lines, variables):
+    """Run the lines of an explanation over float64 arrays: they are all that is known of the rule here."""
+    scope = dict(variables)
+    with np.errstate(all="ignore"):
+        exec(lines, {"__builtins__": {}, **FUNCTIONS}, scope)
+    return scope
+
+
+def trajectory(opt, grads, param):
+    """The parameter after each gradient, and the last state, by the text of `explain` alone."""
+    scope = {"p": param, **{x: np.full_like(param, opt.param_groups[0]["initial_scale"]) for x in "v"}}
+    scope |= {"m": np.zeros_like(param), "b": np.zeros_like(param), "w": 0.0}
+    for g in grads:
+        scope = run(code(opt.explain()), scope | {"g": g})
+        yield scope
+
+
+def problem(seed):
+    rng = np.random.default_rng(seed)
+    grads = rng.standard_normal((4, 40)) * 10.0 ** rng.uniform(-6, 2, (4, 40))
+    grads[:, ::7] = 0
+    return grads, rng.standard_normal(40)
+
+
+# 1 - alpha is written with 15 digits, and so is off by 5e-15 of itself at most; the numbers beside it are exact. Four
+# steps of it and of 20 roundings stay under 1e-13; centered, v - m^2 magnifies that as in test_reference.py. Each side
+# rounds the parameter at most twice a step by half an ulp: 8 ulps in four steps.
+RELATIVE = 1e-12
+
+
+def excess(variant):
+    """The largest difference of text and oracle, by its bound: over every parameter and every state of four steps."""
+    grads, param = problem(EVERY.index(variant))
+    opt = optimizer(variant, param.copy())
+    h = opt.param_groups[0].hyper()
+    step = reference.adagrad if variant.adagrad else reference.rmsprop
+    known = {key: value for key, value in h.items() if key not in ("clipnorm", "global_clipnorm", "skip_nonfinite")}
+    state, worst, want = None, 0.0, param
+    for got, g in zip(trajectory(opt, grads, param), grads, strict=True):
+        before = want
+        want, state = step(want, g, state, **known)
+        bound = RELATIVE * np.max(np.abs(want - before)) + 8 * np.spacing(np.abs(want).max())
+        worst = np.maximum(worst, np.max(np.abs(got["p"] - want) / bound))
+        for key, value in state.items():
+            letter = "v" if key == "sum" else next(x for x, y in STATE.items() if y == key)
+            if key == "bias_weight" and not variant.bias_correction:
+                continue
+            worst = np.maximum(worst, np.max(np.abs(got[letter] - value)) / (RELATIVE * np.max(np.abs(value))))
+    return worst
+
+
+@pytest.mark.parametrize("variant", cover(3), ids=name)
+def test_lines_do_what_the_oracle_does(variant):
+    assert excess(variant) <= 1
+
+
+def test_lines_name_their_state():
+    opt = RMSProp(one(1), momentum=0.5, centered=True, bias_correction=True)
+    for letter, buffer in STATE.items():
+        assert re.search(rf"^  {letter} = .*# {buffer}$", opt.explain(), re.MULTILINE)
+    assert re.search(r"^  v = .*# sum$", AdaGrad(one(1)).explain(), re.MULTILINE)
+
+
+def test_lines_do_what_a_step_does():
+    """The package itself, not only the oracle: in float64, from a state of some steps, in which all switches are on."""
+    param, *grads = random(3, *[40] * 4, dtype=np.float64)
+    opt = RMSProp(param, 0.01, 0.93, 1e-3, 0.07, 0.83, True, nesterov=True, eps_in_sqrt=True, bias_correction=True)
+    text = trajectory(opt, grads, param.copy())
+    for g in grads:
+        before = param.copy()
+        opt.step(g)
+        got, want = next(text)["p"], param
+        assert np.max(np.abs(got - want)) <= RELATIVE * np.max(np.abs(want - before)) + 8 * np.spacing(
+            np.abs(want).max()
+        )
+
+
+def test_initial_scale_is_where_the_state_starts():
+    opt = RMSProp(one(1), initial_scale=1)
+    assert "v starts from 1.0" in opt.explain()
+
+
+def test_only_lines_that_the_switches_leave():
+    assert code(RMSProp(one(1)).explain()).splitlines() == [
+        "v = 0.9 * v + 0.1 * g**2   # square_avg",
+        "u = g / (sqrt(v) + 1e-08)",
+        "p = p - 0.01 * u",
+    ]
+    opt = RMSProp(one(1), nesterov=True, lr_in_momentum=True, decoupled_weight_decay=True, clipvalue=np.inf)
+    assert code(opt.explain()) == code(RMSProp(one(1)).explain())
+
+
+# What hyperparameters of later versions add; the text of each is run.
+
+
+class Future:
+    """A group with hyperparameters that an optimizer may have one day."""
+
+    def __init__(self, **more):
+        self.param_groups = [hyper.ParamGroup({**RMSProp(one(1)).param_groups[0].hyper(), **more}, (), set(), None)]
+        self.steps, self._adagrad = 0, False
+
+
+def ran(**more):
+    g = np.array([3.0, -4.0])
+    scope = {"p": np.array([10.0, 20.0]), "v": 0.0, "g": g, "every_g": np.array([6.0, -8.0, 0.0]), "e": 5.0}
+    return run(code(explain.explain(Future(**more))), scope)
+
+
+@pytest.mark.parametrize("clip", [1.0, 5.0, 50.0])
+def test_clip_by_norm_is_said(clip):
+    assert np.allclose(ran(clipnorm=clip)["g"], np.array([3.0, -4.0]) * min(1, clip / 5), rtol=1e-15, atol=0)
+    assert np.allclose(ran(global_clipnorm=clip)["g"], np.array([3.0, -4.0]) * min(1, clip / 10), rtol=1e-15, atol=0)
+    assert np.array_equal(ran(clipnorm=None, global_clipnorm=None)["g"], [3.0, -4.0])
+
+
+def test_average_of_the_parameter_is_said_last():
+    after = ran(use_ema=True, ema_momentum=0.75)
+    assert np.array_equal(after["e"], 0.75 * 5 + 0.25 * after["p"])
+    assert ran(use_ema=False, ema_momentum=0.75)["e"] == 5.0
+
+
+def test_skipped_steps_are_said_first():
+    text = explain.explain(Future(skip_nonfinite=True))
+    assert text.splitlines()[1] == "  # nothing changes in a step with a gradient that is not finite"
+
+
+# Schedules and groups
+
+
+def warmup(step):
+    return 0.25 * step
+
+
+def test_schedule_is_named_with_its_value_and_asked_once():
+    asked = []
+
+    def counted(step):
+        asked.append(step)
+        return 0.25 * step
+
+    counted.__qualname__ = "counted"
+    opt = RMSProp([{"params": one(1)}, {"params": one(2), "alpha": 0.5}], lr=counted)
+    opt.step([one(3), one(4)])
+    asked.clear()
+    text = opt.explain()
+    assert asked == [1]
+    assert len(re.findall(r"^  lr = 0\.25 +# counted\(1\)$", text, re.MULTILINE)) == 2
+    assert "  - lr=counted (0.01)" in text
+    for i in range(2):
+        assert code(text, i).endswith("p = p - lr * u")
+
+
+def test_schedule_without_a_name_is_named_by_its_type():
+    class Decay:
+        def __call__(self, step):
+            return 0.5
+
+    assert (
+        "# test_schedule_without_a_name_is_named_by_its_type.<locals>.Decay(0)" in RMSProp(one(1), lr=Decay()).explain()
+    )
+
+
+def test_schedule_that_goes_wrong_is_refused():
+    opt = RMSProp(one(1), lr=lambda step: -1)
+    with refused(ValueError, "lr(0): lr is -1", of=[opt]):
+        opt.explain()
+
+
+def test_groups_that_agree_are_said_together():
+    groups = [{"params": one(i), "alpha": alpha} for i, alpha in enumerate([0.5, 0.9, 0.5])]
+    text = RMSProp(groups).explain()
+    assert re.findall(r"^RMSProp.*", text, re.MULTILINE) == ["RMSProp, groups 0, 2:", "RMSProp, group 1:"]
+    assert "v = 0.5 * v + 0.5 * g**2" in code(text, 0)
+    assert "v = 0.9 * v + 0.1 * g**2" in code(text, 1)
+
+
+def test_numbers_are_those_of_now():
+    opt = RMSProp(one(1))
+    opt.lr = 0.125
+    opt.param_groups[0]["momentum"] = 0.5
+    assert code(opt.explain()).splitlines()[2:] == ["b = 0.5 * b + u            # momentum_buffer", "p = p - 0.125 * b"]
+
+
+# Differences
+
+
+def differences(opt):
+    return [line for line in opt.explain().splitlines() if line.startswith("  - ")]
+
+
+def test_default_is_said_to_be_it():
+    for opt in (RMSProp(one(1)), AdaGrad(one(1)), RMSProp(one(1), weight_decay=None, lr=0.01)):
+        assert opt.explain().endswith("\nThat is the default.")
+        assert differences(opt) == []
+
+
+DIFFERENCES = [
+    ({"lr": 0.5}, "lr=0.5 (0.01): the size of a step"),
+    ({"alpha": 0.99}, "alpha=0.99 (0.9): the averages remember about 100 steps, and the first step is about 10 lr"),
+    ({"eps": 1e-6}, "eps=1e-06 (1e-08): a floor of 1e-06 on the RMS"),
+    ({"eps": 0}, "eps=0.0 (1e-08): no floor: an element that never saw a gradient stays where it is"),
+    (
+        {"eps_in_sqrt": True},
+        "eps_in_sqrt=True (False): eps stands inside the root, so that the floor is sqrt(eps) = 0.0001",
+    ),
+    ({"weight_decay": 0.5}, "weight_decay=0.5 (0.0): added to the gradient (L2)"),
+    ({"momentum": 0.9}, "momentum=0.9 (0.0): a gradient that stays moves up to 10 times as far"),
+    ({"momentum": 1}, "momentum=1.0 (0.0): steps add up and never fade"),
+    ({"centered": True}, "centered=True (False): divided by the standard deviation"),
+    ({"nesterov": True}, "nesterov=True (False): without effect, since momentum is 0.0"),
+    ({"lr_in_momentum": True}, "lr_in_momentum=True (False): without effect, since momentum is 0.0"),
+    ({"initial_scale": 1}, "initial_scale=1.0 (0.0): v starts from 1.0"),
+    ({"bias_correction": True}, "bias_correction=True (False): v counts from the first step on"),
+    (
+        {"decoupled_weight_decay": True},
+        "decoupled_weight_decay=True (False): without effect, since weight_decay is 0.0",
+    ),
+    ({"maximize": True}, "maximize=True (False): steps go up the gradient"),
+    ({"clipvalue": 2}, "clipvalue=2.0 (None): no element of the gradient counts for more than 2.0"),
+    ({"clipvalue": 0}, "clipvalue=0.0 (None): off, as None is"),
+]
+
+
+@pytest.mark.parametrize(("given", "text"), DIFFERENCES, ids=[str(given) for given, _ in DIFFERENCES])
+def test_difference_is_said_in_words(given, text):
+    (line,) = differences(RMSProp(one(1), **given))
+    assert line.startswith(f"  - {text}")
+
+
+def test_differences_that_need_each_other():
+    text = RMSProp(one(1), eps_in_sqrt=True, eps=0, weight_decay=0.5, decoupled_weight_decay=True, lr=0.5).explain()
+    assert "eps_in_sqrt=True (False): without effect, since eps is 0.0" in text
+    assert "weight_decay=0.5 (0.0): a step takes lr * weight_decay = 0.25 of the parameter" in text
+    assert "a floor of 0.001 on the RMS" in RMSProp(one(1), eps=1e-6, eps_in_sqrt=True).explain()
+    assert "looks ahead" in RMSProp(one(1), momentum=0.5, nesterov=True).explain()
+
+
+def test_every_hyperparameter_has_words():
+    assert set(explain.WORDS) >= {*hyper.RMSPROP, *hyper.ADAGRAD, "use_ema", "ema_momentum"}
+
+
+def test_subclass_that_passes_arguments_on_has_its_bases_defaults():
+    class Mine(RMSProp):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    assert Mine(one(1)).explain().endswith("That is the default.")
+    assert differences(Mine(one(1), lr=0.5)) == ["  - lr=0.5 (0.01): the size of a step"]
+
+
+# In a notebook
+
+
+def test_text_shows_itself():
+    text = RMSProp(one(1)).explain()
+    assert isinstance(text, str)
+    assert type(text) is Explanation
+    assert repr(text) == str(text)
+
+
+def test_notebook_shows_mathematics():
+    text = RMSProp(one(1), lr=lambda step: 1.5e-20, weight_decay=0.25, decoupled_weight_decay=True, eps=0, clipvalue=2)
+    shown = text.explain()._repr_markdown_()
+    assert shown.startswith("RMSProp:\n\n$$\\begin{aligned}\n")
+    for line in (
+        r"\mathrm{lr} &\leftarrow 1.5 \cdot 10^{-20} && \text{test\_notebook\_shows\_mathematics.locals.lambda(0)} \\",
+        r"g &\leftarrow \mathrm{clip}(g,\ -2.0,\ 2.0) && \text{clipvalue} \\",
+        r"v &\leftarrow 0.9\,v + 0.1\,g^{2} && \text{square\_avg} \\",
+        r"r &\leftarrow \sqrt{v} \\",
+        r"u &\leftarrow \begin{cases} \frac{g}{r} & \text{if } r > 0 \\ 0 & \text{else} \end{cases} && \text{nothing "
+        r"moves where nothing was seen} \\",
+        r"p &\leftarrow p - \mathrm{lr} \cdot 0.25\,p && \text{decoupled weight decay} \\",
+        r"p &\leftarrow p - \mathrm{lr}\,u",
+        r"\end{aligned}$$",
+        r"- lr=test_notebook_shows_mathematics.&lt;locals>.&lt;lambda> (0.01): the size of a step",
+    ):
+        assert line in shown.splitlines()
+    assert (
+        r"u &\leftarrow \frac{g}{\sqrt{\max(v - m^{2},\ 0)} + 10^{-8}}"
+        in RMSProp(one(1), centered=True).explain()._repr_markdown_()
+    )
+
+
+@pytest.mark.parametrize("variant", cover(2), ids=name)
+def test_every_line_has_its_equation(variant):
+    text = optimizer(variant, np.ones(3)).explain()
+    shown = text._repr_markdown_()
+    lines = [line for line in code(text).splitlines() if not line.startswith("#")]
+    assert shown.count(r"\leftarrow") == len(lines)
+    assert shown.count("{") == shown.count("}")
+    for line in lines:  # every number of the text stands in it
+        for node in ast.walk(ast.parse(line)):
+            if isinstance(node, ast.Constant) and "e" not in repr(node.value):
+                assert repr(node.value) in shown
+
+
+def test_notebook_shows_what_later_versions_add():
+    shown = explain.explain(Future(clipnorm=1.0, global_clipnorm=2.0, skip_nonfinite=True))._repr_markdown_()
+    assert r"g &\leftarrow g\,\min(1,\ \frac{1.0}{\lVert g \rVert})" in shown
+    assert r"\lVert \text{every } g \rVert" in shown
+    assert r"& && \text{nothing changes in a step with a gradient that is not finite} \\" in shown
