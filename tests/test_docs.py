@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rmsprop_gpu
+from rmsprop_gpu.presets import PRESETS, REQUIRED
 
 README = Path(__file__).parents[1] / "README.md"
 MODULES = [
@@ -70,3 +71,21 @@ def test_readme_has_the_two_commands():
     text = README.read_text()
     assert '\npip install ".[demo]" && rmsprop-gpu demo\n' in text
     assert '\npip install ".[test]" && pytest\n' in text
+
+
+def test_readme_says_what_explain_says():
+    (block,) = re.findall(r"```pycon\n(.*?)```", README.read_text(), re.DOTALL)
+    test = doctest.DocTestParser().get_doctest(block, {}, "README", str(README), 0)
+    assert doctest.DocTestRunner().run(test).failed == 0
+    assert len(test.examples) == 4
+
+
+def test_readme_lists_every_preset_with_its_defaults():
+    rows = dict(re.findall(r"^\| `(\w+)`.*?\| (.*)$", README.read_text(), re.MULTILINE))
+    for name, preset in PRESETS.items():
+        for key, default in preset.arguments.items():
+            if key in ("lr", "learning_rate", "alpha", "rho", "decay", "eps", "epsilon") and key not in preset.neutral:
+                cells = [cell.split() for cell in rows[name].replace(",", "").split(" | ")]
+                found = [words[1] for words in cells if words and words[0] == f"`{key}`"]
+                want = ["required"] if default is REQUIRED else [] if default is None else [default]
+                assert [x if x == "required" else float(x) for x in found] == want, (name, key)
