@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
-from . import hyper
+from . import foreign, hyper
 from .arrays import Problems, Tensor, check_disjoint, check_one_place, make_tensor, quoted
 from .explain import Explanation, explain
 from .groups import Groups, ParamGroup
@@ -326,6 +326,89 @@ class Optimizer:
           - decoupled_weight_decay=True (False): without effect, since weight_decay is 0.0
         """
         return explain(self)
+
+    def load_foreign(self, framework: str, state: Any, *, steps: int | None = None) -> None:
+        """Continue a run that was started in torch, Keras or optax, on the same trajectory.
+
+        Parameters are matched by name where both sides have the same names, by order (groups in order) where they have
+        none in common, and refused in between. Load the parameters yourself: they are no part of an optimizer's state.
+
+        Parameters
+        ----------
+        framework : {"torch", "keras", "optax"}
+            Whose state it is.
+        state : object
+            torch: ``state_dict()`` of ``torch.optim.RMSprop`` (`AdaGrad`: of ``Adagrad``), of tensors or NumPy arrays.
+            Its hyperparameters are loaded too, with eps outside the root and lr outside the momentum; what torch does
+            not have (clipping, say) stays. A parameter that has no state yet starts anew. Names are those of named
+            parameters, ``param_names``.
+
+            Keras: ``optimizer.variables`` of ``keras.optimizers.RMSprop`` (``Adagrad``), or a mapping from their paths
+            to arrays; names have underscores for slashes. The learning rate is loaded unless `lr` is a callable here;
+            the other hyperparameters are not in it: build with the same ones, ``eps_in_sqrt=True``,
+            ``lr_in_momentum=True``, ``decoupled_weight_decay=True``.
+
+            optax: the state of ``optax.rmsprop`` (``adagrad``), also inside ``chain`` or ``inject_hyperparams``. A
+            nested tree matches names joined by slashes or dots, or the order of ``jax.tree.leaves``. Only the learning
+            rate of ``inject_hyperparams`` is loaded; build with the same ones, ``eps_in_sqrt=True`` (optax's default),
+            ``lr_in_momentum=True``.
+        steps : int, optional
+            The count of steps where the state has none: optax without ``bias_correction`` or schedule (0 if not given;
+            needed where `bias_correction` or a callable `lr` here read it). For torch, what a callable `lr` is given
+            later; by default the largest step of a parameter.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming every entry that cannot be mapped; then nothing was changed.
+
+        Notes
+        -----
+        An array of a dtype narrower than our state (of halves: float32) is widened; none is rounded. ``bias_weight`` is
+        ``1 - alpha**step``, rounded once.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> group = {"lr": 0.1, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
+        >>> state = {0: {"step": 3.0, "square_avg": np.full(2, 0.25)}}
+        >>> opt = RMSProp(np.ones(2))
+        >>> opt.load_foreign("torch", {"state": state, "param_groups": [{**group, "params": [0]}]})
+        >>> opt.steps, opt.lr, opt.state[0]["square_avg"]
+        (3, 0.1, array([0.25, 0.25]))
+        """
+        self._refuse_capture("load_foreign")
+        problems = Problems()
+        mine = foreign.Mine(type(self).__name__, self._adagrad, self._members, [g.hyper() for g in self._param_groups])
+        state_dict = foreign.translated(framework, state, steps, mine, problems)
+        self._loaded_groups(state_dict["param_groups"], problems)  # so that one error names what is wrong there too
+        problems.raise_any()
+        self.load_state_dict(state_dict)
+
+    def to_foreign(self, framework: str) -> dict[str, Any]:
+        """The state in the form in which a run continues in torch.
+
+        Parameters
+        ----------
+        framework : {"torch"}
+            torch, which has to be installed.
+
+        Returns
+        -------
+        dict
+            For ``load_state_dict`` of a ``torch.optim.RMSprop`` (`AdaGrad`: ``Adagrad``) over the same parameters in
+            the same groups and order: copies as tensors, on a device where the state is, and the hyperparameters. torch
+            casts the state of half parameters to their dtype when it loads, and computes in it.
+
+        Raises
+        ------
+        ValueError
+            Naming every switch and hyperparameter that torch does not have.
+        """
+        if framework != "torch":
+            raise ValueError(f"framework is {framework!r}; wanted 'torch'")
+        return foreign.to_torch(self.state_dict, [group.hyper() for group in self._param_groups])
 
     def __repr__(self) -> str:
         return summary(self, self._groups.members, self._state.nbytes)

@@ -146,7 +146,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                     problems.add(ValueError, f"{label} has {name!r}; wanted only {', '.join(sorted(known))}")
                 else:
                     with self._at(i):
-                        array = _check_entry(entry[name], f'{label}["{name}"]', name, tensor, problems)
+                        array = check_entry(entry[name], f'{label}["{name}"]', name, tensor, problems)
                     if array is not None:
                         found.setdefault(i, {})[name] = array
         return found
@@ -232,7 +232,7 @@ def _counter(x: object, dtype: np.dtype[Any]) -> object:
     return x
 
 
-def _check_entry(entry: object, label: str, name: str, tensor: Tensor, problems: Problems) -> Array | None:
+def check_entry(entry: object, label: str, name: str, tensor: Tensor, problems: Problems) -> Array | None:
     """One saved array, of the host or a device, of the shape and dtype that the state has; counters may be numbers.
 
     Returned as a copy where the parameter lies: it may be a view of the very state that is loaded.
@@ -246,11 +246,11 @@ def _check_entry(entry: object, label: str, name: str, tensor: Tensor, problems:
     x = plain_array(entry, label, problems)
     if x is None:
         return None
-    with _where(x):
+    with where(x):
         return _checked_entry(x, label, name, layout, tensor.device, problems)
 
 
-def _where(x: Array) -> AbstractContextManager[Any]:
+def where(x: Array) -> AbstractContextManager[Any]:
     """The device of an array: what is asked of it there comes after what made it."""
     device = device_of(x)
     if device is None:
