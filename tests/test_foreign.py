@@ -176,6 +176,8 @@ def test_adagrad_of_torch_both_ways(given):
     opt.load_foreign("torch", optimizer.state_dict())
     there, optimizer = torch_run({"eps": 7}, params, "Adagrad")
     optimizer.load_state_dict(opt.to_foreign("torch"))
+    begun = given.get("initial_accumulator_value", 0)
+    assert opt.param_groups[0]["initial_scale"] == optimizer.param_groups[0]["initial_accumulator_value"] == begun
     torch_steps(there, optimizer, range(SWITCH, END), late=True)
     here(opt, range(SWITCH, END), late=True)
     assert_same_end(params, params_of(whole), start())
@@ -318,8 +320,11 @@ WRONG_TORCH = {
     "exp_avg": (put(*W, "exp_avg", np.ones((3, 4))), ["state[\"state\"][0] has 'exp_avg'"]),
     "sum": (put(*W, "sum", np.ones((3, 4))), ["state[\"state\"][0] has 'sum'"]),
     "shape": (put(*W, "square_avg", np.ones(12)), ['state["state"][0]["square_avg"] has shape (12,); wanted (3, 4)']),
-    "dtype": (put(*W, "square_avg", np.ones((3, 4), np.int32)), ['["square_avg"] has dtype int32; wanted float64']),
-    "below 0": (put(*W, "square_avg", -np.ones((3, 4))), ['["square_avg"] has elements below 0']),
+    "dtype": (
+        put(*W, "square_avg", np.ones((3, 4), np.int32)),
+        ['state["state"][0]["square_avg"] has dtype int32; wanted float64'],
+    ),
+    "below 0": (put(*W, "square_avg", -np.ones((3, 4))), ['state["state"][0]["square_avg"] has elements below 0']),
     "a list": (put(*W, "square_avg", [1.0]), ['state["state"][0]["square_avg"] is a list']),
     "step 1.5": (put(*W, "step", 1.5), ['state["state"][0]["step"] is 1.5; wanted a count']),
     "step NaN": (put(*W, "step", np.float32("nan")), ['state["state"][0]["step"] is nan']),
