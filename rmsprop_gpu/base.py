@@ -380,9 +380,9 @@ class Optimizer:
         """
         self._refuse_capture("load_foreign")
         problems = Problems()
-        mine = foreign.Mine(type(self).__name__, self._adagrad, self._members, [g.hyper() for g in self._param_groups])
+        mine = foreign.Mine(type(self).__name__, self._adagrad, self._groups.members, self._groups.hypers())
         state_dict = foreign.translated(framework, state, steps, mine, problems)
-        self._loaded_groups(state_dict["param_groups"], problems)  # so that one error names what is wrong there too
+        self._groups.loaded(state_dict["param_groups"], problems)  # so that one error names what is wrong there too
         problems.raise_any()
         self.load_state_dict(state_dict)
 
@@ -408,7 +408,7 @@ class Optimizer:
         """
         if framework != "torch":
             raise ValueError(f"framework is {framework!r}; wanted 'torch'")
-        return foreign.to_torch(self.state_dict, [group.hyper() for group in self._param_groups])
+        return foreign.to_torch(self.state_dict, self._groups.hypers())
 
     def __repr__(self) -> str:
         return summary(self, self._groups.members, self._state.nbytes)
