@@ -1,0 +1,232 @@
+"""from_preset, judged by trajectories recorded from the packages themselves (record_presets.py), and by live ones."""
+
+import importlib.util
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import record_presets
+from record_presets import DATA, PRESETS, STATE_NAMES, split
+
+from rmsprop_gpu import RMSProp
+
+
+class Case(NamedTuple):
+    """One recorded case: what was given, and what came of it."""
+
+    preset: str
+    dtype: str
+    words: str
+    arguments: dict
+    lrs: list  # None where it was left as it is by default
+    grads: list  # per step, per tensor
+    params: list  # before the first step, and after each
+    averages: list | None  # after each step
+    state: dict  # the final one
+
+
+def read(folder):
+    """The cases of a folder by name."""
+    presets, cases, arrays = record_presets.load(folder)
+    rows, found = {}, {}
+    for case in cases:
+        preset, dtype = case["preset"], case["dtype"]
+        head, row = presets[preset], rows.setdefault((preset, dtype), 0)
+        rows[preset, dtype] += 1
+        shapes = [tuple(shape) for shape in head["shapes"]]
+
+        def get(key, row=row, prefix=f"{preset}/{dtype}", shapes=shapes):
+            array = arrays.get(f"{prefix}/{key}")
+            if array is None or np.isnan(array[row]).any():
+                return None
+            return [split(x, shapes) for x in np.atleast_2d(array[row])]
+
+        lrs = head["lrs"]
+        found["-".join([preset, dtype, *case["words"].split()])] = Case(
+            preset,
+            dtype,
+            case["words"],
+            case["arguments"],
+            lrs if case["lr_changes"] else [None] * len(lrs),
+            [split(x, shapes) for x in arrays[f"{preset}/grads"].astype(dtype)],
+            [split(arrays[f"{preset}/param"].astype(dtype), shapes), *get("params")],
+            get("averages"),
+            {key: value[0] for key in STATE_NAMES if (value := get(key)) is not None},
+        )
+    return found
+
+
+CASES = read(DATA)
+
+# The bound of an update.
+# * float64: RELATIVE of the tensor's largest update in that step, plus ULPS ulps of the parameter, for the same reasons
+#   as in test_reference.py: an update is known through the parameter only, which each side rounds twice at most.
+# * float32: 4 ulps of the parameter or 1e-6 of the element's own update, whichever is more. Nothing is added for what
+#   packages do otherwise in float32 (TensorFlow's 1 - rho from a rounded rho, Keras's cast learning rate, XLA's rsqrt):
+#   the largest seen is half of it. bitsandbytes divides exactly on the CPU; its CUDA kernel, with an approximate
+#   division, is not recorded.
+# Every step starts from the recorded parameter, while the state runs freely over all 25 steps.
+RELATIVE = {"float64": 1e-12, "float32": 1e-6}
+ULPS = {"float64": 2, "float32": 4}
+
+
+def bound(dtype, before, after):
+    """How far an update may be from the recorded one."""
+    update = RELATIVE[dtype] * np.abs(difference(after, before))
+    ulps = ULPS[dtype] * np.spacing(np.maximum(np.abs(before), np.abs(after))).astype(np.float64)
+    return update.max(initial=0) + ulps if dtype == "float64" else np.maximum(update, ulps)
+
+
+def difference(after, before):
+    return after.astype(np.float64) - before
+
+
+def worst(got, want, allowed):
+    """The largest share of the bound; NaN if anything is."""
+    return np.max(np.abs(got - want) / allowed, initial=0)
+
+
+def excess(case, plant=None):
+    """The largest |got - want| / bound over a case's updates, averages and final state: above 1, or NaN, is a failure.
+
+    A plant is given the optimizer before its first step.
+    """
+    params = [array.copy() for array in case.params[0]]
+    opt = RMSProp.from_preset(case.preset, params, **case.arguments)
+    if plant:
+        plant(opt)
+    shares = []
+    for step, (lr, grads) in enumerate(zip(case.lrs, case.grads, strict=True)):
+        for param, before in zip(params, case.params[step], strict=True):
+            param[...] = before
+        if lr is not None and step > 0:  # the first one was an argument
+            opt.lr = lr
+        opt.step(grads)
+        for i, (param, before, after) in enumerate(zip(params, case.params[step], case.params[step + 1], strict=True)):
+            allowed = bound(case.dtype, before, after)
+            shares.append(worst(difference(param, before), difference(after, before), allowed))
+            if case.averages:
+                # An average of parameters has three roundings a step on each side, and keeps those of all steps.
+                ulps = 2 * 3 * 0.5 * (step + 1) * np.spacing(np.abs(case.averages[step][i]).max(initial=0))
+                shares.append(worst(opt.ema[i], case.averages[step][i], allowed + ulps))
+    if case.dtype == "float64":
+        shares.append(state_excess(opt, case))
+    return np.max(shares)  # not max(), which may lose a NaN
+
+
+def state_excess(opt, case):
+    """The same for the final state, and whether it is the same state."""
+    recorded = set(case.state)
+    if opt.param_groups[0]["momentum"] == 0:
+        recorded -= {"momentum_buffer"}  # TensorFlow 1, Graves and optax's trace have one nevertheless
+    if recorded != set(STATE_NAMES) & set(opt.state[0]):
+        return np.inf
+    return np.max(
+        [
+            worst(opt.state[i][name], want, RELATIVE["float64"] * np.abs(want).max(initial=0))
+            for name in recorded
+            for i, want in enumerate(case.state[name])
+        ]
+    )
+
+
+def test_every_preset_is_recorded():
+    got = {(case.preset, case.dtype) for case in CASES.values()}
+    assert got == {(name, dtype) for name, preset in PRESETS.items() for dtype in preset.dtypes}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_trajectory(name):
+    assert excess(CASES[name]) <= 1
+
+
+# What the tests above can see: a plant changes one thing before the first step, and the cases that then fail must be
+# exactly those in which it `matters`, by the hyperparameters that they have here. In float64, where every wrong place
+# of eps is above the bound; what a preset means does not depend on the dtype.
+SEEN = [name for name, case in CASES.items() if case.dtype == PRESETS[case.preset].dtypes[0]]
+
+
+def flip(name):
+    def plant(opt):
+        opt.param_groups[0][name] = not opt.param_groups[0][name]
+
+    return plant
+
+
+def scale(name, factor):
+    def plant(opt):
+        opt.param_groups[0][name] *= factor
+
+    return plant
+
+
+def start_from_the_other(opt):
+    for i in range(len(opt.state)):
+        opt.state[i]["square_avg"][...] = 1 - opt.state[i]["square_avg"]
+
+
+PLANTS = {
+    "eps on the other side of the root": (flip("eps_in_sqrt"), lambda h, case: h["eps"] != 0),
+    "eps": (scale("eps", 0.9), lambda h, case: h["eps"] != 0),
+    "alpha": (scale("alpha", 0.999), lambda h, case: True),
+    "square_avg from 1 for 0, and 0 for 1": (start_from_the_other, lambda h, case: True),
+    # Where lr is constant it is seen in the buffer alone.
+    "lr on the other side of the momentum": (flip("lr_in_momentum"), lambda h, case: h["momentum"] != 0),
+    "momentum": (scale("momentum", 0.999), lambda h, case: h["momentum"] != 0),
+    "nesterov": (flip("nesterov"), lambda h, case: h["momentum"] != 0),
+    "decay": (scale("weight_decay", 0.999), lambda h, case: h["weight_decay"] != 0),
+    "decay of the other form": (flip("decoupled_weight_decay"), lambda h, case: h["weight_decay"] != 0),
+    # Each needs a kernel of its own for every case: those of few presets are enough.
+    "centered": (flip("centered"), lambda h, case: True, "graves", "tf1"),
+    "bias correction": (flip("bias_correction"), lambda h, case: True, "optax"),
+    "sign": (flip("maximize"), lambda h, case: True, "torch"),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_planted_bug_is_seen(plant):
+    change, matters, *presets = PLANTS[plant]
+    got, want = set(), set()
+    for name in SEEN:
+        case = CASES[name]
+        if case.preset not in (presets or PRESETS):
+            continue
+        h = {}
+
+        def planted(opt, h=h):
+            h |= opt.param_groups[0]
+            change(opt)
+
+        if not excess(case, planted) <= 1:
+            got.add(name)
+        if matters(h, case):
+            want.add(name)
+    assert got == want
+    assert want
+
+
+@pytest.mark.parametrize("argument", ["clipvalue", "clipnorm", "global_clipnorm", "ema_momentum"])
+def test_wrong_argument_is_seen(argument):
+    names = [name for name in SEEN if argument in CASES[name].words.split()]
+    assert names
+    for name in names:
+        arguments = CASES[name].arguments
+        wrong = CASES[name]._replace(arguments={**arguments, argument: 0.999 * arguments[argument]})
+        assert not excess(wrong) <= 1, name
+
+
+# Other hyperparameters, shapes and gradients, from the packages that are installed: recorded now, in a process of its
+# own, since JAX and TensorFlow choose their devices and precision when they are imported.
+@pytest.mark.parametrize("preset", PRESETS)
+def test_live_trajectory(preset, tmp_path):
+    for package in PRESETS[preset].packages.split():
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    command = [sys.executable, record_presets.__file__, preset, "--to", str(tmp_path), "--live", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    shares = {name: excess(case) for name, case in read(tmp_path).items()}
+    assert shares
+    assert not {name: share for name, share in shares.items() if not share <= 1}
