@@ -60,23 +60,50 @@ def read(folder):
 
 CASES = read(DATA)
 
-# The bound of an update.
+# The bound of an update. Every step starts from the recorded parameter, while the state runs freely over all 25 steps.
 # * float64: RELATIVE of the tensor's largest update in that step, plus ULPS ulps of the parameter, for the same reasons
 #   as in test_reference.py: an update is known through the parameter only, which each side rounds twice at most.
-# * float32: 4 ulps of the parameter or 1e-6 of the element's own update, whichever is more. Nothing is added for what
-#   packages do otherwise in float32 (TensorFlow's 1 - rho from a rounded rho, Keras's cast learning rate, XLA's rsqrt):
-#   the largest seen is half of it. bitsandbytes divides exactly on the CPU; its CUDA kernel, with an approximate
-#   division, is not recorded.
-# Every step starts from the recorded parameter, while the state runs freely over all 25 steps.
+# * float32: ULPS ulps of the parameter or RELATIVE of the element's own update, whichever is more, where
+#   - the steps of which momentum made the update count with their magnitudes (`summed`): where they cancel, the
+#     roundings of each remain;
+#   - centered, each step counts (v + 2 |m| sqrt(v)) / (v - m^2 + eps) times, where that is above 1: by so much a
+#     relative error of v, and of the gradients of which m is made (their magnitudes average at most sqrt(v)), is larger
+#     in what stands under the root. Decay makes gradients nearly constant, and this factor goes into hundreds;
+#   - TensorFlow has 1 - rho from a rho that was rounded to float32, so that v is off by that (`relative`).
+#   Nothing is added for the rest that packages do otherwise in float32, as XLA's rsqrt. bitsandbytes divides exactly on
+#   the CPU; its CUDA kernel, with an approximate division, is not recorded.
 RELATIVE = {"float64": 1e-12, "float32": 1e-6}
 ULPS = {"float64": 2, "float32": 4}
+ALPHA_IN_FLOAT32 = ("tf1", "tf_keras_legacy")
 
 
-def bound(dtype, before, after):
-    """How far an update may be from the recorded one."""
-    update = RELATIVE[dtype] * np.abs(difference(after, before))
-    ulps = ULPS[dtype] * np.spacing(np.maximum(np.abs(before), np.abs(after))).astype(np.float64)
-    return update.max(initial=0) + ulps if dtype == "float64" else np.maximum(update, ulps)
+def relative(case, alpha):
+    """RELATIVE, and in float32 what a rounded alpha does to the root of v."""
+    if case.dtype == "float64" or case.preset not in ALPHA_IN_FLOAT32:
+        return RELATIVE[case.dtype]
+    return RELATIVE[case.dtype] + 0.5 * abs(float(np.float32(alpha)) - alpha) / (1 - alpha)
+
+
+def bound(case, h, before, after, size):
+    """How far an update may be from the recorded one, where `size` is what float32 relates it to."""
+    ulps = ULPS[case.dtype] * np.spacing(np.maximum(np.abs(before), np.abs(after))).astype(np.float64)
+    if case.dtype == "float64":
+        return relative(case, h["alpha"]) * np.abs(difference(after, before)).max(initial=0) + ulps
+    return np.maximum(relative(case, h["alpha"]) * size, ulps)
+
+
+def summed(h, state, old_buffer, old_sum, update):
+    """The size of an update, its steps added by magnitude; and their sum, which momentum keeps."""
+    factor, state = 1.0, {name: value.astype(np.float64) for name, value in state.items()}
+    if h["centered"]:
+        v, m, eps = state["square_avg"], state["grad_avg"], h["eps"] if h["eps_in_sqrt"] else h["eps"] ** 2
+        factor = np.maximum(1.0, (v + 2 * np.abs(m) * np.sqrt(v)) / (np.maximum(v - m**2, 0) + eps))
+    if not h["momentum"]:
+        return factor * np.abs(update), old_sum
+    own = factor * np.abs(state["momentum_buffer"] - h["momentum"] * old_buffer)
+    new_sum = h["momentum"] * old_sum + own
+    size = h["momentum"] * new_sum + own if h["nesterov"] else new_sum
+    return size * (1.0 if h["lr_in_momentum"] else h["lr"]), new_sum
 
 
 def difference(after, before):
@@ -97,15 +124,17 @@ def excess(case, plant=None):
     opt = RMSProp.from_preset(case.preset, params, **case.arguments)
     if plant:
         plant(opt)
-    shares = []
+    h, shares, sums = opt.param_groups[0], [], [0.0] * len(params)
     for step, (lr, grads) in enumerate(zip(case.lrs, case.grads, strict=True)):
         for param, before in zip(params, case.params[step], strict=True):
             param[...] = before
         if lr is not None and step > 0:  # the first one was an argument
             opt.lr = lr
+        buffers = [np.array(opt.state[i].get("momentum_buffer", 0), np.float64) for i in range(len(params))]
         opt.step(grads)
         for i, (param, before, after) in enumerate(zip(params, case.params[step], case.params[step + 1], strict=True)):
-            allowed = bound(case.dtype, before, after)
+            size, sums[i] = summed(h, opt.state[i], buffers[i], sums[i], difference(after, before))
+            allowed = bound(case, h, before, after, size)
             shares.append(worst(difference(param, before), difference(after, before), allowed))
             if case.averages:
                 # An average of parameters has three roundings a step on each side, and keeps those of all steps.
