@@ -187,7 +187,7 @@ def check_skipped(saved: Mapping[str, Any], problems: Problems) -> int:
     """The count of skipped steps in a state dict, which those of earlier versions lack."""
     x = saved.get("skipped_steps", 0)
     if kind_of(x) is not None and getattr(x, "shape", None) == () and x.dtype == np.int64:
-        with _where(x):
+        with where(x):
             x = int(x)
     if not isinstance(x, (int, np.integer)) or isinstance(x, bool) or not 0 <= x < 2**62:
         problems.add(TypeError, f'state_dict["skipped_steps"] is {_brief(x)}; wanted a count >= 0')

@@ -1,0 +1,218 @@
+"""How an optimizer's state is seen, goes out and comes in, by name; what is loaded is validated before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from . import foreign
+from .arrays import Problems, Tensor, quoted
+from .groups import Groups
+from .layout import NDArray
+from .outcome import Outcome
+from .planner import CAPTURED, Planner
+from .state import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed
+
+if TYPE_CHECKING:
+    from .streams import Order
+
+
+class Stateful:
+    """The part of an optimizer that is kept."""
+
+    _adagrad: ClassVar[bool]
+    _tensors: Sequence[Tensor]
+    _groups: Groups
+    _state: State
+    _steps: NDArray
+    _outcome: Outcome
+    _order: Order | None
+    _planner: Planner
+
+    @property
+    def steps(self) -> int:
+        """How often `step` was called, and what a callable `lr` is given; 0 at the first call."""
+        return int(self._steps[0])
+
+    def _refuse_capture(self, what: str) -> None:
+        if self._order and self._order.capturing():
+            raise RuntimeError(f"{CAPTURED}, which can hold no {what}; end the capture first")
+
+    @property
+    def state(self) -> State:
+        """``opt.state[name_or_index]["square_avg"]``: the state itself, arrays of the parameter's shape beside it."""
+        return self._state
+
+    @property
+    def ema(self) -> Averages:
+        """``opt.ema[name_or_index]``: the moving average of a parameter, where `use_ema` is on; the state itself.
+
+        Before the first step it is the parameter. The first step sets it to the new parameter, each later one takes
+        ``ema_momentum * ema + (1 - ema_momentum) * param``; a step that is skipped leaves it.
+        """
+        return Averages(self._state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot of state, hyperparameters and steps, of plain dicts, lists, numbers and arrays; it may be kept.
+
+        Unlike torch's it copies, so that later steps do not change it, and goes by name. A callable ``lr`` is a
+        program, not a number: it is saved as None, and given again to the optimizer that loads.
+
+        Returns
+        -------
+        dict
+            ``"optimizer"``, ``"version"``, ``"steps"``, ``"skipped_steps"``; ``"state"``, by name the arrays of each
+            parameter, on its device (no copies of the host); ``"param_groups"``, a list of dicts of hyperparameters,
+            with names as
+            ``"params"``.
+        """
+        self._refuse_capture("state_dict")
+        self._planner.allocate()  # what was assigned since the last step
+        return {
+            "optimizer": type(self).__name__,
+            "version": VERSION,
+            "steps": self.steps,
+            "skipped_steps": self._outcome.snapshot(),
+            "state": self._state.snapshot(),
+            "param_groups": [
+                {"params": names, **h, "lr": None if callable(h["lr"]) else h["lr"]}
+                for names, h in zip(self._groups.keys, self._groups.hypers(), strict=True)
+            ],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
+        """Continue from a `state_dict`: everything is validated by name before anything changes.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            As `state_dict` returned it, or read back from wherever it was kept.
+        strict : bool
+            True: the same parameters in the same groups; the hyperparameters are loaded too (a callable ``lr``
+            stays, and has to be there where one was saved). False: parameters that both have are loaded, the others
+            and all hyperparameters stay as they are; `steps` is loaded.
+
+        Returns
+        -------
+        LoadReport
+            The names ``missing`` in the dict, and the ``unexpected`` ones in it; both empty with `strict`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming everything that does not fit; then nothing was changed. torch finds a wrong shape at the next step,
+            and casts float32 state to the parameter's dtype.
+        """
+        self._refuse_capture("load_state_dict")
+        problems = Problems()
+        loaded = check_state_dict(state_dict, type(self).__name__, problems)
+        problems.raise_any()
+        keys = [tensor.key for tensor in self._tensors]
+        report = LoadReport(
+            [key for key in keys if key not in loaded["state"]], [key for key in loaded["state"] if key not in keys]
+        )
+        groups = self._groups.hypers()
+        if strict:
+            for name, what in (
+                (report.missing, "is missing in"),
+                (report.unexpected, "has no parameter here, but is in"),
+            ):
+                for key in name:
+                    problems.add(ValueError, f'{quoted(key)} {what} state_dict["state"]')
+            groups = self._groups.loaded(loaded["param_groups"], problems)
+        names = [needed(groups[i], self._adagrad) for i in self._groups.of_tensor]
+        found = self._state.check(loaded["state"], names, problems)
+        skipped = check_skipped(loaded, problems)
+        problems.raise_any()
+
+        self._state.load(found)
+        self._steps[0] = int(loaded["steps"])
+        self._outcome.load(skipped)
+        self._groups.replace(groups)
+        if self._order:
+            self._order.broken = None  # if it was between two steps, it is not now
+            self._planner.send()
+        return report
+
+    def load_foreign(self, framework: str, state: Any, *, steps: int | None = None) -> None:
+        """Continue a run that was started in torch, Keras or optax, on the same trajectory.
+
+        Parameters are matched by name where both sides have the same names, by order (groups in order) where they have
+        none in common, and refused in between. Load the parameters yourself: they are no part of an optimizer's state.
+
+        Parameters
+        ----------
+        framework : {"torch", "keras", "optax"}
+            Whose state it is.
+        state : object
+            torch: ``state_dict()`` of ``torch.optim.RMSprop`` (`AdaGrad`: of ``Adagrad``), of tensors or NumPy arrays.
+            Its hyperparameters are loaded too, with eps outside the root and lr outside the momentum; what torch does
+            not have (clipping, say) stays. A parameter that has no state yet starts anew. Names are those of named
+            parameters, ``param_names``.
+
+            Keras: ``optimizer.variables`` of ``keras.optimizers.RMSprop`` (``Adagrad``), or a mapping from their paths
+            to arrays; names have underscores for slashes. The learning rate is loaded unless `lr` is a callable here;
+            the other hyperparameters are not in it: build with the same ones, ``eps_in_sqrt=True``,
+            ``lr_in_momentum=True``, ``decoupled_weight_decay=True``.
+
+            optax: the state of ``optax.rmsprop`` (``adagrad``), also inside ``chain`` or ``inject_hyperparams``. A
+            nested tree matches names joined by slashes or dots, or the order of ``jax.tree.leaves``. Only the learning
+            rate of ``inject_hyperparams`` is loaded; build with the same ones, ``eps_in_sqrt=True`` (optax's default),
+            ``lr_in_momentum=True``.
+        steps : int, optional
+            The count of steps where the state has none: optax without ``bias_correction`` or schedule (0 if not given;
+            needed where `bias_correction` or a callable `lr` here read it). For torch, what a callable `lr` is given
+            later; by default the largest step of a parameter.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming every entry that cannot be mapped; then nothing was changed.
+
+        Notes
+        -----
+        An array of a dtype narrower than our state (of halves: float32) is widened; none is rounded. ``bias_weight`` is
+        ``1 - alpha**step``, rounded once.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> group = {"lr": 0.1, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
+        >>> state = {0: {"step": 3.0, "square_avg": np.full(2, 0.25)}}
+        >>> opt = RMSProp(np.ones(2))
+        >>> opt.load_foreign("torch", {"state": state, "param_groups": [{**group, "params": [0]}]})
+        >>> opt.steps, opt.lr, opt.state[0]["square_avg"]
+        (3, 0.1, array([0.25, 0.25]))
+        """
+        self._refuse_capture("load_foreign")
+        problems = Problems()
+        mine = foreign.Mine(type(self).__name__, self._adagrad, self._groups.members, self._groups.hypers())
+        state_dict = foreign.translated(framework, state, steps, mine, problems)
+        self._groups.loaded(state_dict["param_groups"], problems)  # so that one error names what is wrong there too
+        problems.raise_any()
+        self.load_state_dict(state_dict)
+
+    def to_foreign(self, framework: str) -> dict[str, Any]:
+        """The state in the form in which a run continues in torch.
+
+        Parameters
+        ----------
+        framework : {"torch"}
+            torch, which has to be installed.
+
+        Returns
+        -------
+        dict
+            For ``load_state_dict`` of a ``torch.optim.RMSprop`` (`AdaGrad`: ``Adagrad``) over the same parameters in
+            the same groups and order: copies as tensors, on a device where the state is, and the hyperparameters. torch
+            casts the state of half parameters to their dtype when it loads, and computes in it.
+
+        Raises
+        ------
+        ValueError
+            Naming every switch and hyperparameter that torch does not have.
+        """
+        if framework != "torch":
+            raise ValueError(f"framework is {framework!r}; wanted 'torch'")
+        return foreign.to_torch(self.state_dict, self._groups.hypers())
