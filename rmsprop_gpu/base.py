@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Optimizer(Stateful):
     """RMSProp and AdaGrad differ from it in their hyperparameters and in one line of the rule."""
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Any, defaults: dict[str, Any], no_decay: Any = None) -> None:
         for name, value in defaults.items():
             defaults[name] = hyper.checked(name, value)
         structure = parse(params)
@@ -39,7 +39,7 @@ class Optimizer(Stateful):
         check_one_place(self._tensors, problems)
         check_disjoint([(t.label, t.address, t.layout.nbytes) for t in self._tensors], problems)
         problems.raise_any()
-        self._groups = Groups([overrides for overrides, _ in structure.groups], usable, defaults)
+        self._groups = Groups([overrides for overrides, _ in structure.groups], usable, defaults, no_decay)
         self._devices = sorted({t.device for t in self._tensors if t.device is not None})
         hyper.check_shared(self._groups.hypers(), self._devices)
         self._steps = np.zeros(1, np.int64)

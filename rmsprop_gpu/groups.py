@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import hyper
-from .arrays import Problems, Tensor
+from .arrays import Problems, Tensor, a, quoted
 from .dtypes import compute_dtype
 
 
@@ -129,12 +129,27 @@ class Groups:
     """All groups of an optimizer, and in which of them each tensor is."""
 
     def __init__(
-        self, overrides: Sequence[Mapping[str, Any]], members: Sequence[Sequence[Tensor]], defaults: Mapping[str, Any]
+        self,
+        overrides: Sequence[Mapping[str, Any]],
+        members: Sequence[Sequence[Tensor]],
+        defaults: Mapping[str, Any],
+        no_decay: Any = None,
     ) -> None:
         self.changes = Changes()
-        self.members = [list(tensors) for tensors in members]
-        self.of_tensor = [i for i, tensors in enumerate(self.members) for _ in tensors]
-        self.all = tuple(self._made(i, *pair, defaults) for i, pair in enumerate(zip(overrides, members, strict=True)))
+        tensors = [tensor for group in members for tensor in group]
+        bare = _undecayed(no_decay, tensors)
+        made: list[tuple[ParamGroup, list[Tensor]]] = []
+        for i, (own, group) in enumerate(zip(overrides, members, strict=True)):
+            without = [tensor for tensor in group if id(tensor) in bare]
+            if not without or len(without) < len(group):
+                rest = [tensor for tensor in group if id(tensor) not in bare]
+                made.append((self._made(i, own, rest, defaults), rest))
+            if without:
+                made.append((self._made(i, {**own, "weight_decay": 0.0}, without, defaults), without))
+        self.all = tuple(group for group, _ in made)
+        self.members = [tensors for _, tensors in made]
+        group_of = {id(tensor): i for i, tensors in enumerate(self.members) for tensor in tensors}
+        self.of_tensor = [group_of[id(tensor)] for tensor in tensors]  # in the order of the parameters
 
     def _made(
         self, i: int, overrides: Mapping[str, Any], tensors: Sequence[Tensor], defaults: Mapping[str, Any]
@@ -187,3 +202,36 @@ class Groups:
     def lr(self, value: float | hyper.Schedule) -> None:
         value = hyper.checked("lr", value)
         self.replace([group.with_(lr=value) for group in self.all])
+
+
+def _undecayed(no_decay: Any, tensors: Sequence[Tensor]) -> set[int]:
+    """The ids of the tensors that `no_decay` names: by their names, a predicate of name and array, or as arrays."""
+    if no_decay is None:
+        return set()
+    problems, found = Problems(), set()
+    if callable(no_decay):
+        for tensor in tensors:
+            answer = no_decay(tensor.key, tensor.array)
+            if not isinstance(answer, (bool, np.bool_)):
+                said = f"{answer!r} (a {type(answer).__name__})"
+                problems.add(TypeError, f"no_decay({tensor.key!r}, ...) is {said}; wanted True or False")
+            elif answer:
+                found.add(id(tensor))
+        problems.raise_any()
+        return found
+    if isinstance(no_decay, (str, bytes, Mapping)) or not isinstance(no_decay, Iterable):
+        wanted = "a list of names, a list of arrays, or a function of name and array"
+        raise TypeError(f"no_decay is {a(type(no_decay))}; wanted {wanted}")
+    entries = [no_decay] if any(no_decay is tensor.array for tensor in tensors) else list(no_decay)
+    by_name = {tensor.key: tensor for tensor in tensors}
+    by_array = {id(tensor.array): tensor for tensor in tensors}
+    for i, entry in enumerate(entries):
+        one = by_name.get(entry) if isinstance(entry, str) else by_array.get(id(entry))
+        if one is None:
+            said = quoted(entry) if isinstance(entry, str) else a(type(entry))
+            some = ", ".join([*list(by_name)[:8], *["..."] * (len(by_name) > 8)])
+            problems.add(ValueError, f"no_decay[{i}] is {said}, which is no parameter here; there are {some}")
+        else:
+            found.add(id(one))
+    problems.raise_any()
+    return found

@@ -71,6 +71,10 @@ class RMSProp(Optimizer):
         Keep a moving average of the parameters in the same pass, ``opt.ema[name]`` (Keras's names and its rule: the
         first step sets it, each later one takes ``ema_momentum * ema + (1 - ema_momentum) * param``). Of a half it is
         the average in float32 of what was rounded. 8 bytes more an element of float32.
+    no_decay : sequence of str, sequence of arrays, or callable, optional
+        The parameters without weight decay: by name, as the arrays themselves, or where ``no_decay(name, array)`` is
+        True (``lambda name, x: x.ndim < 2`` for biases and scales). They become a group of their own, with the other
+        hyperparameters of theirs.
 
     Notes
     -----
@@ -132,12 +136,13 @@ class RMSProp(Optimizer):
         skip_nonfinite: bool = False,
         use_ema: bool = False,
         ema_momentum: float = 0.99,
+        no_decay: Any = None,
     ) -> None:
         arguments = dict(locals())
-        super().__init__(params, {name: arguments[name] for name in hyper.RMSPROP})
+        super().__init__(params, {name: arguments[name] for name in hyper.RMSPROP}, no_decay)
 
     @classmethod
-    def from_preset(cls, name: str, params: Any, /, **arguments: Any) -> RMSProp:
+    def from_preset(cls, name: str, params: Any, /, *, no_decay: Any = None, **arguments: Any) -> RMSProp:
         """RMSProp as another framework has it: its names, its defaults, its trajectory.
 
         ======================= ============================================================ =========================
@@ -161,6 +166,8 @@ class RMSProp(Optimizer):
             Of a preset; ``rmsprop_gpu.presets.PRESETS`` has their sources and all their arguments.
         params
             As in :class:`RMSProp`; a group in it names hyperparameters as `RMSProp` does.
+        no_decay
+            As in :class:`RMSProp`.
         **arguments
             The framework's, by its names; what is not given has its default. A learning rate may be a callable of the
             step count in every preset. What has no counterpart here (keras's ``name``, timm's ``caution``, ...) is
@@ -208,7 +215,7 @@ loss_scale_factor, gradient_accumulation_steps, name
         preset = PRESETS[name]
         ours = preset.rmsprop(name, arguments)
         try:
-            return cls(params, **ours)
+            return cls(params, **ours, no_decay=no_decay)
         except (TypeError, ValueError) as error:
             text = preset.in_its_words(str(error))  # what only the parameters' dtype decides
             if text == str(error):
@@ -232,7 +239,7 @@ class AdaGrad(Optimizer):
     params, lr, eps, weight_decay, initial_scale, eps_in_sqrt, decoupled_weight_decay, maximize, clipvalue
         As in :class:`RMSProp`. `initial_scale` is torch's and Keras's ``initial_accumulator_value`` (0 and 0.1 there);
         Keras and optax have `eps` inside the root.
-    clipnorm, global_clipnorm, skip_nonfinite, use_ema, ema_momentum
+    clipnorm, global_clipnorm, skip_nonfinite, use_ema, ema_momentum, no_decay
         As in :class:`RMSProp`.
 
     Examples
@@ -264,6 +271,7 @@ class AdaGrad(Optimizer):
         skip_nonfinite: bool = False,
         use_ema: bool = False,
         ema_momentum: float = 0.99,
+        no_decay: Any = None,
     ) -> None:
         arguments = dict(locals())
-        super().__init__(params, {name: arguments[name] for name in hyper.ADAGRAD})
+        super().__init__(params, {name: arguments[name] for name in hyper.ADAGRAD}, no_decay)

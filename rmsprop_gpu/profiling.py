@@ -92,7 +92,8 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
 
     def bind() -> Callable[[], object]:
         plan = double._planner.plan()
-        plan.bind(opt._flatten(grads))
+        arrays = opt._flatten(grads)
+        plan.bind([arrays[i] for i in _in_groups(opt)])
         return plan.launch
 
     host, device = probe.step(bind, repeats, _range(f"{type(opt).__name__}.step"))
@@ -197,10 +198,17 @@ def _double(opt: Optimizer) -> Optimizer:
         for group, tensors in zip(opt.param_groups, opt._groups.members, strict=True)
     ]
     double = (AdaGrad if opt._adagrad else RMSProp)(groups)
-    for tensor, mine, theirs in zip(opt._tensors, double._state.buffers, opt._state.buffers, strict=True):
+    for i, mine in zip(_in_groups(opt), double._state.buffers, strict=True):
+        tensor, theirs = opt._tensors[i], opt._state.buffers[i]
         for name in mine.keys() & theirs.keys():
             _fill(mine[name], theirs[name], tensor, opt._order)
     return double
+
+
+def _in_groups(opt: Optimizer) -> list[int]:
+    """The order of the parameters in their groups, which is that of the double's."""
+    index = {id(tensor): i for i, tensor in enumerate(opt._tensors)}
+    return [index[id(tensor)] for tensors in opt._groups.members for tensor in tensors]
 
 
 def _rate(lr: Any) -> Any:
