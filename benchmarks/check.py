@@ -44,8 +44,11 @@ def disagreement(running: Running, contender: Contender, grad: Array, workload: 
     """
     assert contender.rule is not None
     hyper = rounded({**hyper_of(contender.rule), **workload.hyper, **contender.switches})
+    most = hyper.pop("global_clipnorm", None)
+    for name in ("skip_nonfinite", "use_ema"):  # of finite gradients; beside the parameters
+        hyper.pop(name, None)
     step = functools.partial(getattr(load_reference(), contender.rule), **hyper)
-    tolerance = Tolerance(hyper, step)
+    tolerance = Tolerance(hyper, step, clipped=most is not None)
     sample, state = sample_of(grad.size), None
     for number, factor in enumerate(GRAD_FACTORS, start=1):
         scaled = grad * np.float32(factor)
@@ -54,8 +57,13 @@ def disagreement(running: Running, contender: Contender, grad: Array, workload: 
         running.step()
         running.sync()
         after = running.read_params()[sample]
-        allowed = tolerance.of_step(before, scaled[sample].astype(np.float64), state)
-        wanted, state = step(before, scaled[sample], state)
+        seen = scaled[sample].astype(np.float64)
+        if running.last_norm:
+            seen *= min(1.0, most / running.last_norm())
+        elif most:
+            seen *= load_reference().clip_factor([scaled.astype(np.float64)], most)
+        allowed = tolerance.of_step(before, seen, state)
+        wanted, state = step(before, seen, state)
         error = np.abs((after - before) - (wanted - before))
         wrong = ~(error <= allowed + np.spacing(np.abs(after)))  # a NaN is wrong too
         if wrong.any():
@@ -85,9 +93,18 @@ class Tolerance:
     of g where they cancel; the largest so far counts. It enters the direction once, and v twice, under the root once:
     4u condition. Centered, v - m^2 has (2 + 2W) / 0.729 < 4 of it, the root 2: 6u. Decoupled: it is lr decay, 1e-5 at
     most, of the parameter, but one more store.
+
+    `clipped`: some sum the norm in float32, by pairs, blocks or lanes: 25 M squares are off by less than
+    log2(25e6 / 16) < 21 roundings, half of that under the root, and factor and product add three: 14u. It enters the
+    direction once and v twice, under the root once. torch's norm is off by more; its steps are judged by that norm.
     """
 
-    def __init__(self, hyper: Mapping[str, Any], step: functools.partial[tuple[Double, dict[str, Double]]]) -> None:
+    def __init__(
+        self,
+        hyper: Mapping[str, Any],
+        step: functools.partial[tuple[Double, dict[str, Double]]],
+        clipped: bool = False,
+    ) -> None:
         decoupled = hyper.get("decoupled_weight_decay", False)
         self.momentum, self.nesterov = hyper.get("momentum", 0.0), hyper.get("nesterov", False)
         self.stores = 1 if decoupled and hyper.get("weight_decay") else 0
@@ -95,7 +112,7 @@ class Tolerance:
         self.clipvalue, self.maximize = hyper.get("clipvalue"), hyper.get("maximize", False)
         centered = hyper.get("centered", False)
         self.roundings = 8 + 5 * centered + 3 * hyper.get("bias_correction", False)
-        self.roundings += 4 * bool(self.momentum) + 2 * self.nesterov
+        self.roundings += 4 * bool(self.momentum) + 2 * self.nesterov + 28 * clipped
         self.roundings_of_decay = 6 if centered else 4
         alone = {"momentum": 0.0, "nesterov": False, "weight_decay": self.decay}
         self.direction = functools.partial(step, **{name: value for name, value in alone.items() if name in hyper})

@@ -50,6 +50,8 @@ class Running:
     set_grads: Callable[[list[Array]], None] = lambda grads: None  # copies new values into the gradients it steps with
     read_params: Callable[[], Array] = lambda: np.empty(0, np.float32)  # the parameters now, flat, in order
     sync: Callable[[], object] = lambda: None  # waits for what step has started
+    # The norm by which it clipped last, where it is too rough to be judged by the exact one: torch sums in float32.
+    last_norm: Callable[[], float] | None = None
     extra_memory: Callable[[], int] | None = None  # bytes that a step needs for itself; None: ask the resident set
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contenders_base import ALPHA, EPS, LR, Array, Contender, Running, Task, Unavailable, fill, flat, streams
-from benchmarks.workloads import C_OPENMP, COPY, OURS, VIEWS, Workload
+from benchmarks.workloads import C_OPENMP, COPY, OURS, PLAIN, VIEWS, Workload
 
 C_SOURCE = Path(__file__).with_name("rmsprop.c")
 C_COMPILE = ("gcc", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
-def build_rmsprop_gpu(task: Task, together: bool = False) -> Running:
+def build_rmsprop_gpu(task: Task, together: bool = False, plain: bool = False) -> Running:
     """This package on NumPy arrays, each by itself, or all of them views of two large ones."""
     import numba
 
@@ -31,7 +31,7 @@ def build_rmsprop_gpu(task: Task, together: bool = False) -> Running:
     numba.set_num_threads(task.threads)
     copy = views if together else copies
     params, grads = copy(task.params), copy(task.grads)
-    opt = RMSProp(params, lr=LR, alpha=ALPHA, eps=EPS, **task.hyper)
+    opt = RMSProp(params, lr=LR, alpha=ALPHA, eps=EPS, **({} if plain else task.hyper))
     return on_numpy(functools.partial(opt.step, grads), params, grads)
 
 
@@ -149,6 +149,7 @@ def numexpr_traffic(workload: Workload) -> int:
 
 RMSPROP_GPU = Contender(OURS, build_rmsprop_gpu, traffic=streams)
 TOGETHER = Contender(VIEWS, functools.partial(build_rmsprop_gpu, together=True), traffic=streams)
+UNCLIPPED = Contender(PLAIN, functools.partial(build_rmsprop_gpu, plain=True), rule=None)
 NUMPY = Contender("numpy", build_numpy, traffic=numpy_traffic)
 NUMEXPR = Contender("numexpr", build_numexpr, traffic=numexpr_traffic)
 C_LOOP = Contender(C_OPENMP, build_c, traffic=streams)

@@ -20,8 +20,10 @@ def build_optax(task: Task) -> Running:
     import jax.numpy as jnp
     import optax
 
-    task.refuse_beyond()
+    task.refuse_beyond(("global_clipnorm",))
     opt = optax.rmsprop(LR, decay=ALPHA, eps=EPS, eps_in_sqrt=False)
+    if most := task.hyper.get("global_clipnorm"):
+        opt = optax.chain(optax.clip_by_global_norm(most), opt)
     params = [jnp.array(param) for param in task.params]
 
     def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:

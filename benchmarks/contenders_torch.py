@@ -30,8 +30,17 @@ def build(task: Task, make: Callable[..., Any], device: str = "cpu", compiled: b
         for param, value in zip(params, values, strict=True):
             param.grad.copy_(torch.from_numpy(value))
 
+    most = task.hyper.get("global_clipnorm")
+    norms = [0.0]
+
+    def clip_and_step() -> None:
+        norms[0] = torch.nn.utils.clip_grad_norm_(params, most)
+        opt.step()
+
+    step = clip_and_step if most else opt.step
     running = Running(
-        step=compile_step(opt) if compiled else opt.step,
+        step=compile_step(opt) if compiled else step,
+        last_norm=(lambda: float(norms[0])) if most else None,
         set_grads=set_grads,
         read_params=lambda: torch.cat([param.detach().flatten() for param in params]).cpu().numpy(),
     )
@@ -44,8 +53,9 @@ def rmsprop(params: list[Any], task: Task, foreach: bool | None = None) -> Any:
     """torch.optim.RMSprop; the form is torch's choice by default."""
     import torch
 
-    task.refuse_beyond(("weight_decay", "momentum", "centered", "maximize"))
-    return torch.optim.RMSprop(params, lr=LR, alpha=ALPHA, eps=EPS, foreach=foreach, **task.hyper)
+    task.refuse_beyond(("weight_decay", "momentum", "centered", "maximize", "global_clipnorm"))
+    own = {name: value for name, value in task.hyper.items() if name != "global_clipnorm"}
+    return torch.optim.RMSprop(params, lr=LR, alpha=ALPHA, eps=EPS, foreach=foreach, **own)
 
 
 def fused_adagrad(params: list[Any], task: Task) -> Any:
@@ -87,6 +97,7 @@ def traffic(workload: Workload) -> int:
     """
     hyper = workload.hyper
     passes = 2 + 3 + 2 + 2 + 4
+    passes += 1 + 2 if hyper.get("global_clipnorm") else 0  # clip_grad_norm_: the norm, and mul_
     passes += 2 if hyper.get("maximize") else 0  # neg
     passes += 3 if hyper.get("weight_decay") else 0  # add
     passes += 3 + 3 if hyper.get("centered") else 0  # lerp_ and addcmul

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import Rows, digits, plural, thread_rows, timed, to_ours
-from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, COPY, FUSED, OPTAX, OURS, TORCH, VIEWS
+from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, COPY, FUSED, OPTAX, OURS, PLAIN, TORCH, VIEWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +106,7 @@ def ratios(figure: Figure, result: dict[str, Any]) -> bool:
 
 def rivals_of(results: Rows) -> dict[str, dict[str, float]]:
     """Median and quartiles of time / ours, of all but ourselves."""
-    found = {name: to_ours(row) for name, row in timed(results).items() if name not in (AGAIN, VIEWS)}
+    found = {name: to_ours(row) for name, row in timed(results).items() if name not in (AGAIN, VIEWS, PLAIN)}
     return {name: ratio for name, ratio in found.items() if ratio}
 
 

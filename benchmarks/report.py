@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.startup import startup_lines
-from benchmarks.workloads import AGAIN, COPY, OURS, VIEWS, WORKLOADS, Bar
+from benchmarks.workloads import AGAIN, COPY, OURS, PLAIN, VIEWS, WORKLOADS, Bar
 
 Row = dict[str, Any]
 Rows = Mapping[str, Row]  # by contender
 Cells = tuple[str, ...]
 
-NO_RIVALS = (OURS, AGAIN, VIEWS, COPY)  # the copy computes nothing: it is a limit
+NO_RIVALS = (OURS, AGAIN, VIEWS, PLAIN, COPY)  # the copy computes nothing: it is a limit
 
 HEAD = ("contender", "time a step", "quartiles", "time / ours (quartiles)", "GB/s", "of copy", "bytes an element",
         "extra memory")  # fmt: skip

@@ -15,6 +15,7 @@ SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text())  # reco
 
 OURS, AGAIN, COPY = "rmsprop_gpu", "rmsprop_gpu, again", "copy"
 VIEWS = "rmsprop_gpu, views"  # of one large array, as whoever allocates the parameters may have it
+PLAIN = "rmsprop_gpu, plain"  # without the hyperparameters of the workload
 TORCH = ("torch foreach", "torch for-loop")  # of its RMSprop: the default on a GPU, and the default on a CPU
 COMPILED, FUSED, OPTAX, C_OPENMP = "torch compile", "torch fused adagrad", "optax", "c openmp"
 
@@ -52,8 +53,9 @@ class Workload:
     @property
     def bytes_per_element(self) -> int:
         """What a step cannot do without: the gradient is read, the parameter and each buffer are read and written."""
-        buffers = 1 + bool(self.hyper.get("centered")) + bool(self.hyper.get("momentum"))
-        return 4 * (3 + 2 * buffers)
+        buffers = 1 + sum(bool(self.hyper.get(name)) for name in ("centered", "momentum", "use_ema"))
+        looks = any(self.hyper.get(name) for name in ("clipnorm", "global_clipnorm", "skip_nonfinite"))
+        return 4 * (3 + looks + 2 * buffers)
 
 
 def one_tensor(millions: int, **more: Any) -> Workload:
@@ -133,6 +135,29 @@ WORKLOADS = {
             ((25_000_000,),),
             hyper=ALL_SWITCHES,
             contenders=(OURS, AGAIN, COPY),
+        ),
+        Workload(
+            "clipped-25m",
+            "One tensor of 25 M elements, clipped by the norm of all gradients",
+            ((25_000_000,),),
+            hyper={"global_clipnorm": 1.0},
+            contenders=(OURS, AGAIN, PLAIN, *TORCH, OPTAX, COPY),
+            bars=(Bar((PLAIN,), at_most=1.5),),
+        ),
+        Workload(
+            "clipped-resnet50",
+            f"{RESNET50.title}, clipped by the norm of all gradients",
+            RESNET50.shapes,
+            hyper={"global_clipnorm": 1.0},
+            contenders=(OURS, AGAIN, PLAIN, *TORCH, OPTAX, COPY),
+        ),
+        Workload(
+            "guarded-25m",
+            "One tensor of 25 M elements, with momentum, a moving average of the parameters, clipped by the norm of all"
+            " gradients, skipped where one is not finite",
+            ((25_000_000,),),
+            hyper={"momentum": 0.9, "use_ema": True, "global_clipnorm": 1.0, "skip_nonfinite": True},
+            contenders=(OURS, AGAIN, PLAIN, COPY),
         ),
     )
 }

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmsprop_gpu import RMSProp
+from rmsprop_gpu import RMSProp, hyper
+from rmsprop_gpu.traffic import bytes_per_element
 
 # Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -41,7 +42,11 @@ TENSORS_AND_ELEMENTS = {  # as the models' pages and papers count them
     "host-161": (161, 161),
     "switches-25m": (1, 25_000_000),
     "all-25m": (1, 25_000_000),
+    "clipped-25m": (1, 25_000_000),
+    "clipped-resnet50": (161, 25_557_032),
+    "guarded-25m": (1, 25_000_000),
 }
+BYTES = {"switches-25m": 36, "all-25m": 36, "clipped-25m": 24, "clipped-resnet50": 24, "guarded-25m": 40}
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -49,7 +54,9 @@ def test_workload_has_the_tensors_of_its_name(name):
     workload = WORKLOADS[name]
     assert workload.name == name
     assert (len(workload.shapes), workload.size) == TENSORS_AND_ELEMENTS[name]
-    assert workload.bytes_per_element == (36 if workload.hyper else 20)  # both with momentum and centered
+    assert workload.bytes_per_element == BYTES.get(name, 20)
+    variant = hyper.variant({**RMSProp(np.ones(3)).param_groups[0].hyper(), **workload.hyper}, adagrad=False)
+    assert workload.bytes_per_element == bytes_per_element(variant, np.dtype(np.float32))
 
 
 def test_shapes_have_sources_and_the_order_of_their_models():
@@ -58,7 +65,7 @@ def test_shapes_have_sources_and_the_order_of_their_models():
     assert first_and_last == [((32, 4, 8, 8), (18,)), ((64, 3, 7, 7), (1000,)), ((50257, 768), (768,))]
 
 
-@pytest.mark.parametrize("name", ["switches-25m", "all-25m"])
+@pytest.mark.parametrize("name", BYTES)
 def test_switches_are_ours(name):
     RMSProp(np.ones(3, np.float32), **WORKLOADS[name].hyper)
 
