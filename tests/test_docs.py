@@ -41,8 +41,14 @@ def test_public_names_are_documented_with_an_example(name):
         assert parameter in doc or name == "adagrad_update"
 
 
+def example(said):
+    """The one example in the README that says this."""
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if said in code]
+    return code
+
+
 def test_readme_example_runs(capsys):
-    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
+    code = example("print(opt)")
     assert len(code.strip().splitlines()) <= 12
     scope = {}
     exec(code, scope)
@@ -52,19 +58,27 @@ def test_readme_example_runs(capsys):
 
 @pytest.mark.gpu
 def test_readme_example_of_a_graph_runs():
-    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
     scope = {}
-    exec(code, scope)
+    exec(example("begin_capture"), scope)
     assert int(scope["opt"].state[0]["step"]) == 4
 
 
 def test_readme_example_of_a_profile_runs(capsys):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("Agg")
-    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[2]
-    exec(code, {})
+    exec(example("import profile"), {})
     assert "RMSProp over 2 tensors, 4,001,000 elements" in capsys.readouterr().out
     pyplot.close("all")
+
+
+def test_readme_example_of_gradients_runs(capsys):
+    scope = {}
+    exec(example("skipped_steps"), scope)
+    opt, weight = scope["opt"], scope["weight"]
+    assert (opt.skipped_steps, opt.steps, int(opt.state[0]["step"])) == (1, 3, 2)
+    assert np.isfinite(weight).all()
+    assert np.isnan(opt.last_grad_norm)  # of the step that was skipped
+    assert capsys.readouterr().out.startswith("1 nan [")
 
 
 def test_readme_has_the_two_commands():
