@@ -194,8 +194,9 @@ class DeviceSteps:
                     self._streams = {}  # the calls name the buffer
 
     def _words(self, rows: slice) -> NDArray:
-        """The column of a batch: the addresses of its gradients, and what the step is told beside them."""
-        return np.append(self._column[rows], self._signals.words)
+        """The column of a batch: the addresses of its gradients, and what the step is told beside them, if anything."""
+        column = self._column[rows]
+        return np.append(column, np.array(self._signals.words, np.int64)) if self._signals.asked.told else column
 
     def _make_calls(self, streams: dict[int, Any]) -> None:
         """What one step calls, without a return to Python between: Ctrl-C cannot leave it half done.

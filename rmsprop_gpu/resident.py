@@ -67,7 +67,7 @@ class Resident:
             self.table, self.chunks, self.scalars, self.factors, self.sums, self.numbers = (
                 _uploaded(a, stream) for a in sources
             )
-            self.column = _Column(len(batch.sizes) + len(batch.told))
+            self.column = _Column(len(batch.sizes) + batch.variant.told * len(batch.told))
         self._own: _Column | None = self.column  # the one that no graph has captured
         self._captured: list[_Column] = []
 

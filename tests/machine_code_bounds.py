@@ -27,10 +27,11 @@ def bounds(variant, dtype):
 
 def wanted_accesses(variant, dtype):
     """Loads and stores of the vector loop: each stream once, in 128 bits; four halves are 64."""
-    states = 1 + variant.centered + variant.momentum
+    states = 1 + variant.centered + variant.momentum + variant.ema
+    stores = 1 + variant.zero_grads
     if np.dtype(dtype).itemsize == 2:
-        return {"LDG.E.64": 2, "STG.E.64": 1, "LDG.E.128": states, "STG.E.128": states}
-    return {"LDG.E.128": 2 + states, "STG.E.128": 1 + states}
+        return {"LDG.E.64": 2, "STG.E.64": stores, "LDG.E.128": states, "STG.E.128": states}
+    return {"LDG.E.128": 2 + states, "STG.E.128": stores + states}
 
 
 def flaws(facts, dtype):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 VARIANTS = list(dict.fromkeys([Variant(), *cover(2)]))
 FULL = Variant(scale=True, weight_decay=True, centered=True, momentum=True, nesterov=True)  # all that one array has
-CORRECTED = next(v for v in VARIANTS if v.bias_correction and v.centered and v.momentum)
+CORRECTED = Variant(bias_correction=True, centered=True, momentum=True, clipvalue=True, ema=True)
 ADAGRAD = next(v for v in VARIANTS if v.adagrad)
 # How work is divided is the same for all: one Variant a dtype, of those with and without a kernel before the update.
 CASES = list(zip([Variant(), CORRECTED, FULL, ADAGRAD], DTYPES, strict=True))

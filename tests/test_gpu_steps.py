@@ -14,7 +14,7 @@ from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, array_module, compiling, device, resident, rmsprop_update
 from rmsprop_gpu.backends import cuda
-from rmsprop_gpu.batch import make_batch
+from rmsprop_gpu.batch import Norms, make_batch
 from rmsprop_gpu.hyper import scalars
 from rmsprop_gpu.rule import Variant
 from rmsprop_gpu.table import PARAM, SQUARE_AVG
@@ -98,10 +98,10 @@ def test_a_step_copies_what_changed_and_allocates_nothing(uploads):
         opt.step(others)
         opt.lr = 0.5
         opt.step(others)
-        assert uploads == [8 * len(grads), 9 * 4]  # the scalars, once
+        assert uploads == [8 * len(grads), 13 * 4]  # the scalars, once
         opt.param_groups[0]["alpha"] = 0.7
         opt.step(others)
-        assert uploads == [8 * len(grads), 9 * 4, 9 * 4]
+        assert uploads == [8 * len(grads), 13 * 4, 13 * 4]
     assert allocations.sizes == []
 
 
@@ -110,9 +110,9 @@ def test_lr_is_sent_when_it_is_assigned(uploads):
     opt.step(grads)
     uploads.clear()
     opt.lr = 0.25
-    assert uploads == [9 * 4]
+    assert uploads == [13 * 4]
     opt.step(grads)
-    assert uploads == [9 * 4]
+    assert uploads == [13 * 4]
 
 
 def test_an_odd_gradient_is_copied_into_a_buffer_that_is_kept(rng):
@@ -162,17 +162,15 @@ def test_beyond_two_to_the_31_elements(rng):
         compute = np.float64 if dtype is np.float64 else F4
         v = cupy.zeros(n, compute)
         h = RMSProp(host[0].copy()).param_groups[0].hyper()
-        batch = make_batch(Variant(), np.dtype(dtype), 0, [])
+        batch = make_batch(Variant(), np.dtype(dtype), 0, [], [], Norms([], [], 0))
         table = np.zeros((1, 8), np.int64)
         table[0, PARAM], table[0, SQUARE_AVG] = p.data.ptr - offset * size, v.data.ptr - offset * v.itemsize
         column, chunks = np.array([g.data.ptr - offset * size]), np.array([[0, offset, offset + n]])
         row = scalars(h, 0.1, np.dtype(compute))
-        sent = [cupy.asarray(x) for x in (table, column, chunks, row, row)]
-        stream = cupy.cuda.get_current_stream()
-        for launch in cuda.launches(
-            cuda.kernels(Variant(), np.dtype(dtype), 0), stream, 1, batch, [x.data.ptr for x in sent]
-        ):
-            launch()
+        sent = [cupy.asarray(x) for x in (table, column, chunks, row)]
+        at = cuda.Addresses(*[x.data.ptr for x in sent], 0, 0, 0, 0)
+        kernels, stream = cuda.kernels(Variant(), np.dtype(dtype), 0), cupy.cuda.get_current_stream()
+        cuda.launches(kernels, stream, batch, at, 1, 0, False)["update_kernel"]()
         want = host[0].copy()
         RMSProp(want, lr=0.1).step(host[1])
         assert bits(p) == bits(want)
@@ -549,15 +547,15 @@ def test_a_step_that_ends_between_two_launches_says_so_until_the_state_is_loaded
     saved, calls = opt.state_dict(), opt._planner._plan.steps._calls
 
     class Failing:
-        kernel = calls[3].kernel
+        kernel = calls[2].kernel
 
         def __call__(self):
             raise RuntimeError("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
 
-    working, calls[3] = calls[3], Failing()
+    working, calls[2] = calls[2], Failing()
     with pytest.raises(RuntimeError, match="1 of the step's 2 launches were made, the optimizer is between two steps"):
         opt.step(grads)
-    calls[3] = working
+    calls[2] = working
     with pytest.raises(RuntimeError, match=r"float64.*between two steps; restore the parameters"):
         opt.step(grads)
     assert opt.steps == 1

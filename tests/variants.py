@@ -80,7 +80,8 @@ def arguments(variant):
         given["global_clipnorm"] = NUMBERS["global_clipnorm"]
     if variant.ema:
         given |= {"use_ema": True, "ema_momentum": NUMBERS["ema_momentum"]}
-    given["skip_nonfinite"] = variant.finite
+    if variant.finite:
+        given["skip_nonfinite"] = True
     if variant.weight_decay or variant.decoupled_weight_decay:
         given["weight_decay"] = NUMBERS["weight_decay"]
         given["decoupled_weight_decay"] = variant.decoupled_weight_decay
