@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,17 @@ def allocate(layouts: Sequence[Layout]) -> list[NDArray]:
     return allocated(layouts, lambda nbytes: np.zeros(nbytes, np.uint8))
 
 
+def _and_zero(run: Callable[[], None], grads: list[NDArray]) -> Callable[[], None]:
+    """The step, and zeros into these gradients, of which the kernels saw a copy."""
+
+    def run_and_zero() -> None:
+        run()
+        for grad in grads:
+            grad[...] = 0
+
+    return run_and_zero
+
+
 class HostSteps:
     """The steps of a plan over NumPy arrays: `bind` checks all of a step's arrays, `launch` runs it and cannot fail."""
 
@@ -36,13 +46,13 @@ class HostSteps:
             start += len(batch.sizes)
         self._zeros = any(batch.variant.zero_grads for batch in batches)
         self._apart: bytes | None = None  # a column of gradients that were found apart from each other
-        self._odd: list[NDArray] = []  # gradients that were copied
+        self._odd: list[NDArray] = []  # gradients that were copied, and are to be zeroed
         for norms in {id(batch.norms): batch.norms for batch in batches}.values():
             sums = np.zeros((len(norms.segments) + 1, 2))
             norms.settle(np.zeros((norms.partials, 2)), norms.segments, sums)
         self._make_block()
         run = cpu.make_launch(batches, steps)
-        self.launch = partial(self._launch_and_zero, run) if self._zeros else run
+        self.launch = _and_zero(run, self._odd) if self._zeros else run
 
     def _make_block(self) -> None:
         """The block of addresses that the compiled check of all headers reads."""
@@ -63,7 +73,7 @@ class HostSteps:
 
     def bind(self, grads: list[Any], signals: Signals) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
-        self._odd = []
+        self._odd.clear()
         self._grad_ids[:] = np.fromiter(map(id, grads), np.int64, len(grads))
         try:
             if not headers.TRUSTED or self._check(*self._check_arguments):
@@ -85,12 +95,6 @@ class HostSteps:
         check_grads_disjoint(pairs, problems)
         problems.raise_any()
         self._apart = None if self._odd else self._column.tobytes()
-
-    def _launch_and_zero(self, run: Callable[[], None]) -> None:
-        """The step, and zeros into the gradients of which the kernels saw a copy."""
-        run()
-        for grad in self._odd:
-            grad[...] = 0
 
     def _examine(self, grads: list[Any]) -> None:
         """Look at the odd ones in Python: refuse them, or take them the slow way."""
@@ -116,7 +120,8 @@ class HostSteps:
                 (self._dense[i],) = allocate([self._tensors[i].layout])
             np.copyto(self._dense[i], array)
             self._column[i] = address_of(self._dense[i])
-            self._odd.append(array)
+            if self._zeros:
+                self._odd.append(array)
 
     def alone(self, i: int) -> Callable[[], object]:
         """The launch of one batch by itself, as it is bound; no step is counted."""
