@@ -21,13 +21,14 @@ pytestmark = [pytest.mark.sass, pytest.mark.skipif(why_not() is not None, reason
 DTYPES = {np.dtype(dtype).name: dtype for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)}
 PLAIN, BOTH = Variant(), Variant(centered=True, momentum=True)
 VARIANTS = list(dict.fromkeys([PLAIN, *cover(2)]))
-FEW = [PLAIN, BOTH, max(VARIANTS, key=sum)]  # for the architectures between others: a kernel takes half a second
-OF = {cc: VARIANTS if cc in {(7, 5), (9, 0), (12, 0)} else FEW for cc in CAPABILITIES}
+TOLD = Variant(scale=True, told=True, zero_grads=True)
+FEW = [PLAIN, BOTH, TOLD, max(VARIANTS, key=sum)]  # for the architectures between others: a kernel takes half a second
+OF = {cc: [*VARIANTS, TOLD] if cc in {(7, 5), (9, 0), (12, 0)} else FEW for cc in CAPABILITIES}
 
 
 def problems(facts, variant, dtype):
     """The flaws of an update kernel, and an fma that the rule does not ask for: a contraction."""
-    advance = not variant.adagrad and not variant.bias_correction
+    advance = not variant.adagrad and not variant.prepared
     # The rule stands in the kernel for each lane of a vector, and once for the ragged end.
     wanted = wanted_instructions(variant)["fma"] * (lanes(dtype) + 1) + advance
     found = list(flaws_of_update(facts, variant, dtype))
@@ -46,6 +47,16 @@ def test_update_kernels_are_without_flaws(dtype, cc):
 def test_prepare_kernels_are_without_flaws(cc):
     facts = read([cuda.make_prepare_kernel(Variant(bias_correction=True), dtype) for dtype in DTYPES.values()], cc)
     assert not [list(flaws(f, dtype)) for dtype, f in zip(DTYPES.values(), facts, strict=True) if any(flaws(f, dtype))]
+
+
+@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")
+def test_kernels_of_norms_are_without_flaws(cc):
+    """They compute in float64, else they are as the others; a block of 1,024 threads has 64 registers for each."""
+    variant = Variant(scale=True, norm=True, finite=True, told=True, ema=True)
+    makers = (cuda.make_partials_kernel, cuda.make_prepare_kernel)
+    facts = read([make(variant, dtype) for make in makers for dtype in DTYPES.values()], cc)
+    assert not [list(flaws(f, np.float64)) for f in facts if any(flaws(f, np.float64))]
+    assert max(f.registers for f in facts) <= 64
 
 
 def planted(module, old, new):
