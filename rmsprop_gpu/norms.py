@@ -22,7 +22,7 @@ BLOCK = 4096  # elements of one partial sum
 LANES = 128
 SUM = 16  # bytes of a sum
 
-ZERO, ONE = np.float64(0), np.float64(1)
+ZERO, ONE, INFINITY = np.float64(0), np.float64(1), np.float64(math.inf)
 
 
 def make_scalars(T: Any, space: int) -> Any:
@@ -142,8 +142,8 @@ def make_gate(variant: Variant, space: int) -> Any:
 
 @inline
 def _clip(most, norm):  # type: ignore[no-untyped-def]
-    """What shortens a gradient of this norm to `most`; NaN for one that has no norm."""
-    return ONE if norm <= most else most / norm
+    """What shortens a gradient of this norm to `most`: NaN if it has no norm and there is something to clip by."""
+    return ONE if norm <= most or most == INFINITY else most / norm
 
 
 def make_prepare(variant: Variant, T: Any, space: int) -> Any:
