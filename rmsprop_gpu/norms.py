@@ -80,9 +80,9 @@ def make_factors(variant: Variant, T: Any, space: int) -> Any:
     @inline
     def prepared(address, index, s):  # type: ignore[no-untyped-def]
         f = address + index * stride
-        momentum = load(f, table.EMA_MOMENTUM)
-        rest = one if momentum == zero else s.one_minus_ema_momentum
-        return Factors(load(f, table.SCALE), load(f, table.CORRECTION), momentum, rest)
+        return Factors(
+            load(f, table.SCALE), load(f, table.CORRECTION), load(f, table.EMA_MOMENTUM), s.one_minus_ema_momentum
+        )
 
     @inline
     def neutral(address, index, s):  # type: ignore[no-untyped-def]

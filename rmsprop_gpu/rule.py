@@ -136,7 +136,8 @@ def make_rule(variant: Variant, T: Any) -> Any:
             step = fma(s.momentum, b, u) if variant.nesterov else b
         p = p - step if variant.lr_in_momentum else fma(-s.lr, step, p)
         if variant.ema:
-            e = fma(f.ema_momentum, e, f.one_minus_ema_momentum * p)
+            # What stood there before the first step may be anything: times 0 an infinity would be a NaN.
+            e = p if f.ema_momentum == zero else fma(f.ema_momentum, e, f.one_minus_ema_momentum * p)
         return p, v, m, b, e
 
     return rule
