@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from . import foreign
+from . import foreign, hyper
 from .arrays import Problems, Tensor, quoted
 from .groups import Groups
 from .layout import NDArray
@@ -23,6 +23,7 @@ class Stateful:
     _adagrad: ClassVar[bool]
     _tensors: Sequence[Tensor]
     _groups: Groups
+    _devices: list[int]
     _state: State
     _steps: NDArray
     _outcome: Outcome
@@ -120,6 +121,10 @@ class Stateful:
                 for key in name:
                     problems.add(ValueError, f'{quoted(key)} {what} state_dict["state"]')
             groups = self._groups.loaded(loaded["param_groups"], problems)
+            try:
+                hyper.check_shared(groups, self._devices)
+            except ValueError as error:
+                problems.add(ValueError, f"param_groups: {error}")
         names = [needed(groups[i], self._adagrad) for i in self._groups.of_tensor]
         found = self._state.check(loaded["state"], names, problems)
         skipped = check_skipped(loaded, problems)
