@@ -86,7 +86,7 @@ def a(kind: type) -> str:
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
-def _dtype_name(dtype: np.dtype[Any]) -> str:
+def dtype_name(dtype: np.dtype[Any]) -> str:
     return str(dtype) if dtype.isnative else f"{dtype.newbyteorder('=')} of foreign byte order ({dtype.str})"
 
 
@@ -106,7 +106,7 @@ def check_param(x: object, label: str, problems: Problems) -> Array | None:
     before = len(problems)
     if not dtypes.is_supported(array.dtype):
         wanted = "float32, float64, float16 or bfloat16"
-        problems.add(TypeError, f"{label} has dtype {_dtype_name(array.dtype)}; wanted {wanted}")
+        problems.add(TypeError, f"{label} has dtype {dtype_name(array.dtype)}; wanted {wanted}")
         return None
     if not is_writeable(x, array):
         problems.add(ValueError, f"{label} is read-only; wanted an array that can be updated in place")
@@ -162,7 +162,7 @@ def check_unchanged(tensor: Tensor, problems: Problems) -> None:
     array, layout = np.asarray(tensor.array), tensor.layout
     same = array.dtype == layout.dtype and array.dtype.isnative and layout.matches(array)
     if not same or address_of(array) != tensor.address:
-        found = f"shape {array.shape}, strides {array.strides}, dtype {_dtype_name(array.dtype)}"
+        found = f"shape {array.shape}, strides {array.strides}, dtype {dtype_name(array.dtype)}"
         want = f"shape {layout.shape}, strides {layout.strides}, dtype {layout.dtype}"
         moved = "" if address_of(array) == tensor.address else ", at another address"
         problems.add(
@@ -192,7 +192,7 @@ def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool =
         problems.add(TypeError, f"{found}; wanted a gradient there, nothing is copied between them unasked")
     if array.dtype != tensor.layout.dtype or not array.dtype.isnative:
         problems.add(
-            TypeError, f"{label} has dtype {_dtype_name(array.dtype)}, but the parameter has {tensor.layout.dtype}"
+            TypeError, f"{label} has dtype {dtype_name(array.dtype)}, but the parameter has {tensor.layout.dtype}"
         )
     if array.shape != tensor.layout.shape:
         problems.add(ValueError, f"{label} has shape {array.shape}, but the parameter has shape {tensor.layout.shape}")

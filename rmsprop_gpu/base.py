@@ -9,6 +9,7 @@ import numpy as np
 
 from . import hyper
 from .arrays import Problems, Tensor, check_disjoint, check_one_place, make_tensor
+from .dtypes import compute_dtype
 from .explain import Explanation, explain
 from .groups import Groups, ParamGroup
 from .hyper import Schedule
@@ -41,6 +42,7 @@ class Optimizer(Stateful):
         problems.raise_any()
         self._groups = Groups([overrides for overrides, _ in structure.groups], usable, defaults, no_decay)
         self._devices = sorted({t.device for t in self._tensors if t.device is not None})
+        self._computes = {compute_dtype(t.layout.dtype) for t in self._tensors}
         hyper.check_shared(self._groups.hypers(), self._devices)
         self._steps = np.zeros(1, np.int64)
         self._order = self._make_order()
@@ -138,7 +140,7 @@ class Optimizer(Stateful):
             Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; and where a
             step that a CUDA graph captures would need something that is not on the device yet.
         """
-        arrays, told = self._flatten(grads), signals(grad_scale, found_inf, zero_grads, self._devices)
+        arrays, told = self._flatten(grads), signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
         plan = self._planner.plan(told.asked)
         plan.bind(arrays, told)
         plan.launch()

@@ -45,11 +45,11 @@ class DeviceSteps:
     ) -> None:
         self._tensors, self._written, self._order = tensors, written, order
         self._count = partial(np.add, steps, 1, steps)
-        known = {batch.device: batch.norms for batch in batches}
+        known = {batch.device: batch.norms for batch in batches if batch.variant.prepared}
         norms = {device: ResidentNorms(x, device or 0, order) for device, x in known.items()}
         first = next((batch for batch in batches if batch.variant.prepared), None)
         self._residents = [
-            Resident(batch, batch.device or 0, norms[batch.device], batch is first, order) for batch in batches
+            Resident(batch, batch.device or 0, norms.get(batch.device), batch is first, order) for batch in batches
         ]
         self._zeros = any(batch.variant.zero_grads for batch in batches)
         ends = np.cumsum([len(batch.sizes) for batch in batches]).tolist()
@@ -169,6 +169,8 @@ class DeviceSteps:
         for device in self._order.devices:
             self._order.enqueued(device)
         self._grads, self._views = [], []
+        if self._signals.arrays:
+            self._signals = self._signals._replace(arrays=())
 
     def _zeroing(self) -> list[Callable[[], Any]]:
         """What writes zeros into gradients of which the kernels saw a copy."""
@@ -229,12 +231,15 @@ class DeviceSteps:
 
     def _failure(self, error: Exception, done: int | None) -> RuntimeError:
         """One exception that says what failed, and whether the optimizer can go on."""
-        kernels = [i for i, call in enumerate(self._calls) if hasattr(call, "kernel")]
+        kernels = {i: str(call.kernel) for i, call in enumerate(self._calls) if isinstance(call, cuda.Launch)}
         if done is None:
             what, before = "CUDA failed before the first launch of the step", 0
         else:
-            failed: Any = next((self._calls[i] for i in kernels if i >= done), self._calls[kernels[-1]])
-            what, before = f"CUDA did not launch {failed.kernel}", sum(i < done for i in kernels)
+            failed = next((name for i, name in kernels.items() if i >= done), None)
+            what = f"CUDA did not launch {failed}" if failed else "CUDA did not write zeros into gradients"
+            launched = [name for i, name in kernels.items() if i < done]
+            # Sums of gradients are nobody's state.
+            before = len(launched) if any(not name.startswith("partials_kernel") for name in launched) else 0
         try:
             runtime.memGetInfo()  # fails for good after a kernel has failed
         except runtime.CUDARuntimeError:
@@ -259,7 +264,13 @@ class DeviceSteps:
                 if rows.start <= i < rows.stop and i in self._dense:
                     self._column[i] = address_of(self._dense[i])
             copied = all(i in self._dense for i, _ in self._copies if rows.start <= i < rows.stop)
-            if not copied or resident.known(self._words(rows)) is None:
+            known = resident.known(self._words(rows)) is not None
+            if copied and not known and resident.known_grads(self._column[rows]):
+                raise RuntimeError(
+                    "the step is captured in a CUDA graph, but the addresses of its grad_scale and found_inf are not "
+                    f"on the device; {WARM_UP}"
+                )
+            if not copied or not known:
                 labels = ", ".join(t.grad_label for t in self._tensors[rows][:3])
                 raise RuntimeError(
                     f"the step is captured in a CUDA graph, but the addresses of its gradients ({labels}, ...) are not "

@@ -10,7 +10,6 @@ from . import hyper
 from .arrays import Problems, Tensor, a, check_disjoint, check_grad, check_param, make_tensor, place
 from .dtypes import compute_dtype
 from .layout import Array, address_of, device_of
-from .outcome import Outcome
 from .plan import Plan
 
 
@@ -144,8 +143,7 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
         order = Order([tensor.device])
         if order.capturing():
             raise RuntimeError("one update builds its plan anew and cannot be captured in a CUDA graph; use RMSProp")
-    outcome = Outcome([] if tensor.device is None else [tensor.device], order)
-    plan = Plan([tensor], [0], [buffers], settings, np.zeros(1, np.int64), order, outcome.addresses)
+    plan = Plan([tensor], [0], [buffers], settings, np.zeros(1, np.int64), order, {tensor.device: 0})
     plan.bind([grad])
     plan.launch()
     if order is not None:

@@ -81,6 +81,7 @@ class ParamGroup(MutableMapping[str, Any]):
         if not isinstance(entry, Mapping) or not isinstance(found, (list, tuple)) or list(found) != keys:
             problems.add(ValueError, f"{label} is of {found!r}; wanted a mapping with params {keys!r}")
             return self.hyper()
+        entry = {**hyper.SINCE, **entry}
         for name in [n for n in self._values if n not in entry]:
             problems.add(ValueError, f"{label} lacks {name!r}")
         for name in [n for n in entry if n not in self._values and n != "params"]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,15 @@ def allocate(layouts: Sequence[Layout]) -> list[NDArray]:
     return allocated(layouts, lambda nbytes: np.zeros(nbytes, np.uint8))
 
 
+_call = methodcaller("__call__")
+
+
 def _and_zero(run: Callable[[], None], grads: list[NDArray]) -> Callable[[], None]:
     """The step, and zeros into these gradients, of which the kernels saw a copy."""
 
     def run_and_zero() -> None:
-        run()
-        for grad in grads:
-            grad[...] = 0
+        # Without a return to Python between: Ctrl-C cannot leave some of it undone.
+        list(map(_call, [run, *[partial(grad.fill, 0) for grad in grads], grads.clear]))
 
     return run_and_zero
 
@@ -45,9 +49,9 @@ class HostSteps:
             batch.grads = self._column[start : start + len(batch.sizes)]
             start += len(batch.sizes)
         self._zeros = any(batch.variant.zero_grads for batch in batches)
-        self._apart: bytes | None = None  # a column of gradients that were found apart from each other
+        self._nbytes = np.array([t.layout.nbytes for t in tensors], np.int64)
         self._odd: list[NDArray] = []  # gradients that were copied, and are to be zeroed
-        for norms in {id(batch.norms): batch.norms for batch in batches}.values():
+        for norms in {id(batch.norms): batch.norms for batch in batches if batch.variant.prepared}.values():
             sums = np.zeros((len(norms.segments) + 1, 2))
             norms.settle(np.zeros((norms.partials, 2)), norms.segments, sums)
         self._make_block()
@@ -78,7 +82,7 @@ class HostSteps:
         try:
             if not headers.TRUSTED or self._check(*self._check_arguments):
                 self._examine(grads)
-            if self._zeros and (self._odd or self._column.tobytes() != self._apart):
+            if self._zeros and (self._odd or self._touch()):
                 self._check_apart(grads)
         except BaseException:
             self._column.fill(-1)  # no address in it counts as checked
@@ -88,13 +92,19 @@ class HostSteps:
             for batch in self._batches:
                 batch.told[:] = signals.words
 
+    def _touch(self) -> bool:
+        """Might gradients that lie as their parameters do share memory?"""
+        at = np.flatnonzero((self._column != 0) & (self._nbytes > 0))
+        at = at[np.argsort(self._column[at], kind="stable")]
+        starts = self._column[at]
+        return bool((starts[1:] < (starts + self._nbytes[at])[:-1]).any())
+
     def _check_apart(self, grads: list[Any]) -> None:
         """What is written to must not be another's gradient."""
         problems = Problems()
         pairs = [(t.grad_label, np.asarray(g)) for t, g in zip(self._tensors, grads, strict=True) if g is not None]
         check_grads_disjoint(pairs, problems)
         problems.raise_any()
-        self._apart = None if self._odd else self._column.tobytes()
 
     def _examine(self, grads: list[Any]) -> None:
         """Look at the odd ones in Python: refuse them, or take them the slow way."""

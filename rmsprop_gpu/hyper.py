@@ -51,6 +51,8 @@ ADAGRAD = tuple(
     name for name in RMSPROP
     if name not in ("alpha", "momentum", "centered", "nesterov", "lr_in_momentum", "bias_correction")
 )  # fmt: skip
+# What state dicts may lack that were written before it was there.
+SINCE = {"use_ema": False, "ema_momentum": 0.99}
 # What one tensor's update does not have is off.
 NEUTRAL = {
     "initial_scale": 0.0, "bias_correction": False, "skip_nonfinite": False, "use_ema": False, "ema_momentum": 0.0,
@@ -80,13 +82,13 @@ def number(name: str, value: object) -> float | None:
     except OverflowError:  # a whole number or fraction beyond all floats
         x = math.inf if value > 0 else -math.inf  # type: ignore[operator]  # all real numbers compare
     if not allowed(x):
-        raise ValueError(f"{name} is {_written(value)}; wanted {wanted}")
+        raise ValueError(f"{name} is {written(value)}; wanted {wanted}")
     if x == 0 and value != 0 and name == "eps":
-        raise ValueError(f"eps is {_written(value)}, which is 0 in float64; wanted 0 itself or a larger number")
+        raise ValueError(f"eps is {written(value)}, which is 0 in float64; wanted 0 itself or a larger number")
     return x
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
     """The repr of a value; Python refuses that of an integer of thousands of digits."""
     try:
         return repr(value)

@@ -80,13 +80,11 @@ def make_factors(variant: Variant, T: Any, space: int) -> Any:
     @inline
     def prepared(address, index, s):  # type: ignore[no-untyped-def]
         f = address + index * stride
-        return Factors(
-            load(f, table.SCALE), load(f, table.CORRECTION), load(f, table.EMA_MOMENTUM), s.one_minus_ema_momentum
-        )
+        return Factors(load(f, table.SCALE), load(f, table.CORRECTION), load(f, table.EMA_MOMENTUM))
 
     @inline
     def neutral(address, index, s):  # type: ignore[no-untyped-def]
-        return Factors(s.scale, one, zero, one)
+        return Factors(s.scale, one, zero)
 
     return prepared if variant.prepared else neutral
 
@@ -117,8 +115,9 @@ def _make_told(space: int) -> Any:
     return told
 
 
-def make_gate(variant: Variant, space: int) -> Any:
+def make_gate(variant: Variant, T: Any, space: int) -> Any:
     """``gate(norms, words)``: is the step skipped; ``1 / grad_scale``; the norm of all gradients times that."""
+    zero = T(0)
     (load, _), (load_int, _) = memory(np.float64, space), memory(np.int64, space)
     told = _make_told(space)
 
@@ -132,8 +131,9 @@ def make_gate(variant: Variant, space: int) -> Any:
         if variant.norm:
             norm = math.sqrt(load(total, table.SQUARES)) * inverse
         if variant.finite:
-            # A scale of 0, infinity or NaN would make of every gradient what a gradient that is not finite is.
-            usable = inverse > ZERO and inverse - inverse == ZERO
+            # A factor that is 0, infinite or NaN would make of all gradients what none of them was.
+            factor = T(inverse)
+            usable = factor > zero and factor - factor == zero
             skip = skip or load(total, table.NONFINITE) != ZERO or not usable
         return skip, inverse, norm
 

@@ -60,17 +60,18 @@ class RMSProp(Optimizer):
         off; at most one of the three clips may be on.
     clipnorm : float, optional
         Shorten the gradient of each tensor to this norm where it is longer (Keras's name). Infinity takes the norm and
-        changes nothing, see `last_grad_norm`; a gradient without a norm, which holds a NaN, becomes NaN.
+        changes nothing, see `last_grad_norm`; else a gradient that holds a NaN, and so has no norm, becomes NaN.
     global_clipnorm : float, optional
         The same over the gradients of all tensors together (Keras; ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the
         norm). The same in all groups; refused across devices.
     skip_nonfinite : bool
-        Skip a step in which any gradient holds a NaN or infinity: no byte of parameters, state or counters changes,
-        `skipped_steps` counts. The same in all groups; refused across devices.
+        Skip a step in which any gradient, as it is given, holds a NaN or infinity, or whose ``grad_scale`` on a device
+        has no finite reciprocal: no byte of parameters, state or counters changes, `skipped_steps` counts. The same in
+        all groups; refused across devices.
     use_ema, ema_momentum : bool, float
         Keep a moving average of the parameters in the same pass, ``opt.ema[name]`` (Keras's names and its rule: the
         first step sets it, each later one takes ``ema_momentum * ema + (1 - ema_momentum) * param``). Of a half it is
-        the average in float32 of what was rounded. 8 bytes more an element of float32.
+        the average, in float32, of the parameter before it is rounded. 8 bytes more an element of float32.
     no_decay : sequence of str, sequence of arrays, or callable, optional
         The parameters without weight decay: by name, as the arrays themselves, or where ``no_decay(name, array)`` is
         True (``lambda name, x: x.ndim < 2`` for biases and scales). They become a group of their own, with the other

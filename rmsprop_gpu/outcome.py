@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def norm(self) -> float:
-        return math.sqrt(sum(float(words.view(np.float64)[NORM]) ** 2 for words in self._read()))
+        return math.hypot(*(float(words.view(np.float64)[NORM]) for words in self._read()))
 
     def snapshot(self) -> int | Array:
         """The count of skipped steps; on one device an array there, so that nobody waits for it."""

@@ -23,6 +23,7 @@ from .state import State, needed
 if TYPE_CHECKING:
     from .streams import Order
 
+RECENT = 4  # plans for steps with other arguments; more are made anew
 CAPTURED = "the current stream is captured in a CUDA graph"
 
 
@@ -47,6 +48,8 @@ class Planner:
         self._outcome = outcome
         self._scheduled = True
         self._plan: Plan | None = None
+        self._asked = NOTHING_ASKED  # by the last step
+        self._recent: list[Plan] = []  # for the same hyperparameters and what other steps asked
         self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
         self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters that each was written with
 
@@ -56,56 +59,67 @@ class Planner:
             self._order.refuse_broken()
             if self._order.capturing():
                 return self._to_capture(asked)
-        if self._changes.pending or self._scheduled or self._plan is None or asked != self._plan.asked:
-            return self._current(int(self._steps[0]), asked)
+        if self._changes.pending or self._scheduled or self._plan is None or asked != self._asked:
+            return self._current(asked)
         return self._plan
 
     def send(self) -> None:
-        """Send numbers that were assigned or loaded, where replays of a graph read them without asking us.
-
-        A graph of other switches than are on now gets the learning rate alone.
-        """
+        """Send numbers that were assigned or loaded, where replays of a graph read them without asking us."""
         hypers = self._groups.hypers()
         if self._order is None or self._plan is None or self._order.capturing() or _scheduled(hypers):
             return
-        step = int(self._steps[0])
-        settings = self._settings(hypers, step, self._plan.asked)
-        if variants_of(settings) == self._plan.variants:
-            self._current(step, self._plan.asked, settings)
-        for plan in dict.fromkeys([self._plan, *self._graphs]):
-            settings = self._settings(hypers, step, plan.asked)
-            if variants_of(settings) != plan.variants:
+        rates = self._rates(hypers, int(self._steps[0]))
+        settings = self._settings(hypers, rates, self._asked)
+        try:
+            hyper.check_shared(hypers, self._devices)
+            agreed = True
+        except ValueError:  # half of an assignment to all groups: the next step says so if it stays
+            agreed = False
+        if agreed and variants_of(settings) == self._plan.variants:
+            self._current(self._asked, settings)
+        self._tell_graphs(hypers, rates, agreed)
+
+    def _tell_graphs(self, hypers: list[dict[str, Any]], rates: Sequence[float], agreed: bool = True) -> None:
+        """Send numbers to every plan that a graph holds; one of other switches gets the learning rate alone.
+
+        So does each where the groups are not `agreed` on what they share.
+        """
+        for plan in self._graphs:
+            settings = self._settings(hypers, rates, plan.asked)
+            if agreed and variants_of(settings) == plan.variants:
+                self._written[plan] = hypers
+            else:
                 pairs = zip(self._written[plan], hypers, strict=True)
                 self._written[plan] = [{**old, "lr": new["lr"]} for old, new in pairs]
-                plan.write_scalars(self._settings(self._written[plan], step, plan.asked))
-            elif plan is not self._plan:
-                self._written[plan] = hypers
-                plan.write_scalars(settings)
+                settings = self._settings(self._written[plan], rates, plan.asked)
+            plan.write_scalars(settings)
 
     def refresh(self, step: int | None) -> None:
         """What an optimizer's `refresh` does."""
         if self._order is None:
             raise RuntimeError("refresh is for replays of CUDA graphs, but the parameters lie in host memory")
-        asked = int(self._steps[0]) if step is None else step
-        if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)) or not 0 <= asked < 2**62:
+        at = int(self._steps[0]) if step is None else step
+        if isinstance(at, bool) or not isinstance(at, (int, np.integer)) or not 0 <= at < 2**62:
             raise ValueError(f"step is {step!r}; wanted a count >= 0, or None for opt.steps")
         self._order.refuse_broken()
+        hypers = self._groups.hypers()
+        hyper.check_shared(hypers, self._devices)
         captured = [plan for plan in self._graphs if plan.captured]  # not those of a capture that was refused
-        current = captured[-1] if captured else self._plan
-        flags = current.asked if current else NOTHING_ASKED
-        settings = self._settings(self._groups.hypers(), int(asked), flags)
+        asked = captured[-1].asked if captured else self._asked
+        rates = self._rates(hypers, int(at))
+        settings = self._settings(hypers, rates, asked)
         if captured and variants_of(settings) != captured[-1].variants:
             raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it anew")
-        self._current(int(asked), flags, settings)
+        self._current(asked, settings)
+        self._tell_graphs(hypers, rates)
         if self._scheduled:
-            self._steps[0] = asked + 1
+            self._steps[0] = at + 1
 
     def kernels(self) -> dict[str, Any]:
         """The jitted functions that a step would launch with the hyperparameters as they are, by name; compiled."""
         found = {}
         for tensor, i in zip(self._tensors, self._groups.of_tensor, strict=True):
-            asked, dtype = self._plan.asked if self._plan else NOTHING_ASKED, tensor.layout.dtype
-            variant = hyper.variant(self._groups.all[i].hyper(), self._adagrad, asked)
+            variant, dtype = hyper.variant(self._groups.all[i].hyper(), self._adagrad, self._asked), tensor.layout.dtype
             for name, function in _functions(variant, dtype, tensor.device).items():
                 found[kernel_name(name, dtype, variant)] = function
         return found
@@ -121,17 +135,19 @@ class Planner:
             raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same one before")
         if self._changes.pending:
             raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() before")
-        if asked != self._plan.asked:
+        if asked != self._asked:
             raise RuntimeError(f"{CAPTURED}, but the last step had other arguments than this; take the same one before")
         self._graphs = [*(plan for plan in self._graphs if plan is not self._plan), self._plan]
         return self._plan
 
-    def _settings(self, hypers: Sequence[Mapping[str, Any]], step: int, asked: Asked) -> Settings:
-        """Variant and scalars of a step, for every group and dtype in it, by the hyperparameters of each group."""
-        hyper.check_shared(hypers, self._devices)
-        schedules = {id(h["lr"]): h["lr"] for h in hypers}  # groups that share one ask it once together
+    def _rates(self, hypers: Sequence[Mapping[str, Any]], step: int) -> list[float]:
+        """The learning rate of each group; groups that share a schedule ask it once together."""
+        schedules = {id(h["lr"]): h["lr"] for h in hypers}
         answers = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
-        rates = [answers[id(h["lr"])] for h in hypers]
+        return [answers[id(h["lr"])] for h in hypers]
+
+    def _settings(self, hypers: Sequence[Mapping[str, Any]], rates: Sequence[float], asked: Asked) -> Settings:
+        """Variant and scalars of a step, for every group and dtype in it, by the hyperparameters of each group."""
         return {
             (i, dtype): (
                 hyper.variant(hypers[i], self._adagrad, asked),
@@ -140,28 +156,28 @@ class Planner:
             for i, dtype in self._kinds
         }
 
-    def _current(self, step: int, asked: Asked, settings: Settings | None = None) -> Plan:
+    def _current(self, asked: Asked, settings: Settings | None = None) -> Plan:
         """The plan for the hyperparameters as they are now, its numbers written."""
         changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
         try:
             hypers = self._groups.hypers()
-            settings = settings or self._settings(hypers, step, asked)
-            if self._plan is None or changed or asked != self._plan.asked:
-                changed = True
+            if settings is None:
+                hyper.check_shared(hypers, self._devices)
+                settings = self._settings(hypers, self._rates(hypers, int(self._steps[0])), asked)
+            if self._plan is None or changed or asked != self._asked:
                 if self._plan is None or variants_of(settings) != self._plan.variants:  # so is what state they need
                     self.allocate()
-                    self._plan = self._plan_for(settings, asked)
-                self._scheduled = _scheduled(hypers)
-            self._plan.write_scalars(settings)
-            if changed:
+                    self._plan = self._plan_for(settings, asked, changed)
+                self._scheduled, self._asked = _scheduled(hypers), asked
                 self._written[self._plan] = hypers
+            self._plan.write_scalars(settings)
         except BaseException:
             self._changes.pending = True
             raise
         return self._plan
 
-    def _plan_for(self, settings: Settings, asked: Asked) -> Plan:
-        for plan in self._graphs:
+    def _plan_for(self, settings: Settings, asked: Asked, changed: bool) -> Plan:
+        for plan in [*self._graphs, *self._recent]:
             if plan.variants == variants_of(settings):
                 return plan
         made = Plan(
@@ -174,9 +190,11 @@ class Planner:
             self._outcome.addresses,
             asked,
         )
+        self._recent = [made, *([] if changed else self._recent)][:RECENT]
         if self._order:
-            self._order.release()  # the memory of the plan before
-        self._written = {plan: hypers for plan, hypers in self._written.items() if plan in self._graphs}
+            self._order.release()  # the memory of plans before
+        kept = [*self._graphs, *self._recent]
+        self._written = {plan: hypers for plan, hypers in self._written.items() if plan in kept}
         return made
 
 

@@ -70,7 +70,7 @@ class Preset:
             value = arguments.pop(key)
             if not any(type(value) is type(x) and value == x for x in allowed):
                 wanted = " or ".join(map(repr, allowed))
-                raise ValueError(f"{key} is {hyper._written(value)}; wanted {wanted}: {name}'s {key} is not done here")
+                raise ValueError(f"{key} is {hyper.written(value)}; wanted {wanted}: {name}'s {key} is not done here")
         return self.translate({key: self._checked(key, value) for key, value in arguments.items()})
 
     def _checked(self, key: str, value: Any) -> Any:

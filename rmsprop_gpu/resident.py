@@ -56,14 +56,17 @@ class Resident:
     Behind the addresses of the gradients, a column holds what the step is told beside them.
     """
 
-    def __init__(self, batch: Batch, device: int, norms: ResidentNorms, counts: bool, order: Order) -> None:
+    def __init__(self, batch: Batch, device: int, norms: ResidentNorms | None, counts: bool, order: Order) -> None:
         self.batch, self.device, self._norms, self._counts = batch, device, norms, counts
         self._sent = batch.scalars.tobytes()
         self.kernels = cuda.kernels(batch.variant, batch.dtype, device)
         with order.allocating(device) as stream:
             chunks = cuda.chunks(batch.sizes)
-            sums = cuda.sum_blocks(batch.sizes) if batch.variant.measures else np.empty((0, 3), np.int64)
-            sources = (batch.table, chunks, batch.scalars, batch.factors, sums, batch.numbers)
+            nothing = np.empty((0, 3), np.int64)
+            prepared, measures = batch.variant.prepared, batch.variant.measures
+            sums = cuda.sum_blocks(batch.sizes) if measures else nothing
+            factors, numbers = (batch.factors, batch.numbers) if prepared else (nothing, nothing)
+            sources = (batch.table, chunks, batch.scalars, factors, sums, numbers)
             self.table, self.chunks, self.scalars, self.factors, self.sums, self.numbers = (
                 _uploaded(a, stream) for a in sources
             )
@@ -83,6 +86,11 @@ class Resident:
         """A column of these addresses that is on the device already."""
         content = column.tobytes()
         return next((c for c in (self._own, *self._captured) if c and c.content == content), None)
+
+    def known_grads(self, addresses: NDArray) -> bool:
+        """Is a column of these gradients on the device, whatever else it holds?"""
+        content = addresses.tobytes()
+        return any(c.content.startswith(content) for c in (self._own, *self._captured) if c)
 
     def take(self, column: NDArray, stream: Any, order: Order) -> bool:
         """Make this the column that the next launch reads: is it another buffer? A captured one is not written to."""
@@ -107,5 +115,6 @@ class Resident:
     def launches(self, stream: Any) -> dict[str, cuda.Launch]:
         """The calls that launch a step, by the names of their kernels."""
         arrays = (self.table, self.column.buffer, self.chunks, self.scalars, self.factors, self.sums, self.numbers)
-        at = cuda.Addresses(*[a.data.ptr for a in [*arrays, self._norms.block]])
+        norms = self._norms.block.data.ptr if self._norms else 0
+        at = cuda.Addresses(*[*(a.data.ptr for a in arrays), norms])
         return cuda.launches(self.kernels, stream, self.batch, at, len(self.chunks), len(self.sums), self._counts)

@@ -79,8 +79,7 @@ class Factors(NamedTuple):
 
     scale: Any  # of its gradient
     correction: Any  # of its second moment
-    ema_momentum: Any
-    one_minus_ema_momentum: Any
+    ema_momentum: Any  # 0 in the first step
 
 
 def make_rule(variant: Variant, T: Any) -> Any:
@@ -137,7 +136,7 @@ def make_rule(variant: Variant, T: Any) -> Any:
         p = p - step if variant.lr_in_momentum else fma(-s.lr, step, p)
         if variant.ema:
             # What stood there before the first step may be anything: times 0 an infinity would be a NaN.
-            e = p if f.ema_momentum == zero else fma(f.ema_momentum, e, f.one_minus_ema_momentum * p)
+            e = p if f.ema_momentum == zero else fma(f.ema_momentum, e, s.one_minus_ema_momentum * p)
         return p, v, m, b, e
 
     return rule

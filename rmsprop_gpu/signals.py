@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import table
-from .arrays import Problems, a, place, plain_array
+from .arrays import Problems, a, dtype_name, place, plain_array
 from .backends import is_cuda
-from .hyper import NOTHING_ASKED, Asked
+from .hyper import NOTHING_ASKED, Asked, written
 from .layout import device_of, is_aligned, pointer_of
 
 _KINDS = {
@@ -38,14 +39,18 @@ class Signals(NamedTuple):
 SILENCE = Signals()
 
 
-def signals(grad_scale: Any, found_inf: Any, zero_grads: Any, devices: list[int]) -> Signals:
-    """The arguments of a step, validated, for parameters in host memory or on these devices."""
+def signals(
+    grad_scale: Any, found_inf: Any, zero_grads: Any, devices: list[int], computes: Collection[np.dtype[Any]]
+) -> Signals:
+    """The arguments of a step, validated, for parameters in host memory or on these devices, of these compute types."""
     if grad_scale is None and found_inf is None and zero_grads is False:
         return SILENCE
     problems = Problems()
     if not isinstance(zero_grads, (bool, np.bool_)):
-        problems.add(TypeError, f"zero_grads is {zero_grads!r} (a {type(zero_grads).__name__}); wanted True or False")
+        problems.add(TypeError, f"zero_grads is {zero_grads!r} ({a(type(zero_grads))}); wanted True or False")
     scale = _signal(grad_scale, "grad_scale", devices, problems)
+    if scale[0][0] == table.NUMBER and not len(problems):
+        _check_reciprocal(grad_scale, computes, problems)
     found = _signal(found_inf, "found_inf", devices, problems)
     problems.raise_any()
     given = grad_scale is not None, found_inf is not None
@@ -80,11 +85,21 @@ def _signal(x: Any, name: str, devices: list[int], problems: Problems) -> tuple[
     known = _SCALES if name == "grad_scale" else tuple(_KINDS)
     if array.dtype.name not in known or not array.dtype.isnative or not is_aligned(array):
         problems.add(
-            TypeError, f"{name} has dtype {array.dtype.str}; wanted one of {', '.join(known)}, native, aligned"
+            TypeError, f"{name} has dtype {dtype_name(array.dtype)}; wanted one of {', '.join(known)}, native, aligned"
         )
     if len(problems) > before:
         return nothing
     return (_KINDS[array.dtype.name], pointer_of(array)), (x, array)
+
+
+def _check_reciprocal(x: Any, computes: Collection[np.dtype[Any]], problems: Problems) -> None:
+    """Can every dtype hold what the gradients are multiplied by?"""
+    for dtype in computes:
+        with np.errstate(over="ignore", under="ignore"):
+            factor = np.float64(1.0 / float(x)).astype(dtype)
+        if not 0 < factor < math.inf:
+            said = f"grad_scale is {x!r}, whose reciprocal is {factor} in {dtype}"
+            problems.add(ValueError, f"{said}; wanted one that is neither 0 nor infinite there")
 
 
 def _bits(x: Any, name: str, problems: Problems) -> int:
@@ -94,5 +109,5 @@ def _bits(x: Any, name: str, problems: Problems) -> int:
     except OverflowError:
         value = math.inf
     if name == "grad_scale" and (isinstance(x, (bool, np.bool_)) or not 0 < value < math.inf):
-        problems.add(ValueError, f"grad_scale is {x!r}; wanted a finite number > 0")
+        problems.add(ValueError, f"grad_scale is {written(x)}; wanted a finite number > 0")
     return int(np.float64(value).view(np.int64))

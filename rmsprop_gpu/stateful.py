@@ -49,7 +49,8 @@ class Stateful:
         """``opt.ema[name_or_index]``: the moving average of a parameter, where `use_ema` is on; the state itself.
 
         Before the first step it is the parameter. The first step sets it to the new parameter, each later one takes
-        ``ema_momentum * ema + (1 - ema_momentum) * param``; a step that is skipped leaves it.
+        ``ema_momentum * ema + (1 - ema_momentum) * param``; a step that is skipped leaves it. It stays where it is
+        while `use_ema` is off, and goes on from there.
         """
         return Averages(self._state)
 
@@ -62,10 +63,9 @@ class Stateful:
         Returns
         -------
         dict
-            ``"optimizer"``, ``"version"``, ``"steps"``, ``"skipped_steps"``; ``"state"``, by name the arrays of each
-            parameter, on its device (no copies of the host); ``"param_groups"``, a list of dicts of hyperparameters,
-            with names as
-            ``"params"``.
+            ``"optimizer"``, ``"version"``, ``"steps"``, ``"skipped_steps"`` (on one device an array there, so that
+            nobody waits); ``"state"``, by name the arrays of each parameter, on its device (no copies of the host);
+            ``"param_groups"``, a list of dicts of hyperparameters, with names as ``"params"``.
         """
         self._refuse_capture("state_dict")
         self._planner.allocate()  # what was assigned since the last step
@@ -91,7 +91,7 @@ class Stateful:
         strict : bool
             True: the same parameters in the same groups; the hyperparameters are loaded too (a callable ``lr``
             stays, and has to be there where one was saved). False: parameters that both have are loaded, the others
-            and all hyperparameters stay as they are; `steps` is loaded.
+            and all hyperparameters stay as they are; `steps` and `skipped_steps` are loaded.
 
         Returns
         -------

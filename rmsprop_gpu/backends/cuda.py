@@ -56,7 +56,7 @@ class Batch(Protocol):
 
 
 def _make_update(variant: Variant, D: Any, T: Any, width: int) -> Any:
-    """``update(param, grad, ..., i, s, correction)``: load what the elements from i on need, update, store."""
+    """``update(param, grad, ..., i, s, f)``: load what the elements from i on need, update, store."""
     lanes = make_lanes(make_rule(variant, T), T, width)
     (load, store), (load_state, store_state) = memory(D, GLOBAL, width), memory(T, GLOBAL, width)
     zeros = T(0) if width == 1 else (T(0),) * width

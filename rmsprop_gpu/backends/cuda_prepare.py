@@ -144,7 +144,11 @@ def make_prepare_kernel(variant: Variant, D: Any) -> Any:
     Where there are partial sums, one block of threads adds them up first, and goes through all rows.
     """
     T: Any = compute_dtype(np.dtype(D)).type
-    gate, outcome, prepare = make_gate(variant, GLOBAL), make_outcome(variant, GLOBAL), make_prepare(variant, T, GLOBAL)
+    gate, outcome, prepare = (
+        make_gate(variant, T, GLOBAL),
+        make_outcome(variant, GLOBAL),
+        make_prepare(variant, T, GLOBAL),
+    )
     totals, measures, threads = _make_totals(), variant.measures, _prepare_threads(variant)
 
     def prepare_kernel(table_, grads, scalars, factors, rows, numbers, norms, counts):  # type: ignore[no-untyped-def]
