@@ -186,7 +186,8 @@ class RMSProp(Optimizer):
             missing; a value of the wrong type.
         ValueError
             An unknown preset; a value out of range; an argument without counterpart at another value than the neutral
-            one; optax's ``centered`` with ``bias_correction``, whose first step is 0/0 or up to 1e8 learning rates.
+            one; optax's ``centered`` with ``bias_correction``, whose first step is 0/0 or up to 1e8 learning rates;
+            more than one clip: tf_keras_legacy takes ``clipvalue`` beside a norm, the others take one too.
 
         Notes
         -----
@@ -195,7 +196,7 @@ class RMSProp(Optimizer):
 
         tf.keras up to 2.10 has eps inside the root with momentum and outside it without, as decided when the optimizer
         is built, here as there. Momentum that becomes 0 later leaves eps inside; that becomes larger than 0 later is
-        ignored there, and here is momentum with eps outside. There an epsilon of 0 is 1e-7.
+        ignored there, and here is momentum with eps outside. An epsilon of None or 0 is 1e-7 there, and in this preset.
 
         Examples
         --------

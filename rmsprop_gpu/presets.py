@@ -50,12 +50,15 @@ class Preset:
     neutral : mapping
         Arguments that have no counterpart here, from name to the values at which none is needed: those that leave the
         trajectory as it is.
+    none : tuple of str
+        Arguments that also take None, which is not their default.
     """
 
     source: str
     arguments: Mapping[str, Any]
     translate: Callable[[dict[str, Any]], dict[str, Any]]
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    none: tuple[str, ...] = ()
 
     def rmsprop(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of `RMSProp` for this framework's; `name` is what the errors call it."""
@@ -75,7 +78,7 @@ class Preset:
 
     def _checked(self, key: str, value: Any) -> Any:
         ours = OURS.get(key, key)
-        if ours not in hyper.RMSPROP or (value is None and self.arguments[key] is None):
+        if ours not in hyper.RMSPROP or (value is None and (self.arguments[key] is None or key in self.none)):
             return value
         try:
             return hyper.checked(ours, value)
@@ -117,9 +120,6 @@ def _keras(a: dict[str, Any]) -> dict[str, Any]:
     if len(clips) > 1:
         said = ", ".join(f"{key}={value!r}" for key, value in clips.items())
         raise ValueError(f"{' and '.join(clips)} are given ({said}); wanted at most one of them, as keras does")
-    ema = {key: a.pop(key) for key in ("use_ema", "ema_momentum")}
-    if ema["use_ema"]:
-        a |= ema
     return _ours(a, eps_in_sqrt=True, lr_in_momentum=True, decoupled_weight_decay=True)
 
 
@@ -129,10 +129,17 @@ def _tf_keras_legacy(a: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key} is 0, which makes every gradient 0 there; wanted None or a number > 0")
     if a["clipnorm"] is not None and a["global_clipnorm"] is not None:
         raise ValueError("clipnorm and global_clipnorm are given; wanted at most one of them, as tf_keras_legacy does")
+    norm = next((key for key in ("clipnorm", "global_clipnorm") if a[key] is not None), None)
+    if norm and a["clipvalue"] is not None:
+        said = f"clipvalue={a['clipvalue']!r}, {norm}={a[norm]!r}"
+        raise ValueError(
+            f"clipvalue and {norm} are given ({said}); wanted at most one of them: tf_keras_legacy clips by value and "
+            "then by norm, a step here clips once"
+        )
     lr = a.pop("lr")
     if lr is not None:  # the older name, which wins
         a["learning_rate"] = lr
-    a["epsilon"] = a["epsilon"] or 1e-7  # `epsilon or backend_config.epsilon()`: 0 is no 0 there
+    a["epsilon"] = a["epsilon"] or 1e-7  # `epsilon or backend_config.epsilon()`: neither None nor 0 is 0 there
     # With momentum it calls the kernel of TensorFlow 1, without it writes the formula out anew, in another form.
     return _ours(a, eps_in_sqrt=a["momentum"] > 0, lr_in_momentum=True)
 
@@ -240,6 +247,7 @@ PRESETS: dict[str, Preset] = {
         },
         _tf_keras_legacy,
         {"name": ("RMSprop",), "decay": (0.0, 0)},
+        ("epsilon",),
     ),
     "tf1": Preset(
         "tensorflow at 0304934, tensorflow/python/training/rmsprop.py, RMSPropOptimizer: ResourceApplyRMSProp",

@@ -9,7 +9,8 @@ package, so that it runs wherever that package does; CONTRIBUTING.md says which 
 
 Left out: optax's centered with bias_correction, which is degenerate there (the variance is 0 on the first step), and
 what packages have that is no RMSProp of theirs: timm's caution and corrected_weight_decay, Keras's overwriting of
-variables with their averages and its gradient accumulation, chainer's hooks.
+variables with their averages and its gradient accumulation, tf_keras's clipping by a norm after that by value,
+chainer's hooks.
 """
 
 import argparse
@@ -287,8 +288,7 @@ PRESETS = {
         KERAS,
         """
         defaults, plain, momentum, centered, centered momentum, epsilon=0.0, momentum epsilon=0.0, epsilon=null,
-        defaults lr=0.002, clipvalue, clipnorm, global_clipnorm, clipvalue clipnorm,
-        clipvalue global_clipnorm centered momentum
+        defaults lr=0.002, clipvalue, clipnorm, global_clipnorm
         """,
     ),
     "tf1": Preset(
@@ -361,7 +361,7 @@ def draw_arguments(rng, preset):
         "weight_decay": 10 ** rng.uniform(-3, -1),
         "initial_scale": rng.uniform(0.1, 1.0),
         "clipvalue": 10 ** rng.uniform(-1, 0),
-        "clipnorm": 10 ** rng.uniform(-2, -1),  # below clipvalue, so that each matters where both are given
+        "clipnorm": 10 ** rng.uniform(-2, -1),
         "global_clipnorm": 10 ** rng.uniform(-2, -1),
         "ema_momentum": rng.uniform(0.5, 0.95),
     }
@@ -390,12 +390,12 @@ def join(tensors):
     return np.concatenate([np.ravel(tensor) for tensor in tensors])
 
 
-def record(name, seed, shapes):
+def record(name, seed, shapes, dtypes):
     """A preset's cases and arrays: row i of `params` and of the states belongs to case i of its dtype."""
     preset = PRESETS[name]
     param, grads, lrs = draw_arrays(np.random.default_rng([seed, *name.encode()]), shapes)
     cases, arrays = [], {f"{name}/param": param, f"{name}/grads": grads}
-    for dtype in preset.dtypes:
+    for dtype in dtypes:
         rows = {key: [] for key in ("params", "averages", *STATE_NAMES)}
         for text in preset.cases.split(","):
             words = text.split()
@@ -453,12 +453,13 @@ def main():
     parser.add_argument("presets", nargs="+", choices=list(PRESETS), metavar="PRESET", help=", ".join(PRESETS))
     parser.add_argument("--to", type=Path, default=DATA, help="the folder")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--live", action="store_true", help="more and larger shapes")
+    parser.add_argument("--live", action="store_true", help="more and larger shapes, of one dtype")
     options = parser.parse_args()
 
     presets, cases, arrays = load(options.to)
     for name in options.presets:
-        head, new_cases, new_arrays = record(name, options.seed, LIVE_SHAPES if options.live else SHAPES)
+        shapes, dtypes = (LIVE_SHAPES, 1) if options.live else (SHAPES, None)
+        head, new_cases, new_arrays = record(name, options.seed, shapes, PRESETS[name].dtypes[:dtypes])
         presets[name] = head
         cases = [case for case in cases if case["preset"] != name] + new_cases
         arrays = {key: array for key, array in arrays.items() if not key.startswith(f"{name}/")} | new_arrays

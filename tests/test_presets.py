@@ -17,7 +17,8 @@ from rmsprop_gpu import RMSProp, hyper, presets
 from rmsprop_gpu.presets import PRESETS, REQUIRED
 
 # The frameworks. Each takes a parameter, its gradient and a dict that is the state, empty at first, and returns the new
-# parameter. Its keywords are the framework's arguments, all of them, with its defaults.
+# parameter. Its keywords are the framework's arguments, all of them, with its defaults. The state holds as "all" the
+# gradients of all parameters of the step.
 
 
 def hinton(p, g, s, *, lr, alpha=0.9):
@@ -53,7 +54,7 @@ def keras(p, g, s, *, learning_rate=0.001, rho=0.9, momentum=0.0, epsilon=1e-7, 
           clipnorm=None, clipvalue=None, global_clipnorm=None, use_ema=False, ema_momentum=0.99,
           ema_overwrite_frequency=None, loss_scale_factor=None, gradient_accumulation_steps=None,
           name=None):  # fmt: skip
-    g = np.clip(g, -clipvalue, clipvalue) if clipvalue else g
+    g = clipped(g, clipvalue, clipnorm, global_clipnorm, s["all"])
     p = p - p * weight_decay * learning_rate if weight_decay is not None else p
     s["velocity"] = rho * s.get("velocity", 0.0) + (1 - rho) * g**2
     denominator = s["velocity"] + epsilon
@@ -63,7 +64,24 @@ def keras(p, g, s, *, learning_rate=0.001, rho=0.9, momentum=0.0, epsilon=1e-7, 
     increment = learning_rate * g / np.sqrt(denominator)
     if momentum > 0:
         increment = s["momentum"] = momentum * s.get("momentum", 0.0) + increment
-    return p - increment
+    p = p - increment
+    if use_ema:
+        kept = (s.get("iterations", 0) != 0) * ema_momentum
+        s["average"] = kept * s.get("average", 0.0) + (1 - kept) * p
+        s["iterations"] = s.get("iterations", 0) + 1
+    return p
+
+
+def clipped(g, clipvalue, clipnorm, global_clipnorm, every):
+    """As Keras and TensorFlow have it."""
+    if clipvalue is not None:
+        return np.clip(g, -clipvalue, clipvalue)
+    if clipnorm is not None:
+        return g * clipnorm / np.maximum(np.sqrt(np.sum(g**2)), clipnorm)
+    if global_clipnorm is not None:
+        norm = np.sqrt(sum(np.sum(x**2) for x in every))
+        return g * (global_clipnorm * np.minimum(1 / norm, 1 / global_clipnorm))
+    return g
 
 
 def tf1(p, g, s, *, learning_rate, decay=0.9, momentum=0.0, epsilon=1e-10, use_locking=False, centered=False,
@@ -82,7 +100,7 @@ def tf_keras_legacy(p, g, s, *, learning_rate=0.001, rho=0.9, momentum=0.0, epsi
                     decay=0.0):  # fmt: skip
     learning_rate = learning_rate if lr is None else lr
     epsilon = epsilon or 1e-7
-    g = g if clipvalue is None else np.clip(g, -clipvalue, clipvalue)
+    g = clipped(g, clipvalue, clipnorm, global_clipnorm, s["all"])
     if momentum > 0:
         s.setdefault("ms", 0.0)  # the slot "rms", zeros here
         return tf1(p, g, s, learning_rate=learning_rate, decay=rho, momentum=momentum, epsilon=epsilon,
@@ -164,10 +182,17 @@ keras
 keras rho epsilon momentum
 keras centered weight_decay
 keras rho centered momentum clipvalue weight_decay
+keras clipnorm weight_decay
+keras global_clipnorm momentum centered
+keras use_ema
+keras use_ema ema_momentum momentum weight_decay
+keras use_ema ema_momentum global_clipnorm
 tf_keras_legacy
 tf_keras_legacy rho epsilon
 tf_keras_legacy rho epsilon momentum
 tf_keras_legacy epsilon=0 clipvalue
+tf_keras_legacy epsilon=None clipnorm
+tf_keras_legacy global_clipnorm momentum
 tf_keras_legacy centered epsilon
 tf_keras_legacy centered epsilon momentum
 tf1
@@ -212,17 +237,21 @@ def drawn(name, words, rng):
         "weight_decay": 10 ** rng.uniform(-3, -1),
         "initial_scale": rng.uniform(0.1, 1.0),
         "clipvalue": 10 ** rng.uniform(-2, 0),
+        "clipnorm": 10 ** rng.uniform(-2, 0),
+        "global_clipnorm": 10 ** rng.uniform(-2, 0),
+        "ema_momentum": rng.uniform(0.5, 0.95),
     }
     given = {}
     for word in words:
         key, equals, number = word.partition("=")
         ours = {"rho": "alpha", "decay": "alpha", "epsilon": "eps"}.get(key, key)
-        given[key] = float(number) if equals else numbers[ours] if ours in numbers else not PRESETS[name].arguments[key]
+        drawn_or_turned = numbers[ours] if ours in numbers else not PRESETS[name].arguments[key]
+        given[key] = ast.literal_eval(number) if equals else drawn_or_turned
     return given
 
 
 def excess(case):
-    """The largest |got - want| / bound over all updates of a case: above 1, or NaN, is a failure."""
+    """The largest |got - want| / bound over all updates and averages of a case: above 1, or NaN, is a failure."""
     name, *words = case.split()
     rng = np.random.default_rng([7, *case.encode()])
     given, lrs = drawn(name, words, rng), 10 ** rng.uniform(-3, -1, STEPS)
@@ -230,19 +259,24 @@ def excess(case):
     params = [rng.standard_normal(shape) for shape in SHAPES]
     scheduled = len(words) % 2 == 1  # by the step count in one case, by assignment in the next
     opt = RMSProp.from_preset(name, params, **{lr_name: (lambda step: lrs[step]) if scheduled else 1.0}, **given)
-    states, worst = [{} for _ in params], 0.0
-    for lr in lrs:
+    states, worst, bounds = [{} for _ in params], 0.0, [0.0] * len(params)
+    for step, lr in enumerate(lrs):
         if not scheduled:
             opt.lr = lr
         before = [p.copy() for p in params]
         # Over 8 decades, so that the root lies on both sides of eps.
         grads = [rng.standard_normal(p.shape) * 10.0 ** rng.uniform(-7, 1, p.shape) for p in params]
         opt.step(grads)
-        for p, old, g, s in zip(params, before, grads, states, strict=True):
+        for i, (p, old, g, s) in enumerate(zip(params, before, grads, states, strict=True)):
+            s["all"] = grads
             want = np.asarray(FORMULAS[name](old, g, s, **{lr_name: lr}, **given))
             ulps = ULPS * np.spacing(np.maximum(np.abs(old), np.abs(want)))
             bound = RELATIVE * np.max(np.abs(want - old), initial=0) + ulps
             worst = np.maximum(worst, np.max(np.abs(p - want) / bound, initial=0))  # np.maximum keeps a NaN
+            if "average" in s:  # of parameters within their bounds, with three roundings a step on each side
+                bounds[i] = max(bounds[i], np.max(bound, initial=0))
+                rounded = 2 * 3 * 0.5 * (step + 1) * np.spacing(np.abs(s["average"]).max(initial=0))
+                worst = np.maximum(worst, np.max(np.abs(opt.ema[i] - s["average"]), initial=0) / (bounds[i] + rounded))
     return worst
 
 
@@ -254,10 +288,9 @@ def test_trajectory_is_that_of_the_formula(case):
 def test_every_preset_and_every_argument_that_matters_has_a_case():
     cases = [case.split() for case in CASES.strip().splitlines()]
     assert {name for name, *_ in cases} == set(PRESETS) == set(FORMULAS)
-    later = {"clipnorm", "global_clipnorm", "use_ema", "ema_momentum"}
     for name, preset in PRESETS.items():
         said = {word.partition("=")[0] for case, *words in cases if case == name for word in words}
-        assert set(preset.arguments) - set(preset.neutral) - {"lr", "learning_rate"} - said - later == set()
+        assert set(preset.arguments) - set(preset.neutral) - {"lr", "learning_rate"} - said == set()
 
 
 # What such cases can see: a preset that translates otherwise must be seen in every case in which it matters.
@@ -271,6 +304,13 @@ PLANTS = {
         lambda h: h["weight_decay"] > 0,
     ),
     "another alpha": ("alpha", lambda h: 0.5, lambda h: True),
+    "another clip": ("clipnorm", lambda h: h["clipnorm"] and 0.9 * h["clipnorm"], lambda h: h["clipnorm"]),
+    "another clip of all": (
+        "global_clipnorm",
+        lambda h: h["global_clipnorm"] and 0.9 * h["global_clipnorm"],
+        lambda h: h["global_clipnorm"],
+    ),
+    "another average": ("ema_momentum", lambda h: 0.99 * h["ema_momentum"], lambda h: h["use_ema"]),
 }
 
 
@@ -288,7 +328,7 @@ def test_a_wrong_translation_is_seen(plant, monkeypatch):
     monkeypatch.setattr(presets.Preset, "rmsprop", planted)
     for case in CASES.strip().splitlines():
         failed = not excess(case) <= 1
-        assert failed == matters(hypers[-1]), case
+        assert failed == bool(matters(hypers[-1])), case
 
 
 # Defaults
@@ -459,11 +499,16 @@ def test_optax_centered_with_bias_correction_is_refused_and_ours_offered():
 
 def test_clips_that_exclude_each_other():
     with refused(ValueError, "clipnorm and global_clipnorm", "at most one", of=[]):
-        PRESETS["tf_keras_legacy"].translate(
-            {**PRESETS["tf_keras_legacy"].arguments, "clipnorm": 1.0, "global_clipnorm": 1.0}
-        )
+        RMSProp.from_preset("tf_keras_legacy", one(1), clipnorm=1.0, global_clipnorm=1.0)
     with refused(ValueError, "clipnorm and clipvalue are given (clipnorm=1.0, clipvalue=0.0)", of=[]):
-        PRESETS["keras"].translate({**PRESETS["keras"].arguments, "clipnorm": 1.0, "clipvalue": 0.0})
+        RMSProp.from_preset("keras", one(1), clipnorm=1.0, clipvalue=0.0)
+
+
+@pytest.mark.parametrize("norm", ["clipnorm", "global_clipnorm"])
+def test_two_clips_one_after_the_other_are_refused(norm):
+    texts = f"clipvalue and {norm} are given (clipvalue=0.5, {norm}=1.0)", "by value and then by norm", "clips once"
+    with refused(ValueError, *texts, of=[]):
+        RMSProp.from_preset("tf_keras_legacy", one(1), clipvalue=0.5, **{norm: 1})
 
 
 # What is translated
@@ -481,11 +526,16 @@ def test_older_name_of_the_learning_rate_wins_in_tf_keras_legacy():
     assert RMSProp.from_preset("tf_keras_legacy", one(1), learning_rate=0.25).lr == 0.25
 
 
-def test_exponential_moving_average_is_passed_on_where_it_is_on():
-    preset = PRESETS["keras"]
-    assert "use_ema" not in preset.rmsprop("keras", {"ema_momentum": 0.5})
-    given = {**preset.arguments, "use_ema": True, "ema_momentum": 0.5}
-    assert {"use_ema": True, "ema_momentum": 0.5}.items() <= preset.translate(given).items()
+def test_epsilon_of_none_is_that_of_the_backend_in_tf_keras_legacy():
+    for momentum in (0.0, 0.5):
+        group = RMSProp.from_preset("tf_keras_legacy", one(1), epsilon=None, momentum=momentum).param_groups[0]
+        assert group["eps"] == 1e-7
+
+
+def test_averages_are_those_of_keras_whether_on_or_off():
+    for on in (False, True):
+        group = RMSProp.from_preset("keras", one(1), use_ema=on, ema_momentum=0.5).param_groups[0]
+        assert (group["use_ema"], group["ema_momentum"]) == (on, 0.5)
 
 
 def test_every_preset_states_its_source_and_translates_into_our_names():
