@@ -79,7 +79,7 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
     def add(line: str, note: str = "") -> None:
         lines.append((line, note))
 
-    if h.get("skip_nonfinite"):
+    if h["skip_nonfinite"]:
         add("", "nothing changes in a step with a gradient that is not finite")
     if callable(h["lr"]):
         add(f"lr = {lr!r}", f"{_name(h['lr'])}({step})")
@@ -89,9 +89,9 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
         add("g = -g", "maximize")
     if h["clipvalue"] and h["clipvalue"] < math.inf:
         add(f"g = clip(g, -{h['clipvalue']!r}, {h['clipvalue']!r})", "clipvalue")
-    if h.get("clipnorm"):
+    if h["clipnorm"] and h["clipnorm"] < math.inf:
         add(f"g = g * minimum(1, {h['clipnorm']!r} / norm(g))", "clipnorm, of each parameter")
-    if h.get("global_clipnorm"):
+    if h["global_clipnorm"] and h["global_clipnorm"] < math.inf:
         add(f"g = g * minimum(1, {h['global_clipnorm']!r} / norm(every_g))", "global_clipnorm, of all together")
     if decay and not h["decoupled_weight_decay"]:
         add(f"g = g + {decay!r} * p", "weight decay")
@@ -127,9 +127,9 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
             add(f"s = {momentum!r} * b + u", "nesterov")
             s = "s"
     add(f"p = p - {s}" if inside else f"p = p - {rate} * {s}")
-    if h.get("use_ema"):
+    if h["use_ema"]:
         kept = h["ema_momentum"]
-        add(f"e = {kept!r} * e + {1 - kept:.15g} * p", "the average of the parameter")
+        add(f"e = {kept!r} * e + {1 - kept:.15g} * p", "ema, which the first step sets to p")
     return lines
 
 
@@ -194,6 +194,17 @@ def _decay(h: Hyper, lr: float) -> str:
     return "added to the gradient (L2), so that it is divided by the RMS with it"
 
 
+def _clip(name: str, text: str) -> Callable[[Hyper, float], str]:
+    def words(h: Hyper, lr: float) -> str:
+        if not h[name]:
+            return "off, as None is"
+        if h[name] == math.inf:
+            return "clips nothing" + ", but the norm is taken: last_grad_norm" * name.endswith("norm")
+        return f"{text} {h[name]!r}"
+
+    return words
+
+
 def _only_with(name: str, text: str) -> Callable[[Hyper, float], str]:
     return lambda h, lr: text if h.get(name) else f"without effect, since {name} is {h.get(name)!r}"
 
@@ -221,13 +232,9 @@ WORDS: dict[str, Callable[[Hyper, float], str]] = {
         else _only_with("weight_decay", "")(h, lr)
     ),
     "maximize": lambda h, lr: "steps go up the gradient",
-    "clipvalue": lambda h, lr: (
-        f"no element of the gradient counts for more than {h['clipvalue']!r}" if h["clipvalue"] else "off, as None is"
-    ),
-    "clipnorm": lambda h, lr: f"no parameter's gradient counts for more than a norm of {h['clipnorm']!r}",
-    "global_clipnorm": lambda h, lr: (
-        f"the gradients together count for no more than a norm of {h['global_clipnorm']!r}"
-    ),
+    "clipvalue": _clip("clipvalue", "no element of the gradient counts for more than"),
+    "clipnorm": _clip("clipnorm", "no parameter's gradient counts for more than a norm of"),
+    "global_clipnorm": _clip("global_clipnorm", "the gradients together count for no more than a norm of"),
     "skip_nonfinite": lambda h, lr: "a gradient that is not finite changes nothing",
     "use_ema": lambda h, lr: "an average of the parameters is kept beside them",
     "ema_momentum": _only_with("use_ema", "how slowly the average of the parameters follows them"),
