@@ -105,6 +105,10 @@ class Stateful:
             and casts float32 state to the parameter's dtype.
         """
         self._refuse_capture("load_state_dict")
+        return self._load(state_dict, strict)
+
+    def _load(self, state_dict: Mapping[str, Any], strict: bool, anew: tuple[str, ...] = ()) -> LoadReport:
+        """Load a state dict; the buffers that are `anew` may be missing in it, and then start as new ones do."""
         problems = Problems()
         loaded = check_state_dict(state_dict, type(self).__name__, problems)
         problems.raise_any()
@@ -125,7 +129,9 @@ class Stateful:
                 hyper.check_shared(groups, self._devices)
             except ValueError as error:
                 problems.add(ValueError, f"param_groups: {error}")
-        names = [needed(groups[i], self._adagrad) for i in self._groups.of_tensor]
+        names = [
+            [name for name in needed(groups[i], self._adagrad) if name not in anew] for i in self._groups.of_tensor
+        ]
         found = self._state.check(loaded["state"], names, problems)
         skipped = check_skipped(loaded, problems)
         problems.raise_any()
@@ -157,13 +163,13 @@ class Stateful:
 
             Keras: ``optimizer.variables`` of ``keras.optimizers.RMSprop`` (``Adagrad``), or a mapping from their paths
             to arrays; names have underscores for slashes. The learning rate is loaded unless `lr` is a callable here;
-            the other hyperparameters are not in it: build with the same ones, ``eps_in_sqrt=True``,
-            ``lr_in_momentum=True``, ``decoupled_weight_decay=True``.
+            the other hyperparameters are not in it: build with the same ones,
+            ``RMSProp.from_preset("keras", params, ...)``. Its averages of the parameters become `ema`.
 
             optax: the state of ``optax.rmsprop`` (``adagrad``), also inside ``chain`` or ``inject_hyperparams``. A
             nested tree matches names joined by slashes or dots, or the order of ``jax.tree.leaves``. Only the learning
-            rate of ``inject_hyperparams`` is loaded; build with the same ones, ``eps_in_sqrt=True`` (optax's default),
-            ``lr_in_momentum=True``.
+            rate of ``inject_hyperparams`` is loaded; build with the same ones,
+            ``RMSProp.from_preset("optax", params, ...)``.
         steps : int, optional
             The count of steps where the state has none: optax without ``bias_correction`` or schedule (0 if not given;
             needed where `bias_correction` or a callable `lr` here read it). For torch, what a callable `lr` is given
@@ -177,7 +183,8 @@ class Stateful:
         Notes
         -----
         An array of a dtype narrower than our state (of halves: float32) is widened; none is rounded. ``bias_weight`` is
-        ``1 - alpha**step``, rounded once.
+        ``1 - alpha**step``, rounded once. torch and optax have no averages of the parameters: with `use_ema` they start
+        anew from the parameters as they are when the state is loaded.
 
         Examples
         --------
@@ -196,7 +203,7 @@ class Stateful:
         state_dict = foreign.translated(framework, state, steps, mine, problems)
         self._groups.loaded(state_dict["param_groups"], problems)  # so that one error names what is wrong there too
         problems.raise_any()
-        self.load_state_dict(state_dict)
+        self._load(state_dict, True, anew=("ema",))
 
     def to_foreign(self, framework: str) -> dict[str, Any]:
         """The state in the form in which a run continues in torch.
@@ -211,7 +218,8 @@ class Stateful:
         dict
             For ``load_state_dict`` of a ``torch.optim.RMSprop`` (`AdaGrad`: ``Adagrad``) over the same parameters in
             the same groups and order: copies as tensors, on a device where the state is, and the hyperparameters. torch
-            casts the state of half parameters to their dtype when it loads, and computes in it.
+            casts the state of half parameters to their dtype when it loads, and computes in it. With ``eps=0`` an
+            element that never saw a gradient stays where it is here, and becomes NaN there (0/0).
 
         Raises
         ------

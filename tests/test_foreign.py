@@ -391,6 +391,9 @@ NOT_IN_TORCH = [
     {"decoupled_weight_decay": True, "weight_decay": 0.1},
     {"clipvalue": 1.0},
     {"lr": lambda step: 0.1},
+    {"use_ema": True},
+    {"clipnorm": 1.0},
+    {"skip_nonfinite": True},
 ]
 
 
@@ -413,6 +416,21 @@ def test_switches_without_effect_go_to_torch():
     given = {"eps": 0, "eps_in_sqrt": True, "nesterov": True, "lr_in_momentum": True, "decoupled_weight_decay": True}
     groups = RMSProp(start(), **given).to_foreign("torch")["param_groups"]
     assert (groups[0]["eps"], groups[0]["params"]) == (0, [0, 1])
+
+
+def test_without_eps_torch_makes_nan_of_an_element_that_saw_no_gradient():
+    """As the docstring of `to_foreign` warns."""
+    torch = pytest.importorskip("torch")
+    opt, grad = RMSProp(np.ones(2), eps=0), np.array([0.0, 1.0])
+    opt.step(grad)
+    there = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = torch.optim.RMSprop([there])
+    optimizer.load_state_dict(opt.to_foreign("torch"))
+    there.grad = torch.from_numpy(grad)
+    optimizer.step()
+    opt.step(grad)
+    assert np.isnan(there.detach().numpy()).tolist() == [True, False]
+    assert opt.param_groups[0]["params"][0][0] == 1
 
 
 def test_a_missing_torch_names_its_extra(monkeypatch):
@@ -604,20 +622,68 @@ def test_arrays_without_a_path_are_no_variables():
         opt.load_foreign("keras", [np.ones(3)])
 
 
-def test_the_average_of_the_weights_is_loaded_or_refused():
-    from rmsprop_gpu.table import BUFFERS
+def with_averages(oracle):
+    averages = {f"rm_sprop/m_{name}_average": np.full_like(p, 0.5) for name, p in oracle.params.items()}
+    return {v.path: np.asarray(v) for v in keras_variables(oracle)} | averages
 
+
+def test_the_average_of_the_parameters_is_loaded():
     half = Oracle(**LIKE_KERAS).run(range(2))
-    averages = {f"rm_sprop/m_{name}_average": p for name, p in half.params.items()}
-    variables = {v.path: np.asarray(v) for v in keras_variables(half)} | averages
-    if "ema" in BUFFERS:
-        opt = RMSProp(half.params, **LIKE_KERAS, use_ema=True)
-        opt.load_foreign("keras", variables)
-        assert_same_bits(opt.state["w"]["ema"], half.params["w"])
-    else:
-        opt = RMSProp(half.params, **LIKE_KERAS)
-        with refused(ValueError, 'state["rm_sprop/m_w_average"] has no', of=[opt]):
-            opt.load_foreign("keras", variables)
+    opt = RMSProp(half.params, **LIKE_KERAS, use_ema=True)
+    opt.load_foreign("keras", with_averages(half))
+    for name, p in half.params.items():
+        assert_same_bits(opt.ema[name], np.full_like(p, 0.5))
+
+
+def test_averages_on_one_side_alone_are_refused_with_keras():
+    half = Oracle(**LIKE_KERAS).run(range(2))
+    opt = RMSProp(half.params, **LIKE_KERAS)
+    with refused(ValueError, 'state["rm_sprop/m_w_average"] has no use with use_ema=False', of=[opt]):
+        opt.load_foreign("keras", with_averages(half))
+    opt = RMSProp(half.params, **LIKE_KERAS, use_ema=True)
+    with refused(ValueError, 'state lacks the arrays of "ema", which use_ema=True', of=[opt]):
+        opt.load_foreign("keras", keras_variables(half))
+
+
+def test_averages_of_keras_itself_continue_here(keras):
+    given = {"use_ema": True, "ema_momentum": 0.75, "momentum": 0.5}
+
+    def steps(optimizer, variables, steps):
+        for step in steps:
+            optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradient(step).values()], variables)
+
+    def begin():
+        variables = [keras.Variable(p, dtype="float64", name=name) for name, p in start().items()]
+        return keras.optimizers.RMSprop(learning_rate=0.125, **given), variables
+
+    optimizer, whole = begin()
+    steps(optimizer, whole, range(END))
+    want = {v.path.rpartition("/")[2].removesuffix("_average"): np.asarray(v) for v in optimizer.variables}
+    optimizer, there = begin()
+    steps(optimizer, there, range(SWITCH))
+    params = {name: np.asarray(v).copy() for name, v in zip(SHAPES, there, strict=True)}
+    opt = RMSProp.from_preset("keras", params, **given)
+    opt.load_foreign("keras", optimizer.variables)
+    here(opt, range(SWITCH, END), groups=False)
+    assert_same_end(opt.ema, want, start())
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["", "late"])
+@pytest.mark.parametrize("framework", ["torch", "optax"])
+def test_averages_that_the_framework_lacks_start_anew(framework, late):
+    """From the parameters as they are, whatever was averaged before; a late parameter's first step sets its own."""
+    given = LIKE_OPTAX if framework == "optax" else {"alpha": 0.9}
+    half = Oracle(**given).run(range(SWITCH), late=late and framework == "torch")
+    opt = here(RMSProp(two_groups(half.params), **given, use_ema=True, ema_momentum=0.75), range(3))
+    opt.load_foreign(framework, torch_state(half) if framework == "torch" else optax_state(half))
+    begun = {name: half.params[name].copy() for name in SHAPES}
+    for name in SHAPES:
+        assert_same_bits(opt.ema[name], begun[name])
+    here(opt, [SWITCH])
+    for name in SHAPES:
+        first = framework == "optax" or (late and name == "b")  # optax's state has no count here
+        want = half.params[name] if first else 0.75 * begun[name] + 0.25 * half.params[name]
+        np.testing.assert_allclose(opt.ema[name], want, rtol=1e-15, atol=1e-16)
 
 
 # optax
@@ -807,6 +873,19 @@ def test_a_negated_trace_and_a_widened_average_on_a_device():
     assert (state["momentum_buffer"].get().tolist(), state["square_avg"].get().tolist()) == ([-0.5] * 3, [0.25] * 3)
     assert state["square_avg"].dtype == np.float64
     assert trace.get().tolist() == [0.5] * 3
+
+
+@pytest.mark.gpu
+def test_averages_start_anew_on_a_device_after_the_steps_before():
+    cupy = pytest.importorskip("cupy", exc_type=ImportError)
+    half = Oracle(alpha=0.9).run(range(SWITCH))
+    params = {name: cupy.asarray(p) for name, p in half.params.items()}
+    opt = RMSProp(two_groups(params), use_ema=True)
+    with cupy.cuda.Stream(non_blocking=True):
+        opt.step([{name: cupy.asarray(g)} for name, g in gradient(0).items()])
+    opt.load_foreign("torch", torch_state(half))
+    for name in SHAPES:
+        assert_same_bits(opt.ema[name].get(), params[name].get())
 
 
 @pytest.mark.gpu

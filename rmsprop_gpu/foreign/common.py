@@ -1,0 +1,185 @@
+"""What the readers of foreign states share: whose parameter an array is, and how it is checked and taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import dtypes
+from ..arrays import Problems, Tensor, a, plain_array, quoted
+from ..backends import is_cuda, kind_of
+from ..state import VERSION, check_entry, needed, where
+from ..table import BUFFERS
+
+
+class Mine(NamedTuple):
+    """The optimizer that is to continue: its class, and of each group the parameters and hyperparameters."""
+
+    optimizer: str
+    adagrad: bool
+    members: list[list[Tensor]]
+    hyper: list[dict[str, Any]]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [tensor for tensors in self.members for tensor in tensors]
+
+
+class Entry(NamedTuple):
+    """One array of a foreign state: of which parameter, how to write its place, and itself."""
+
+    param: str
+    label: str
+    value: Any
+
+
+_SWITCH = {"momentum_buffer": "momentum", "grad_avg": "centered", "ema": "use_ema"}
+
+
+def empty(mine: Mine) -> dict[str, Any]:
+    """A state dict without state and with our own hyperparameters."""
+    groups = [
+        {"params": [t.key for t in tensors], **h, "lr": None if callable(h["lr"]) else h["lr"]}
+        for tensors, h in zip(mine.members, mine.hyper, strict=True)
+    ]
+    return {"optimizer": mine.optimizer, "version": VERSION, "steps": 0, "state": {}, "param_groups": groups}
+
+
+def by_kind(
+    found: Mapping[str, list[Entry]],
+    names: Mapping[str, str],
+    steps: int,
+    lr: float | None,
+    mine: Mine,
+    problems: Problems,
+    of_steps: Callable[[Any], Any] = lambda x: x,
+    anew: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """A state dict from arrays that come by kind, for all parameters alike; `names` are theirs for our keys.
+
+    `of_steps` makes our momentum of theirs; what is `anew` they do not have, so that it may be missing.
+    """
+    frame = empty(mine)
+    for i, h in enumerate(mine.hyper):
+        wanted = buffers_of(h, mine)
+        if "momentum_buffer" in found and h.get("momentum") and not h["lr_in_momentum"]:
+            text = "has lr_in_momentum=False, but the momentum in this state has lr inside; wanted True"
+            problems.add(ValueError, f"param_groups[{i}] {text}")
+        for name in wanted:
+            if name not in found and name not in anew:
+                switch = _SWITCH.get(name)
+                why = f"{switch}={h[switch]!r} in param_groups[{i}]" if switch else mine.optimizer
+                problems.add(ValueError, f"state lacks the arrays of {quoted(name)}, which {why} needs")
+        for name, entries in found.items():
+            if name not in wanted and name in BUFFERS:
+                switch = _SWITCH[name]
+                text = f"has no use with {switch}={h.get(switch)!r} in param_groups[{i}]; wanted that of the other run"
+                problems.add(ValueError, f"{entries[0].label if entries else 'state'} {text}")
+        if lr is not None and not callable(h["lr"]):
+            frame["param_groups"][i]["lr"] = lr
+        for tensor in mine.members[i]:
+            frame["state"][tensor.key] = counters(steps, tensor, h, mine)
+    keys = list(names.values())
+    for name, entries in found.items():
+        if name not in BUFFERS:
+            problems.add(ValueError, f"{entries[0].label} has no counterpart here: no {quoted(name)} is kept")
+            continue
+        order = order_of([entry.param for entry in entries], keys, set(keys), f"state's {quoted(name)}", problems)
+        for tensor, at in zip(mine.tensors, order, strict=False):
+            array = taken(entries[at].value, entries[at].label, name, tensor, problems)
+            if array is not None and name == "momentum_buffer":
+                with where(array):
+                    array = of_steps(array)
+            frame["state"][tensor.key][name] = array
+    return {**frame, "steps": steps}
+
+
+def order_of(names: Sequence[Any], keys: Sequence[str], known: set[str], label: str, problems: Problems) -> list[int]:
+    """Which of the foreign names each key of ours is: by name where they are the same, by order where none is known."""
+    if len(names) != len(keys):
+        problems.add(ValueError, f"{label} has {len(names)} parameters; wanted {len(keys)}")
+        return []
+    if set(names) == set(keys) and len(set(keys)) == len(keys):
+        return [list(names).index(key) for key in keys]
+    if len(set(names)) == len(names) and any(name in known for name in names):
+        found, wanted = ", ".join(map(repr, names)), ", ".join(map(repr, keys))
+        problems.add(ValueError, f"{label} is of the parameters {found}; wanted {wanted}, or no name of these")
+        return []
+    return list(range(len(keys)))
+
+
+def buffers_of(h: Mapping[str, Any], mine: Mine) -> list[str]:
+    """The buffers that these hyperparameters need, which may not be validated yet."""
+    names = needed({**h, "centered": bool(h.get("centered"))}, mine.adagrad)
+    return [name for name in names if name in BUFFERS]
+
+
+def counters(step: int, tensor: Tensor, h: Mapping[str, Any], mine: Mine) -> dict[str, Any]:
+    """``step``, and ``bias_weight``: after that many steps a moving average of ones is 1 - alpha**step."""
+    if mine.adagrad:
+        return {"step": step}
+    alpha = h["alpha"]
+    usable = isinstance(alpha, (int, float)) and 0 <= alpha < 1  # else a problem of the hyperparameters
+    weight = 1.0 - float(alpha) ** step if usable else 0.0
+    return {"step": step, "bias_weight": np.asarray(weight, dtypes.compute_dtype(tensor.layout.dtype))}
+
+
+def readable(x: Any, device: int | None) -> Any:
+    """A foreign array as NumPy's, or as what lies on a device where the parameter lies on one."""
+    if isinstance(x, np.ndarray):
+        return x
+    if hasattr(x, "detach") and hasattr(x, "cpu"):  # a tensor of torch
+        x = x.detach()
+        x = x.float() if "bfloat16" in str(x.dtype) else x  # NumPy and the CUDA array interface have no such dtype
+        return x if device is not None and is_cuda(x) else x.cpu().numpy()
+    if hasattr(x, "__array__") and not (device is not None and is_cuda(x)):
+        try:
+            return np.asarray(x)
+        except TypeError:  # CuPy's: not without being asked
+            return x
+    return x
+
+
+def taken(value: Any, label: str, name: str, tensor: Tensor, problems: Problems) -> Any:
+    """An array of a foreign state, checked as ours is; only a dtype that is too narrow is widened, which is exact."""
+    try:
+        x = readable(value, tensor.device)
+    except Exception as error:  # whatever another library raises: of a sparse tensor, or one without memory
+        problems.add(TypeError, f"{label} is {a(type(value))} that does not hand out its memory ({error})")
+        return None
+    if kind_of(x) is not None:
+        x = plain_array(x, label, problems)
+        if x is None:
+            return None
+        want = dtypes.compute_dtype(tensor.layout.dtype)
+        if dtypes.is_supported(x.dtype) and x.dtype.itemsize < want.itemsize:
+            with where(x):
+                x = x.astype(want)
+    return None if check_entry(x, label, name, tensor, problems) is None else x
+
+
+def number(value: Any, label: str, problems: Problems) -> float:
+    try:
+        return float(value)
+    except Exception:  # whatever another library raises
+        problems.add(TypeError, f"{label} is {a(type(value))}; wanted a number")
+        return 0.0
+
+
+def count(value: Any, label: str, problems: Problems) -> int:
+    """A count, which torch keeps as float32 and others as int32."""
+    before = len(problems)
+    x = number(value, label, problems)
+    if len(problems) == before and not (math.isfinite(x) and 0 <= x < 2**62 and x == int(x)):
+        problems.add(ValueError, f"{label} is {x!r}; wanted a count >= 0")
+    return int(x) if len(problems) == before else 0
+
+
+def agreed(count: int, label: str, steps: int | None, problems: Problems) -> int:
+    """The count of a state; `steps`, given or counted elsewhere in it, has to be the same."""
+    if steps is not None and steps != count:
+        problems.add(ValueError, f"{label} is {count}, but steps is {steps}; wanted one count")
+    return count
