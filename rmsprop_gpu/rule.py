@@ -50,6 +50,20 @@ class Variant(NamedTuple):
         """Are there factors of each tensor, which a launch before the update writes?"""
         return self.bias_correction or self.ema or self.told or self.measures
 
+    # What of it a kernel is compiled for: Variants share what they can.
+
+    @property
+    def of_sums(self) -> Variant:
+        return Variant(norm=self.norm, finite=self.finite)
+
+    @property
+    def of_prepare(self) -> Variant:
+        return Variant(adagrad=self.adagrad, norm=self.norm, finite=self.finite, told=self.told, ema=self.ema)
+
+    @property
+    def of_update(self) -> Variant:
+        return self._replace(norm=False, finite=False, told=self.prepared)
+
     def __str__(self) -> str:
         """The switches that are on; eps is by default."""
         on = [switch for switch, value in self._asdict().items() if value and switch != "eps"]

@@ -141,11 +141,11 @@ def functions(variant: Variant, dtype: np.dtype[Any], make: Any = None) -> dict[
     """The ``@njit`` functions that a step of a Variant calls, in this order."""
     made = {}
     if variant.measures:
-        made["partials_kernel"] = once(make_partials_kernel, variant, dtype.type)
+        made["partials_kernel"] = once(make_partials_kernel, variant.of_sums, dtype.type)
         made["totals_kernel"] = once(make_totals_kernel)
     if variant.prepared:
-        made["prepare_kernel"] = once(make_prepare_kernel, variant, compute_dtype(dtype).type)
-    made["update_kernel"] = once(_make_update_kernel, variant, dtype.type, make or make_rule)
+        made["prepare_kernel"] = once(make_prepare_kernel, variant.of_prepare, compute_dtype(dtype).type)
+    made["update_kernel"] = once(_make_update_kernel, variant.of_update, dtype.type, make or make_rule)
     return made
 
 

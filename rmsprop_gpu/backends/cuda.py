@@ -160,16 +160,16 @@ def _load(make: Any, variant: Variant, D: Any, device: int) -> Any:
     return kernel.overloads[arguments]._codelibrary.get_cufunc().kernel
 
 
-def _makers(variant: Variant) -> dict[str, Any]:
-    """What makes the kernels that a step of a Variant launches, in this order."""
-    partials = {"partials_kernel": make_partials_kernel} if variant.measures else {}
-    prepare = {"prepare_kernel": make_prepare_kernel} if variant.prepared else {}
-    return {**partials, **prepare, "update_kernel": make_update_kernel}
+def _makers(variant: Variant) -> dict[str, tuple[Any, Variant]]:
+    """What makes the kernels that a step of a Variant launches, in this order, and what of it they are made for."""
+    partials = {"partials_kernel": (make_partials_kernel, variant.of_sums)} if variant.measures else {}
+    prepare = {"prepare_kernel": (make_prepare_kernel, variant.of_prepare)} if variant.prepared else {}
+    return {**partials, **prepare, "update_kernel": (make_update_kernel, variant.of_update)}
 
 
 def functions(variant: Variant, dtype: np.dtype[Any]) -> dict[str, Any]:
     """The ``@cuda.jit`` functions that a step of a Variant launches."""
-    return {name: once(_compile, make, variant, dtype.type) for name, make in _makers(variant).items()}
+    return {name: once(_compile, *made, dtype.type) for name, made in _makers(variant).items()}
 
 
 def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, An
     import cupy
 
     with cupy.cuda.Device(device):
-        return {name: once(_load, make, variant, dtype.type, device) for name, make in _makers(variant).items()}
+        return {name: once(_load, *made, dtype.type, device) for name, made in _makers(variant).items()}
 
 
 def chunks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
