@@ -111,7 +111,7 @@ def random_problem(variant, sizes, dtype, rng):
     for i, size in enumerate(sizes):
         state = opt.state[i]
         if variant.ema:
-            state["step"][()] = i % 2  # of some the next step is the first
+            state["step"][()] = (i + 1) % 2  # of some the next step is the first
             state["ema"][:] = spread(size)
         if variant.adagrad:
             state["sum"][:] = spread(size) ** 2
