@@ -5,11 +5,25 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from test_rule import wanted_instructions
 from variants import EVERY
 
-from rmsprop_gpu.traffic import flops_per_element
+from rmsprop_gpu.rule import Variant
+from rmsprop_gpu.traffic import bytes_per_element, flops_per_element
+
+ADDED = {"ema": 8, "zero_grads": 4, "norm": 4, "finite": 4, "told": 0, "scale": 0, "clipvalue": 0, "bias_correction": 0}
+
+
+@pytest.mark.parametrize("switch", ADDED)
+def test_bytes_that_a_feature_adds_to_an_element_are_those_of_the_docstrings(switch):
+    """Of float32; a half's gradient has 2, its average 8; a norm and a check are one pass together."""
+    single, half = np.dtype(np.float32), np.dtype(np.float16)
+    assert bytes_per_element(Variant(), single) == 20
+    assert bytes_per_element(Variant(**{switch: True}), single) == 20 + ADDED[switch]
+    assert bytes_per_element(Variant(**{switch: True}), half) == 14 + (8 if switch == "ema" else ADDED[switch] // 2)
+    assert bytes_per_element(Variant(norm=True, finite=True), single) == 24
 
 
 def test_flops_are_the_instructions_counted_by_hand():
@@ -26,12 +40,20 @@ import cupy, ml_dtypes, numpy as np
 from rmsprop_gpu.traffic import bytes_per_element
 from variants import cover, optimizer, Variant
 SIZE = 1 << 18
+def step(variant, dtype, **told):
+    opt = optimizer(variant, cupy.zeros(SIZE, dtype))
+    opt.step(cupy.asarray(np.ones(SIZE, dtype)), **told)
+    cupy.cuda.Device().synchronize()
+    variant = variant._replace(told="found_inf" in told, zero_grads=bool(told))
+    print(len(opt.kernels()), SIZE * bytes_per_element(variant, np.dtype(dtype)))
+
+DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 for variant in dict.fromkeys([Variant(), *cover(2)]):
-    for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
-        opt = optimizer(variant, cupy.zeros(SIZE, dtype))
-        opt.step(cupy.asarray(np.ones(SIZE, dtype)))
-        cupy.cuda.Device().synchronize()
-        print(len(opt.kernels()), SIZE * bytes_per_element(variant, np.dtype(dtype)))
+    for dtype in DTYPES:
+        step(variant, dtype)
+for dtype in DTYPES:
+    step(Variant(), dtype, zero_grads=True)
+    step(Variant(ema=True), dtype, zero_grads=True, found_inf=False)
 """
 
 
