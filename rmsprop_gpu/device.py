@@ -231,7 +231,8 @@ class DeviceSteps:
 
     def _failure(self, error: Exception, done: int | None) -> RuntimeError:
         """One exception that says what failed, and whether the optimizer can go on."""
-        kernels = {i: str(call.kernel) for i, call in enumerate(self._calls) if isinstance(call, cuda.Launch)}
+        named = enumerate(getattr(call, "kernel", None) for call in self._calls)
+        kernels = {i: str(name) for i, name in named if name}
         if done is None:
             what, before = "CUDA failed before the first launch of the step", 0
         else:
