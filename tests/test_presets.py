@@ -280,6 +280,7 @@ def excess(case):
     return worst
 
 
+@pytest.mark.exhaustive  # the recorded trajectories of test_parity.py are in every run
 @pytest.mark.parametrize("case", CASES.strip().splitlines())
 def test_trajectory_is_that_of_the_formula(case):
     assert excess(case) <= 1
@@ -314,6 +315,7 @@ PLANTS = {
 }
 
 
+@pytest.mark.exhaustive  # the recorded trajectories of test_parity.py are in every run
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_wrong_translation_is_seen(plant, monkeypatch):
     key, wrong, matters = PLANTS[plant]
