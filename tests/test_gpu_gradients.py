@@ -305,10 +305,13 @@ def test_captured_signals_may_be_freed(stream):
         opt, grads, eager = RMSProp(arrays(0), **ALL), arrays(1), RMSProp(arrays(0), **ALL)
         told = {"grad_scale": scalar(2.0), "found_inf": scalar(0)}
         graph = captured(opt, grads, stream, **told)
+        eager.step(grads, grad_scale=2.0, found_inf=False)
         told.clear()
+        for x in (opt, eager):
+            x.step(grads, grad_scale=scalar(4.0), found_inf=scalar(0))  # what is told now is held in the place of it
         others = [scalar(7.0) for _ in range(50)]  # take the memory if it was given back
         replay(graph, stream, 2)
-        for _ in range(3):
+        for _ in range(2):
             eager.step(grads, grad_scale=2.0, found_inf=False)
         same(opt, eager)
         assert len(others) == 50
