@@ -51,10 +51,6 @@ def same(opt, twin):
 # The same bits as on the CPU
 
 
-def twins(**given):
-    return mixed(np, 0, **given), mixed(cupy, 0, **given)
-
-
 def follow(opt, twin, absent=(3,), specials=False):
     """Steps of both that are told everything; the last two perhaps of what is no number."""
     rng = np.random.default_rng(5)
@@ -73,7 +69,7 @@ def follow(opt, twin, absent=(3,), specials=False):
 
 
 def test_the_same_bits_as_on_the_cpu():
-    opt, twin = twins()
+    opt, twin = mixed(np, 0), mixed(cupy, 0)
     follow(opt, twin)
     follow(opt, twin, specials=True)
     assert opt.skipped_steps == 1 + 3
@@ -81,10 +77,18 @@ def test_the_same_bits_as_on_the_cpu():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_same_bits_where_nothing_is_skipped_and_each_tensor_clipped():
-    opt, twin = twins(global_clipnorm=None, clipnorm=0.3, skip_nonfinite=False)
-    follow(opt, twin, (0, 7), specials=True)
-    assert opt.skipped_steps == 1
+    sizes, rng = (5, 0, 4097, 9000), np.random.default_rng(3)
+    opt, twin = (RMSProp([xp.zeros(n, F4) for n in sizes], clipnorm=0.3, weight_decay=0.1) for xp in (np, cupy))
+    for step in range(3):
+        grads = [rng.standard_normal(n).astype(F4) for n in sizes]
+        if step:
+            sprinkle(grads[2], rng)
+        opt.step([grads[0], None, *grads[2:]])
+        twin.step([cupy.asarray(grads[0]), None, *map(cupy.asarray, grads[2:])])
+        same(opt, twin)
     assert math.isnan(opt.last_grad_norm)
+    assert np.isnan(opt.param_groups[0]["params"][2]).all()
+    assert np.isfinite(opt.param_groups[0]["params"][3]).all()
 
 
 GEOMETRY = [

@@ -442,6 +442,8 @@ def test_the_largest_numbers_have_a_norm(xp):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_average_with_momentum_0_is_the_parameter(xp, dtype):
+    if xp is not np and dtype is not F4:
+        pytest.skip("a device has the bits of the CPU (test_gpu_bits.py)")
     params = copies(xp, draw(0, 300, 4100, 0, dtype=dtype))
     opt = RMSProp(params, **AVERAGED, ema_momentum=0.0)
     for step in range(3):
