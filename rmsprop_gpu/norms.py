@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import table
+from .dtypes import compute_dtype
 from .intrinsics import fma, memory
 from .rule import Factors, Scalars, Variant, inline
 from .table import BIAS_WEIGHT, SCALARS_ROW, STEP
@@ -23,6 +24,39 @@ LANES = 128
 SUM = 16  # bytes of a sum
 
 ZERO, ONE, INFINITY = np.float64(0), np.float64(1), np.float64(math.inf)
+
+
+def make_terms(D: Any, space: int) -> Any:
+    """``add(grad, i, so_far)`` of a gradient's squares, and of its elements that are not finite; D is its type."""
+    load, _ = memory(D, space)
+    zero: Any = compute_dtype(np.dtype(D)).type(0)
+
+    @inline
+    def add_square(grad, i, so_far):  # type: ignore[no-untyped-def]
+        x = np.float64(load(grad, i))
+        return fma(x, x, so_far)
+
+    @inline
+    def add_nonfinite(grad, i, so_far):  # type: ignore[no-untyped-def]
+        x = load(grad, i)
+        return so_far + (ONE if x - x != zero else ZERO)  # infinity - infinity is NaN, which differs from all
+
+    return add_square, add_nonfinite
+
+
+def make_sum_terms(space: int) -> Any:
+    """The same of sums, when they are added up in their turn."""
+    load, _ = memory(np.float64, space)
+
+    @inline
+    def add_squares(sums, i, so_far):  # type: ignore[no-untyped-def]
+        return so_far + load(sums + SUM * i, table.SQUARES)
+
+    @inline
+    def add_nonfinite(sums, i, so_far):  # type: ignore[no-untyped-def]
+        return so_far + load(sums + SUM * i, table.NONFINITE)
+
+    return add_squares, add_nonfinite
 
 
 def make_scalars(T: Any, space: int) -> Any:

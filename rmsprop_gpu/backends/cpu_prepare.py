@@ -9,8 +9,8 @@ from numba import njit, types
 
 from .. import table
 from ..dtypes import compute_dtype
-from ..intrinsics import HOST, fma, make_scratch, memory
-from ..norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare
+from ..intrinsics import HOST, make_scratch, memory
+from ..norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
 from ..rule import Variant, inline
 
 KERNEL = types.void(*[types.int64] * 4)  # batch, row, start, stop
@@ -50,27 +50,11 @@ def _make_sum(add: Any) -> Any:
     return total
 
 
-@inline
-def _add_squares(address, i, so_far):  # type: ignore[no-untyped-def]
-    return so_far + _load(address + SUM * i, table.SQUARES)
-
-
-@inline
-def _add_nonfinite(address, i, so_far):  # type: ignore[no-untyped-def]
-    return so_far + _load(address + SUM * i, table.NONFINITE)
-
-
 def make_partials_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of the partial sums of one tensor's gradient, elements start to stop: whole blocks."""
     load, _ = memory(D, HOST)
     zero: Any = compute_dtype(np.dtype(D)).type(0)
-
-    @inline
-    def add_square(grad, i, so_far):  # type: ignore[no-untyped-def]
-        x = np.float64(load(grad, i))
-        return fma(x, x, so_far)
-
-    squares = _make_sum(add_square)
+    squares = _make_sum(make_terms(D, HOST)[0])
 
     @kernel
     def partials_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
@@ -95,7 +79,7 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
 
 def make_totals_kernel() -> Any:
     """The kernel of the sums of all tensors, and of their total; instead of a batch it gets what is known of norms."""
-    squares, nonfinite = _make_sum(_add_squares), _make_sum(_add_nonfinite)
+    squares, nonfinite = map(_make_sum, make_sum_terms(HOST))
 
     @kernel
     def totals_kernel(norms, index, start, stop):  # type: ignore[no-untyped-def]

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import table
 from ..dtypes import compute_dtype
-from ..intrinsics import GLOBAL, fma, memory
-from ..norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare
+from ..intrinsics import GLOBAL, memory
+from ..norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
 from ..rule import Variant, inline
 
 THREADS = 256  # a block of partial sums, or of rows where nothing is summed
@@ -57,32 +57,9 @@ def _make_sum(add: Any) -> Any:
     return total
 
 
-@inline
-def _add_squares(address, i, so_far):  # type: ignore[no-untyped-def]
-    return so_far + _load(address + SUM * i, table.SQUARES)
-
-
-@inline
-def _add_nonfinite(address, i, so_far):  # type: ignore[no-untyped-def]
-    return so_far + _load(address + SUM * i, table.NONFINITE)
-
-
 def make_partials_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of the partial sums of a batch's gradients, a warp for each block of elements."""
-    load, _ = memory(D, GLOBAL)
-    zero: Any = compute_dtype(np.dtype(D)).type(0)
-    one, warps = np.float64(1), THREADS // WARP
-
-    @inline
-    def add_square(grad, i, so_far):  # type: ignore[no-untyped-def]
-        x = np.float64(load(grad, i))
-        return fma(x, x, so_far)
-
-    @inline
-    def add_nonfinite(grad, i, so_far):  # type: ignore[no-untyped-def]
-        x = load(grad, i)
-        return so_far + (one if x - x != zero else ZERO)  # infinity - infinity is NaN, which differs from all
-
+    warps, (add_square, add_nonfinite) = THREADS // WARP, make_terms(D, GLOBAL)
     squares, nonfinite = _make_sum(add_square), _make_sum(add_nonfinite)
 
     def partials_kernel(grads, blocks, count, numbers, norms):  # type: ignore[no-untyped-def]
@@ -111,7 +88,7 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
 
 def _make_totals() -> Any:
     """``totals(norms)``: the sums of all tensors and of their total, by one block of threads, which waits for them."""
-    squares, nonfinite = _make_sum(_add_squares), _make_sum(_add_nonfinite)
+    squares, nonfinite = map(_make_sum, make_sum_terms(GLOBAL))
 
     @inline
     def add_up(source, sums, i, count, thread):  # type: ignore[no-untyped-def]
