@@ -96,7 +96,7 @@ class Tolerance:
 
     `clipped`: some sum the norm in float32, by pairs, blocks or lanes: 25 M squares are off by less than
     log2(25e6 / 16) < 21 roundings, half of that under the root, and factor and product add three: 14u. It enters the
-    direction once and v twice, under the root once. torch's norm is off by more; its steps are judged by that norm.
+    direction once and v twice, under the root once. torch's steps are judged by the norm that it took.
     """
 
     def __init__(

@@ -5,14 +5,13 @@ The lines are Python, so that a test can run them: it holds them against ``refer
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import hyper
+from .latex import latex_line
 
 if TYPE_CHECKING:
     from .base import Optimizer
@@ -34,7 +33,7 @@ class Explanation(str):
         equations: list[str] = []
         for line in [*self.splitlines(), ""]:
             if line.startswith("  ") and not line.startswith("  - "):
-                equations.append(_latex_line(line))
+                equations.append(latex_line(line))
                 continue
             if equations:
                 blocks.append("$$\\begin{aligned}\n" + " \\\\\n".join(equations) + "\n\\end{aligned}$$")
@@ -82,7 +81,7 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
     if h["skip_nonfinite"]:
         add("", "nothing changes in a step with a gradient that is not finite")
     if callable(h["lr"]):
-        add(f"lr = {lr!r}", f"{_name(h['lr'])}({step})")
+        add(f"lr = {lr!r}", f"{hyper.shown(h['lr'])}({step})")
     rate = "lr" if callable(h["lr"]) else repr(lr)
 
     if h["maximize"]:
@@ -150,19 +149,12 @@ def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
 
 def _differences(h: Hyper, lr: float, defaults: Mapping[str, Any]) -> list[str]:
     said = [
-        f"  - {name}={_shown(value)} ({_shown(defaults[name])}): {WORDS[name](h, lr) if name in WORDS else 'set'}"
+        f"  - {name}={hyper.shown(value)} ({hyper.shown(defaults[name])}): "
+        f"{WORDS[name](h, lr) if name in WORDS else 'set'}"
         for name, value in h.items()
         if name in defaults and value != defaults[name]
     ]
     return ["It differs from the default:", *said] if said else ["That is the default."]
-
-
-def _shown(value: Any) -> str:
-    return _name(value) if callable(value) else repr(value)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
 def _floor(h: Hyper) -> str:
@@ -239,55 +231,3 @@ WORDS: dict[str, Callable[[Hyper, float], str]] = {
     "use_ema": lambda h, lr: "an average of the parameters is kept beside them",
     "ema_momentum": _only_with("use_ema", "how slowly the average of the parameters follows them"),
 }
-
-
-# LaTeX, of the few forms that the lines above have
-
-_NAMES = {"lr": r"\mathrm{lr}", "every_g": r"\text{every } g"}
-_BINARY: dict[type[ast.operator], str] = {
-    ast.Add: "{} + {}",
-    ast.Sub: "{} - {}",
-    ast.Mult: r"{}\,{}",
-    ast.Div: r"\frac{{{}}}{{{}}}",
-}
-_CALLS = {
-    "sqrt": r"\sqrt{{{}}}",
-    "norm": r"\lVert {} \rVert",
-    "maximum": r"\max({},\ {})",
-    "minimum": r"\min({},\ {})",
-    "clip": r"\mathrm{{clip}}({},\ {},\ {})",
-    "where": r"\begin{{cases}} {1} & \text{{if }} {0} \\ {2} & \text{{else}} \end{{cases}}",
-}
-
-
-def _latex_line(line: str) -> str:
-    code, _, note = line.partition("#")
-    plain = re.sub("[<>]", "", note.strip()).replace("_", r"\_")  # <lambda> is no HTML
-    said = rf" && \text{{{plain}}}" if note else ""
-    if not code.strip():
-        return "&" + said
-    (assign,) = ast.parse(code.strip()).body
-    assert isinstance(assign, ast.Assign)
-    return rf"{_latex(assign.targets[0])} &\leftarrow {_latex(assign.value)}{said}"
-
-
-def _latex(node: ast.expr) -> str:
-    if isinstance(node, ast.Name):
-        return _NAMES.get(node.id, node.id)
-    if isinstance(node, ast.Constant):
-        mantissa, _, exponent = repr(node.value).partition("e")
-        power = f"10^{{{int(exponent)}}}" if exponent else ""
-        return power if power and mantissa == "1" else rf"{mantissa} \cdot {power}" if power else mantissa
-    if isinstance(node, ast.UnaryOp):
-        return f"-{_latex(node.operand)}"
-    if isinstance(node, ast.Compare):
-        return f"{_latex(node.left)} > {_latex(node.comparators[0])}"
-    if isinstance(node, ast.Call):
-        assert isinstance(node.func, ast.Name)
-        return _CALLS[node.func.id].format(*map(_latex, node.args))
-    assert isinstance(node, ast.BinOp)
-    if isinstance(node.op, ast.Pow):
-        return f"{_latex(node.left)}^{{{_latex(node.right)}}}"
-    if isinstance(node.op, ast.Mult) and isinstance(node.right, ast.Constant):
-        return rf"{_latex(node.left)} \cdot {_latex(node.right)}"
-    return _BINARY[type(node.op)].format(_latex(node.left), _latex(node.right))

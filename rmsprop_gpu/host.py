@@ -88,7 +88,6 @@ class HostSteps:
             self._column.fill(-1)  # no address in it counts as checked
             raise
         if signals.asked.told:
-            self._held = signals.arrays
             for batch in self._batches:
                 batch.told[:] = signals.words
 

@@ -96,6 +96,11 @@ def written(value: object) -> str:
         return f"a number too long to be written ({type(value).__name__})"
 
 
+def shown(value: Any) -> str:
+    """A hyperparameter where people read of it: a schedule by its name."""
+    return getattr(value, "__qualname__", None) or type(value).__qualname__ if callable(value) else repr(value)
+
+
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted True or False")

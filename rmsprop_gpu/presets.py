@@ -155,13 +155,9 @@ def _optax(a: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "centered and bias_correction are True; wanted at most one of them: optax divides the first step by the "
             "root of a variance that is 0, so that it is 0/0 or up to 1e8 learning rates. Here that step is at most "
-            f"lr / sqrt(alpha): RMSProp(params, {', '.join(f'{key}={_said(x)}' for key, x in ours.items())})"
+            f"lr / sqrt(alpha): RMSProp(params, {', '.join(f'{key}={hyper.shown(x)}' for key, x in ours.items())})"
         )
     return ours
-
-
-def _said(x: Any) -> str:
-    return getattr(x, "__qualname__", None) or repr(x) if callable(x) else repr(x)
 
 
 def _timm(a: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +172,7 @@ def _bitsandbytes(a: dict[str, Any]) -> dict[str, Any]:
 
 PRESETS: dict[str, Preset] = {
     "hinton": Preset(
-        "Tieleman and Hinton, lecture 6e (2012), slide 29; no eps is on it",
+        "Tieleman and Hinton, lecture 6e (2012), slide 29; no eps is on it; recorded by torch with eps 0",
         {"lr": REQUIRED, "alpha": 0.9},
         _hinton,
     ),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .arrays import Tensor
+from .hyper import shown
 
 if TYPE_CHECKING:
     from .base import Optimizer
@@ -20,7 +21,7 @@ def summary(opt: Optimizer, members: Sequence[Sequence[Tensor]], state_bytes: in
     lines = [f"{head}, {counted(opt.steps, 'step')})"]
     for i, (group, mine) in enumerate(zip(opt.param_groups, members, strict=True)):
         h = group.hyper()
-        said = (f"{name}={_shown(x)}" for name, x in h.items() if _is_said(name, x, h))
+        said = (f"{name}={shown(x)}" for name, x in h.items() if _is_said(name, x, h))
         lines.append(f"  group {i}: {_amount(mine)}: {', '.join(said)}")
     return "\n".join(lines)
 
@@ -32,10 +33,6 @@ def _amount(tensors: Sequence[Tensor]) -> str:
 
 def counted(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
-
-
-def _shown(value: Any) -> str:
-    return getattr(value, "__qualname__", None) or repr(value) if callable(value) else repr(value)
 
 
 def _is_said(name: str, value: Any, h: Mapping[str, Any]) -> bool:

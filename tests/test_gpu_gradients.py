@@ -400,3 +400,23 @@ def test_two_devices_share_no_norm_and_no_check_but_are_told_the_same():
         assert opt.skipped_steps == 7
     finally:
         cupy.cuda.set_allocator(pool)
+
+
+def test_refresh_reaches_every_graph_whatever_its_step_was_told():
+    """Two graphs of the same hyperparameters: with zeros written into the gradient, and without."""
+    param, grad = cupy.zeros(4, np.float32), cupy.ones(4, np.float32)
+    opt = RMSProp(param, lr=lambda step: 1.0 if step < 4 else 0.125, alpha=0.0, eps=0.0)
+    stream, graphs = cupy.cuda.Stream(non_blocking=True), []
+    with stream:
+        for told in ({}, {"zero_grads": True}):
+            grad.fill(1)
+            opt.step(grad, **told)
+            stream.begin_capture()
+            opt.step(grad, **told)
+            graphs.append(stream.end_capture())
+        for graph in graphs:
+            grad.fill(1)
+            opt.refresh(10)
+            before = param.get()
+            graph.launch(stream)
+            assert np.array_equal(before - param.get(), np.full(4, 0.125, np.float32))

@@ -1102,3 +1102,40 @@ def test_a_wrong_average_is_refused(case):
     saved["state"]["w"]["ema"] = value
     with refusing(opt, kind, *texts):
         opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e46])
+def test_a_scale_whose_reciprocal_the_dtype_cannot_hold_is_refused(scale):
+    param = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match=r"grad_scale is .*, whose reciprocal is (inf|0.0) in float32"):
+        RMSProp(param).step(np.ones(3, np.float32), grad_scale=scale)
+    assert np.array_equal(param, np.ones(3, np.float32))
+    RMSProp(np.ones(3)).step(np.ones(3), grad_scale=scale)  # float64 holds it
+
+
+def test_a_norm_whose_square_is_too_large_is_said():
+    opt = RMSProp(np.ones(3), clipnorm=np.inf)
+    opt.step(np.full(3, 1e150), grad_scale=1e-10)
+    assert opt.last_grad_norm == pytest.approx(np.sqrt(3) * 1e160, rel=1e-12)
+
+
+def test_steps_that_take_turns_keep_their_plans():
+    opt, grad = RMSProp(np.ones(3)), np.ones(3)
+    seen = []
+    for i in range(6):
+        opt.step(grad, zero_grads=bool(i % 2))
+        seen.append(id(opt._planner._plan))
+    assert len(set(seen)) == 2
+
+
+def test_a_state_dict_from_before_there_were_averages_loads():
+    opt = RMSProp(np.ones(3), lr=0.5)
+    opt.step(np.ones(3))
+    saved = opt.state_dict()
+    for name in ("use_ema", "ema_momentum"):
+        del saved["param_groups"][0][name]
+    del saved["skipped_steps"]
+    twin = RMSProp(np.ones(3))
+    twin.load_state_dict(saved)
+    assert twin.lr == 0.5
+    assert not twin.param_groups[0]["use_ema"]
