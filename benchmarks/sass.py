@@ -24,9 +24,9 @@ def facts() -> list[dict[str, Any]]:
     from rich.progress import track
     from variants import cover, name
 
-    from rmsprop_gpu.backends import cuda
+    from rmsprop_gpu.kernels import cuda
+    from rmsprop_gpu.kernels.rule import Variant
     from rmsprop_gpu.machine_code import read
-    from rmsprop_gpu.rule import Variant
 
     variants = list(dict.fromkeys([Variant(), *cover(2)]))
     dtypes = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)

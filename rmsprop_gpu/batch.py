@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from . import table
 from .arrays import Tensor
 from .dtypes import compute_dtype
+from .kernels import table
+from .kernels.norms import BLOCK
+from .kernels.rule import Scalars, Variant
 from .layout import Array, Layout, NDArray, address_of, interval_of
-from .norms import BLOCK
-from .rule import Scalars, Variant
 
 LINE = 64  # bytes: large buffers start on a cache line of their own
 

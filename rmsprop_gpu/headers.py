@@ -16,8 +16,8 @@ import numpy as np
 from numba import njit, types
 
 from .arrays import Tensor
-from .compiling import once
-from .intrinsics import HOST, memory
+from .kernels.compiling import once
+from .kernels.intrinsics import HOST, memory
 
 _TYPE, _DATA, _ND, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 32, 40, 56, 64  # offsets in bytes
 ALIGNED, WRITEABLE = 0x100, 0x400

@@ -11,8 +11,8 @@ import numpy as np
 
 from . import headers
 from .arrays import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint, check_unchanged
-from .backends import cpu
 from .batch import Batch, Written, allocated
+from .kernels import cpu
 from .layout import Layout, NDArray, address_of, is_aligned
 from .signals import Signals
 

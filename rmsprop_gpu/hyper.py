@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .rule import Scalars, Variant
+from .kernels.rule import Scalars, Variant
 
 Schedule: TypeAlias = Callable[[int], float]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .host import allocate
+from .kernels.table import NORM, SKIPPED
 from .layout import Array, Layout, address_of
-from .table import NORM, SKIPPED
 
 if TYPE_CHECKING:
     from .streams import Order

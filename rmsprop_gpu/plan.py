@@ -11,8 +11,8 @@ from .arrays import Tensor
 from .batch import Batch, Norms, Written, make_batch
 from .host import HostSteps
 from .hyper import NOTHING_ASKED, Asked
+from .kernels.rule import Variant
 from .layout import Array, NDArray
-from .rule import Variant
 from .signals import SILENCE, Signals
 
 if TYPE_CHECKING:

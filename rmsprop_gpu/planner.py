@@ -9,15 +9,15 @@ import numpy as np
 
 from . import hyper
 from .arrays import Tensor
-from .backends import cpu
 from .batch import kernel_name
 from .dtypes import compute_dtype
 from .groups import Groups
 from .hyper import NOTHING_ASKED, Asked
+from .kernels import cpu
+from .kernels.rule import Variant
 from .layout import NDArray
 from .outcome import Outcome
 from .plan import Plan, Settings, variants_of
-from .rule import Variant
 from .state import State, needed
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Planner:
 def _functions(variant: Variant, dtype: np.dtype[Any], device: int | None) -> dict[str, Any]:
     if device is None:
         return cpu.functions(variant, dtype)
-    from .backends import cuda  # it imports Numba's CUDA target
+    from .kernels import cuda  # it imports Numba's CUDA target
 
     cuda.kernels(variant, dtype, device)  # compiles
     return cuda.functions(variant, dtype)

@@ -11,10 +11,10 @@ import numpy as np
 from cupyx.profiler import benchmark
 
 from . import machine_code
-from .backends import cuda, cuda_prepare
 from .batch import Batch
-from .compiling import once
-from .intrinsics import fma
+from .kernels import cuda, cuda_prepare
+from .kernels.compiling import once
+from .kernels.intrinsics import fma
 from .profile_report import Code
 
 WARM_UP = 3

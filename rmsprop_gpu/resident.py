@@ -8,8 +8,8 @@ from typing import Any
 import cupy
 import numpy as np
 
-from .backends import cuda
 from .batch import Batch, Norms, allocated
+from .kernels import cuda
 from .layout import Array, Layout, NDArray
 from .streams import Order
 

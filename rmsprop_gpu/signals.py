@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import table
 from .arrays import Problems, a, dtype_name, place, plain_array
 from .backends import is_cuda
 from .hyper import NOTHING_ASKED, Asked, written
+from .kernels import table
 from .layout import device_of, is_aligned, pointer_of
 
 _KINDS = {

@@ -15,8 +15,8 @@ from .backends import kind_of
 from .dtypes import compute_dtype
 from .host import allocate
 from .interop import copied
+from .kernels.table import BUFFERS, COUNTERS
 from .layout import Array, Layout, device_of
-from .table import BUFFERS, COUNTERS
 
 if TYPE_CHECKING:
     from .streams import Order

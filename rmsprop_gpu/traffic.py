@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .dtypes import compute_dtype
-from .rule import Factors, Scalars, Variant, make_rule
+from .kernels.rule import Factors, Scalars, Variant, make_rule
 
 
 def bytes_per_element(variant: Variant, dtype: np.dtype[Any]) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rmsprop_gpu import reference
 from rmsprop_gpu.hyper import scalars
-from rmsprop_gpu.rule import Scalars
+from rmsprop_gpu.kernels.rule import Scalars
 
 SLACK = 1 + 1e-5
 

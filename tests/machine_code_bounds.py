@@ -3,7 +3,7 @@
 import numpy as np
 
 from rmsprop_gpu.dtypes import compute_dtype
-from rmsprop_gpu.rule import Variant
+from rmsprop_gpu.kernels.rule import Variant
 
 # Of Turing (T4), Ampere (A100, RTX 30), Hopper, and Blackwell (B200, RTX 50).
 CAPABILITIES = [(7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)]

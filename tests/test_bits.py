@@ -6,7 +6,7 @@ import pytest
 from variants import EVERY, arguments, cover, name, random_problem
 
 from rmsprop_gpu import AdaGrad, RMSProp
-from rmsprop_gpu.backends import cpu
+from rmsprop_gpu.kernels import cpu
 
 VARIANTS = list(dict.fromkeys([EVERY[0], *cover(2)[:4], max(EVERY, key=sum)]))
 SIZES = [5, 40_001, 0, 1, 255, 3 * cpu.CHUNK]

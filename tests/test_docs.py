@@ -20,7 +20,7 @@ MODULES = [
 
 
 NEED_CUDA = {
-    "rmsprop_gpu.backends.cuda",
+    "rmsprop_gpu.kernels.cuda",
     "rmsprop_gpu.device",
     "rmsprop_gpu.profile_device",
     "rmsprop_gpu.resident",

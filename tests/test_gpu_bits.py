@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from variants import arguments, cover, name, optimizer, random_problem
 
-from rmsprop_gpu import RMSProp, compiling, rmsprop_update, rule
-from rmsprop_gpu.rule import Variant, make_rule
+from rmsprop_gpu import RMSProp, rmsprop_update
+from rmsprop_gpu.kernels import compiling, rule
+from rmsprop_gpu.kernels.rule import Variant, make_rule
 
 pytestmark = pytest.mark.gpu
 
@@ -31,7 +32,7 @@ def kind(x):
 
 @pytest.fixture
 def cuda():
-    from rmsprop_gpu.backends import cuda  # it imports Numba's CUDA target, which need not be installed
+    from rmsprop_gpu.kernels import cuda  # it imports Numba's CUDA target, which need not be installed
 
     return cuda
 

@@ -11,7 +11,7 @@ from test_gradients import ALL, everything, flat, mixed, mixed_grads, on
 from variants import bits
 
 from rmsprop_gpu import RMSProp, device, resident
-from rmsprop_gpu.backends import cuda, cuda_prepare
+from rmsprop_gpu.kernels import cuda, cuda_prepare
 
 pytestmark = pytest.mark.gpu
 cupy = pytest.importorskip("cupy", exc_type=ImportError)

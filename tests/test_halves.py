@@ -10,7 +10,7 @@ from test_optimizer import assert_same, assert_same_bits, one, refused
 from variants import cover, name, optimizer, random_problem
 
 from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, rmsprop_update
-from rmsprop_gpu.intrinsics import HOST, memory
+from rmsprop_gpu.kernels.intrinsics import HOST, memory
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
 FULL = {"momentum": 0.9, "centered": True, "bias_correction": True, "weight_decay": 0.01}

@@ -9,7 +9,7 @@ import pytest
 from test_optimizer import assert_same, one, refused
 
 from rmsprop_gpu import AdaGrad, RMSProp, hyper
-from rmsprop_gpu.rule import Variant
+from rmsprop_gpu.kernels.rule import Variant
 
 NUMBERS = ["lr", "alpha", "eps", "weight_decay", "momentum", "initial_scale", "clipvalue"]
 FLAGS = [

@@ -144,7 +144,7 @@ rmsprop_gpu.RMSProp(param, lr=1.0, alpha=0.0, eps=0.0).step(np.ones(3))
 print(param[0])
 """
     assert run(code, tmp_path) == "-1.0"
-    rule = tmp_path / "rmsprop_gpu" / "rule.py"
+    rule = tmp_path / "rmsprop_gpu" / "kernels" / "rule.py"
     text = rule.read_text()
     assert text.count("else fma(-s.lr, step, p)") == 1
     rule.write_text(text.replace("else fma(-s.lr, step, p)", "else fma(-s.lr, step + step, p)"))

@@ -11,11 +11,11 @@ from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp, machine_code, profile_host, profiling
 from rmsprop_gpu.extras import MissingExtraError
+from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.layout import address_of
 from rmsprop_gpu.profile_host import HostProbe, make_touch
 from rmsprop_gpu.profile_report import Code
 from rmsprop_gpu.profiling import Launch, Report, Times, annotate, profile
-from rmsprop_gpu.rule import Variant
 
 MODULES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 F4 = np.float32
@@ -76,7 +76,7 @@ def test_the_report_says_what_a_step_launches(module):
 
 
 def test_chunks_are_those_of_the_launch():
-    from rmsprop_gpu.backends.cpu import CHUNK
+    from rmsprop_gpu.kernels.cpu import CHUNK
 
     (launch,) = profile(
         AdaGrad([np.ones(2 * CHUNK + 1), np.ones(0)]), [np.ones(2 * CHUNK + 1), None], repeats=1
@@ -88,7 +88,7 @@ def test_chunks_are_those_of_the_launch():
 def test_on_a_device_the_code_of_the_kernel_is_known():
     import cupy
 
-    from rmsprop_gpu.backends.cuda import CHUNK, THREADS, kernels
+    from rmsprop_gpu.kernels.cuda import CHUNK, THREADS, kernels
 
     opt = RMSProp(cupy.ones(2 * CHUNK + 1, F4))
     (launch,) = profile(opt, cupy.ones(2 * CHUNK + 1, F4), repeats=1).launches
@@ -326,7 +326,7 @@ def test_a_launch_is_measured_beside_its_copy(monkeypatch):
 
 
 def test_the_copy_touches_every_stream_once():
-    from rmsprop_gpu.backends import cpu
+    from rmsprop_gpu.kernels import cpu
 
     opt = RMSProp(np.full(40, 1.0, F4), momentum=0.9, centered=True)
     plan, grad = opt._planner.plan(), np.full(40, 10.0, F4)

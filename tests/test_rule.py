@@ -9,10 +9,10 @@ from judge import judge, snapshot
 from numba import cfunc, types
 from variants import EVERY, NUMBERS, cover, name, optimizer, random_problem
 
-from rmsprop_gpu import AdaGrad, RMSProp, compiling, hyper, rule
-from rmsprop_gpu.backends import cpu
-from rmsprop_gpu.intrinsics import HOST, memory
-from rmsprop_gpu.rule import Factors, Scalars, Variant, make_rule
+from rmsprop_gpu import AdaGrad, RMSProp, hyper
+from rmsprop_gpu.kernels import compiling, cpu, rule
+from rmsprop_gpu.kernels.intrinsics import HOST, memory
+from rmsprop_gpu.kernels.rule import Factors, Scalars, Variant, make_rule
 
 DTYPES = [np.float32, np.float64]
 W = 16  # elements of the widest vector register

@@ -9,12 +9,12 @@ from machine_code_bounds import CAPABILITIES, flaws, flaws_of_update, lanes
 from test_rule import wanted_instructions
 from variants import cover, name
 
-from rmsprop_gpu import intrinsics, rule
+from rmsprop_gpu.kernels import intrinsics, rule
+from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.machine_code import read, why_not
-from rmsprop_gpu.rule import Variant
 
 if why_not() is None:
-    from rmsprop_gpu.backends import cuda
+    from rmsprop_gpu.kernels import cuda
 
 pytestmark = [pytest.mark.sass, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 

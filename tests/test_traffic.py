@@ -10,7 +10,7 @@ import pytest
 from test_rule import wanted_instructions
 from variants import EVERY
 
-from rmsprop_gpu.rule import Variant
+from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.traffic import bytes_per_element, flops_per_element
 
 ADDED = {"ema": 8, "zero_grads": 4, "norm": 4, "finite": 4, "told": 0, "scale": 0, "clipvalue": 0, "bias_correction": 0}

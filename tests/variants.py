@@ -6,7 +6,7 @@ from itertools import combinations, product
 import numpy as np
 
 from rmsprop_gpu import AdaGrad, RMSProp
-from rmsprop_gpu.rule import Variant
+from rmsprop_gpu.kernels.rule import Variant
 
 # Each factor: its settings, as the fields of Variant that they turn on or off.
 FACTORS = {

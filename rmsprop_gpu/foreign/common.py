@@ -11,8 +11,8 @@ import numpy as np
 from .. import dtypes
 from ..arrays import Problems, Tensor, a, plain_array, quoted
 from ..backends import is_cuda, kind_of
+from ..kernels.table import BUFFERS
 from ..state import VERSION, check_entry, needed, where
-from ..table import BUFFERS
 
 
 class Mine(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 from .. import dtypes
 from ..arrays import Problems, Tensor, a, quoted
 from ..extras import extra
+from ..kernels.table import BUFFERS
 from ..state import needed
-from ..table import BUFFERS
 from .common import Mine, buffers_of, count, counters, empty, order_of, taken
 
 # Ours that torch's rule has fixed; what has no counterpart there (clipping, say) stays as it is here.

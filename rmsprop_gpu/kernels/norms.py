@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import compute_dtype
 from . import table
-from .dtypes import compute_dtype
 from .intrinsics import fma, memory
 from .rule import Factors, Scalars, Variant, inline
 from .table import BIAS_WEIGHT, SCALARS_ROW, STEP

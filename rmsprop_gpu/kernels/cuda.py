@@ -14,12 +14,13 @@ import cuda.core
 import numpy as np
 from numba import types
 
-from ..compiling import once
 from ..dtypes import compute_dtype
-from ..intrinsics import GLOBAL, make_lanes, memory, opaque
-from ..norms import BLOCK, make_advance, make_factors, make_scalars
-from ..rule import Variant, inline, make_rule
-from ..table import (
+from .compiling import once
+from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel, target
+from .intrinsics import GLOBAL, make_lanes, memory, opaque
+from .norms import BLOCK, make_advance, make_factors, make_scalars
+from .rule import Variant, inline, make_rule
+from .table import (
     CHUNK_COLUMNS,
     COLUMNS,
     EMA,
@@ -34,7 +35,6 @@ from ..table import (
     STOP,
     chunk_list,
 )
-from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel, target
 
 CHUNK = 8192  # elements: a block that moves 160 KiB forgets what it cost to read its row of the table
 THREADS = 256  # a block

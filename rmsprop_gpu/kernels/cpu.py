@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 from numba import njit, prange, types
 
-from ..compiling import in_forked_child, once
 from ..dtypes import compute_dtype
-from ..intrinsics import HOST, call, memory
-from ..norms import BLOCK, make_advance, make_factors, make_scalars
-from ..rule import Variant, make_rule
-from ..table import (
+from .compiling import in_forked_child, once
+from .cpu_prepare import KERNEL, kernel, make_partials_kernel, make_prepare_kernel, make_totals_kernel
+from .intrinsics import HOST, call, memory
+from .norms import BLOCK, make_advance, make_factors, make_scalars
+from .rule import Variant, make_rule
+from .table import (
     COLUMNS,
     EMA,
     FACTOR_COLUMNS,
@@ -34,7 +35,6 @@ from ..table import (
     TABLE,
     chunk_list,
 )
-from .cpu_prepare import KERNEL, kernel, make_partials_kernel, make_prepare_kernel, make_totals_kernel
 
 CHUNK = 16_384  # elements: 64 KiB of each float32 stream, enough to forget the call, little enough to share work evenly
 SERIAL_BELOW = 32_768  # elements of a step below which waking the threads costs more than they bring

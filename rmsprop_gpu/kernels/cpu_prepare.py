@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from .. import table
 from ..dtypes import compute_dtype
-from ..intrinsics import HOST, make_scratch, memory
-from ..norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
-from ..rule import Variant, inline
+from . import table
+from .intrinsics import HOST, make_scratch, memory
+from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
+from .rule import Variant, inline
 
 KERNEL = types.void(*[types.int64] * 4)  # batch, row, start, stop
 # Kernels are called by address, never from Python. Without error_model="numpy" a division may raise, and the loop does

@@ -7,11 +7,11 @@ from typing import Any
 import numba.cuda
 import numpy as np
 
-from .. import table
 from ..dtypes import compute_dtype
-from ..intrinsics import GLOBAL, memory
-from ..norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
-from ..rule import Variant, inline
+from . import table
+from .intrinsics import GLOBAL, memory
+from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
+from .rule import Variant, inline
 
 THREADS = 256  # a block of partial sums, or of rows where nothing is summed
 SUMMING_THREADS = 1024  # the one block that adds up all partial sums: a warp a tensor
