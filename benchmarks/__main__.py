@@ -108,7 +108,7 @@ def checked(convert: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
 def find_device(wanted: str) -> dict[str, str]:
     """The kind and the name of what is measured; RuntimeError where a GPU is wanted and none works."""
     if wanted != "cpu":
-        from rmsprop_gpu.backends import cuda_devices
+        from rmsprop_gpu.arrays.selector import cuda_devices
 
         try:
             cuda_devices()

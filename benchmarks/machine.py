@@ -59,7 +59,7 @@ def versions(device: str) -> dict[str, str | None]:
     """Of Python, all packages and gcc, and of CUDA on "cuda"; None for what is not installed."""
     found = package_versions(tuple(dict.fromkeys((*PACKAGES, *CUDA_PACKAGES))))
     if device == "cuda":
-        from rmsprop_gpu.backends import cuda_versions
+        from rmsprop_gpu.arrays.selector import cuda_versions
 
         found["CUDA"] = cuda_versions()
     try:

@@ -1,6 +1,6 @@
 """RMSProp in place on NumPy and CuPy arrays: one pass over memory, the same bits everywhere, every framework's form."""
 
-from .backends import array_module, available_backends, backend_of
+from .arrays.selector import array_module, available_backends, backend_of
 from .functional import adagrad_update, rmsprop_update
 from .optimizer import AdaGrad, RMSProp
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from . import hyper
-from .arrays import Problems, Tensor, check_disjoint, check_one_place, make_tensor
-from .dtypes import compute_dtype
+from .arrays.checks import Problems, Tensor, check_disjoint, check_one_place, make_tensor
+from .arrays.dtypes import compute_dtype
 from .explain import Explanation, explain
 from .groups import Groups, ParamGroup
 from .hyper import Schedule

@@ -19,7 +19,7 @@ import numba
 import numpy as np
 
 from . import AdaGrad, RMSProp, __version__, available_backends
-from .backends import cuda_versions
+from .arrays.selector import cuda_versions
 from .demo import LR, Run, Settings
 from .demo_report import plot, print_summary
 from .extras import MissingExtraError, extra

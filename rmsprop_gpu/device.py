@@ -15,11 +15,11 @@ import cupy
 import numpy as np
 from cupy.cuda import Device, runtime
 
-from .arrays import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint
+from .arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint
+from .arrays.interop import cupy_array
+from .arrays.layout import Array, NDArray, address_of
 from .batch import Batch, Written
-from .interop import cupy_array
 from .kernels import cuda
-from .layout import Array, NDArray, address_of
 from .resident import Resident, ResidentNorms, allocate
 from .signals import SILENCE, Signals
 from .streams import Order

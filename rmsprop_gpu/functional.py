@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from . import hyper
-from .arrays import Problems, Tensor, a, check_disjoint, check_grad, check_param, make_tensor, place
-from .dtypes import compute_dtype
-from .layout import Array, address_of, device_of
+from .arrays.checks import Problems, Tensor, a, check_disjoint, check_grad, check_param, make_tensor, place
+from .arrays.dtypes import compute_dtype
+from .arrays.layout import Array, address_of, device_of
 from .plan import Plan
 
 

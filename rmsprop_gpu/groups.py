@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import hyper
-from .arrays import Problems, Tensor, a, quoted
-from .dtypes import compute_dtype
+from .arrays.checks import Problems, Tensor, a, quoted
+from .arrays.dtypes import compute_dtype
 
 
 @dataclass

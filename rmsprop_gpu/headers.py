@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from .arrays import Tensor
+from .arrays.checks import Tensor
 from .kernels.compiling import once
 from .kernels.intrinsics import HOST, memory
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from . import headers
-from .arrays import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint, check_unchanged
+from .arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint, check_unchanged
+from .arrays.layout import Layout, NDArray, address_of, is_aligned
 from .batch import Batch, Written, allocated
 from .kernels import cpu
-from .layout import Layout, NDArray, address_of, is_aligned
 from .signals import Signals
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays.layout import Array, Layout, address_of
 from .host import allocate
 from .kernels.table import NORM, SKIPPED
-from .layout import Array, Layout, address_of
 
 if TYPE_CHECKING:
     from .streams import Order

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import hyper
-from .arrays import Tensor
+from .arrays.checks import Tensor
+from .arrays.dtypes import compute_dtype
+from .arrays.layout import NDArray
 from .batch import kernel_name
-from .dtypes import compute_dtype
 from .groups import Groups
 from .hyper import NOTHING_ASKED, Asked
 from .kernels import cpu
 from .kernels.rule import Variant
-from .layout import NDArray
 from .outcome import Outcome
 from .plan import Plan, Settings, variants_of
 from .state import State, needed

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Problems, Tensor, check_grad, check_grad_apart
+from .arrays.checks import Problems, Tensor, check_grad, check_grad_apart
+from .arrays.dtypes import compute_dtype
+from .arrays.layout import Array, address_of
 from .base import Optimizer
 from .batch import Batch, Written
-from .dtypes import compute_dtype
 from .extras import extra
-from .layout import Array, address_of
 from .optimizer import AdaGrad, RMSProp
 from .profile_host import HostProbe
 from .profile_report import Launch, Report, Times

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Problems, Tensor, plain_array, quoted
-from .backends import kind_of
-from .dtypes import compute_dtype
+from .arrays.checks import Problems, Tensor, plain_array, quoted
+from .arrays.dtypes import compute_dtype
+from .arrays.interop import copied
+from .arrays.layout import Array, Layout, device_of
+from .arrays.selector import kind_of
 from .host import allocate
-from .interop import copied
 from .kernels.table import BUFFERS, COUNTERS
-from .layout import Array, Layout, device_of
 
 if TYPE_CHECKING:
     from .streams import Order

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import foreign, hyper
-from .arrays import Problems, Tensor, quoted
+from .arrays.checks import Problems, Tensor, quoted
+from .arrays.layout import NDArray
 from .groups import Groups
-from .layout import NDArray
 from .outcome import Outcome
 from .planner import CAPTURED, Planner
 from .state import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed

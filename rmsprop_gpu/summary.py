@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .arrays import Tensor
+from .arrays.checks import Tensor
 from .hyper import shown
 
 if TYPE_CHECKING:

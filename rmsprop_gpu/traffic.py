@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .dtypes import compute_dtype
+from .arrays.dtypes import compute_dtype
 from .kernels.rule import Factors, Scalars, Variant, make_rule
 
 

@@ -3,7 +3,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from rmsprop_gpu.backends import cuda_devices
+from rmsprop_gpu.arrays.selector import cuda_devices
 
 
 def pytest_addoption(parser):

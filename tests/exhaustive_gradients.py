@@ -18,7 +18,7 @@ import numpy as np
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rmsprop_gpu import RMSProp, __version__
-from rmsprop_gpu.backends import cuda_devices, cuda_versions
+from rmsprop_gpu.arrays.selector import cuda_devices, cuda_versions
 
 EVERY = 2**32
 # An odd number of pairs: along the powers of two, which structure the bit patterns, the pairs go on changing. Beside 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rmsprop_gpu.dtypes import compute_dtype
+from rmsprop_gpu.arrays.dtypes import compute_dtype
 from rmsprop_gpu.kernels.rule import Variant
 
 # Of Turing (T4), Ampere (A100, RTX 30), Hopper, and Blackwell (B200, RTX 50).

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmsprop_gpu import RMSProp, array_module, available_backends, backend_of
-from rmsprop_gpu.backends import kind_of
+from rmsprop_gpu.arrays.selector import kind_of
 
 
 class CUDARuntimeError(RuntimeError):

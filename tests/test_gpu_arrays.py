@@ -6,7 +6,7 @@ from test_gpu_graphs import everything
 from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp, available_backends, backend_of, rmsprop_update
-from rmsprop_gpu.interop import cupy_array
+from rmsprop_gpu.arrays.interop import cupy_array
 
 pytestmark = pytest.mark.gpu
 cupy = pytest.importorskip("cupy", exc_type=ImportError)

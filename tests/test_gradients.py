@@ -15,7 +15,7 @@ from test_reference import CASES, RELATIVE, ROWS, ULPS
 from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp
-from rmsprop_gpu.dtypes import compute_dtype
+from rmsprop_gpu.arrays.dtypes import compute_dtype
 from rmsprop_gpu.kernels import cpu
 
 F4, F8, F2, BF = np.float32, np.float64, np.float16, ml_dtypes.bfloat16

@@ -10,9 +10,9 @@ import pytest
 from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp, machine_code, profile_host, profiling
+from rmsprop_gpu.arrays.layout import address_of
 from rmsprop_gpu.extras import MissingExtraError
 from rmsprop_gpu.kernels.rule import Variant
-from rmsprop_gpu.layout import address_of
 from rmsprop_gpu.profile_host import HostProbe, make_touch
 from rmsprop_gpu.profile_report import Code
 from rmsprop_gpu.profiling import Launch, Report, Times, annotate, profile

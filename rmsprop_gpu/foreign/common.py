@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import dtypes
-from ..arrays import Problems, Tensor, a, plain_array, quoted
-from ..backends import is_cuda, kind_of
+from ..arrays import dtypes
+from ..arrays.checks import Problems, Tensor, a, plain_array, quoted
+from ..arrays.selector import is_cuda, kind_of
 from ..kernels.table import BUFFERS
 from ..state import VERSION, check_entry, needed, where
 

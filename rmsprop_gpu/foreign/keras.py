@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Problems, a, quoted
+from ..arrays.checks import Problems, a, quoted
 from ..structure import is_sequence
 from .common import Entry, Mine, agreed, by_kind, count, empty, number, readable
 

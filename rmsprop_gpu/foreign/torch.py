@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import dtypes
-from ..arrays import Problems, Tensor, a, quoted
+from ..arrays import dtypes
+from ..arrays.checks import Problems, Tensor, a, quoted
 from ..extras import extra
 from ..kernels.table import BUFFERS
 from ..state import needed

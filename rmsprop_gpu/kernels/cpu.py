@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numba import njit, prange, types
 
-from ..dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype
 from .compiling import in_forked_child, once
 from .cpu_prepare import KERNEL, kernel, make_partials_kernel, make_prepare_kernel, make_totals_kernel
 from .intrinsics import HOST, call, memory

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from ..dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype
 from . import table
 from .intrinsics import HOST, make_scratch, memory
 from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms

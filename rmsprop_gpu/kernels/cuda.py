@@ -14,7 +14,7 @@ import cuda.core
 import numpy as np
 from numba import types
 
-from ..dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype
 from .compiling import once
 from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel, target
 from .intrinsics import GLOBAL, make_lanes, memory, opaque

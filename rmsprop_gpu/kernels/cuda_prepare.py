@@ -7,7 +7,7 @@ from typing import Any
 import numba.cuda
 import numpy as np
 
-from ..dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype
 from . import table
 from .intrinsics import GLOBAL, memory
 from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype
 from . import table
 from .intrinsics import fma, memory
 from .rule import Factors, Scalars, Variant, inline

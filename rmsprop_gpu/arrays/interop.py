@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .backends import cuda_missing
 from .layout import reach
+from .selector import cuda_missing
 
 
 class UnusableError(TypeError):

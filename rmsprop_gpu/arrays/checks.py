@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from . import dtypes
-from .backends import is_cuda, is_masked
 from .interop import UnusableError, cupy_array
 from .layout import Array, Layout, address_of, device_of, interval_of, is_aligned, is_dense, layout_of, shadow
+from .selector import is_cuda, is_masked
 
 
 def quoted(name: object) -> str:
