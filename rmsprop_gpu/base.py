@@ -15,14 +15,14 @@ from .groups import Groups, ParamGroup
 from .hyper import Schedule
 from .outcome import Outcome
 from .planner import CAPTURED, Planner
-from .signals import signals
 from .state import State
 from .stateful import Stateful
+from .steps.signals import signals
 from .structure import Leaf, parse
 from .summary import summary
 
 if TYPE_CHECKING:
-    from .streams import Order
+    from .steps.streams import Order
 
 
 class Optimizer(Stateful):
@@ -63,7 +63,7 @@ class Optimizer(Stateful):
         """The order of streams, where the arrays lie on devices."""
         if not self._devices:
             return None
-        from .streams import Order  # it imports CuPy
+        from .steps.streams import Order  # it imports CuPy
 
         order = Order(self._devices)
         if order.capturing():

@@ -11,17 +11,17 @@ from . import hyper
 from .arrays.checks import Tensor
 from .arrays.dtypes import compute_dtype
 from .arrays.layout import NDArray
-from .batch import kernel_name
 from .groups import Groups
 from .hyper import NOTHING_ASKED, Asked
 from .kernels import cpu
 from .kernels.rule import Variant
 from .outcome import Outcome
-from .plan import Plan, Settings, variants_of
 from .state import State, needed
+from .steps.batch import kernel_name
+from .steps.plan import Plan, Settings, variants_of
 
 if TYPE_CHECKING:
-    from .streams import Order
+    from .steps.streams import Order
 
 RECENT = 4  # plans for steps with other arguments; more are made anew
 CAPTURED = "the current stream is captured in a CUDA graph"

@@ -11,11 +11,11 @@ import numpy as np
 from cupyx.profiler import benchmark
 
 from . import machine_code
-from .batch import Batch
 from .kernels import cuda, cuda_prepare
 from .kernels.compiling import once
 from .kernels.intrinsics import fma
 from .profile_report import Code
+from .steps.batch import Batch
 
 WARM_UP = 3
 COPY = 1 << 28  # bytes that a copy moves at most: beyond the caches

@@ -12,11 +12,11 @@ from .arrays.checks import Problems, Tensor, check_grad, check_grad_apart
 from .arrays.dtypes import compute_dtype
 from .arrays.layout import Array, address_of
 from .base import Optimizer
-from .batch import Batch, Written
 from .extras import extra
 from .optimizer import AdaGrad, RMSProp
 from .profile_host import HostProbe
 from .profile_report import Launch, Report, Times
+from .steps.batch import Batch, Written
 from .structure import settled
 from .traffic import bytes_per_element, flops_per_element
 

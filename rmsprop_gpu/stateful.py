@@ -14,7 +14,7 @@ from .planner import CAPTURED, Planner
 from .state import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed
 
 if TYPE_CHECKING:
-    from .streams import Order
+    from .steps.streams import Order
 
 
 class Stateful:

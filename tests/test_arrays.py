@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
-from rmsprop_gpu import RMSProp, batch, headers, reference
+from rmsprop_gpu import RMSProp, reference
+from rmsprop_gpu.steps import batch, headers
 
 F4, F8 = np.float32, np.float64
 

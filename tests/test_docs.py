@@ -21,10 +21,10 @@ MODULES = [
 
 NEED_CUDA = {
     "rmsprop_gpu.kernels.cuda",
-    "rmsprop_gpu.device",
+    "rmsprop_gpu.steps.device",
     "rmsprop_gpu.profile_device",
-    "rmsprop_gpu.resident",
-    "rmsprop_gpu.streams",
+    "rmsprop_gpu.steps.resident",
+    "rmsprop_gpu.steps.streams",
 }
 
 

@@ -10,8 +10,9 @@ from test_gpu_graphs import arrays, capture, refused, replay
 from test_gradients import ALL, everything, flat, mixed, mixed_grads, on
 from variants import bits
 
-from rmsprop_gpu import RMSProp, device, resident
+from rmsprop_gpu import RMSProp
 from rmsprop_gpu.kernels import cuda, cuda_prepare
+from rmsprop_gpu.steps import device, resident
 
 pytestmark = pytest.mark.gpu
 cupy = pytest.importorskip("cupy", exc_type=ImportError)

@@ -12,12 +12,13 @@ import pytest
 from test_gpu_graphs import arrays, everything
 from variants import bits
 
-from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, array_module, device, resident, rmsprop_update
-from rmsprop_gpu.batch import Norms, make_batch
+from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, array_module, rmsprop_update
 from rmsprop_gpu.hyper import scalars
 from rmsprop_gpu.kernels import compiling, cuda
 from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.kernels.table import PARAM, SQUARE_AVG
+from rmsprop_gpu.steps import device, resident
+from rmsprop_gpu.steps.batch import Norms, make_batch
 
 pytestmark = pytest.mark.gpu
 cupy = pytest.importorskip("cupy", exc_type=ImportError)

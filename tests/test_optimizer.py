@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rmsprop_gpu import AdaGrad, RMSProp, reference
-from rmsprop_gpu.plan import Plan
+from rmsprop_gpu.steps.plan import Plan
 
 # Helpers that the other files about the optimizer use too
 

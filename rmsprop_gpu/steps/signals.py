@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays.checks import Problems, a, dtype_name, place, plain_array
-from .arrays.layout import device_of, is_aligned, pointer_of
-from .arrays.selector import is_cuda
-from .hyper import NOTHING_ASKED, Asked, written
-from .kernels import table
+from ..arrays.checks import Problems, a, dtype_name, place, plain_array
+from ..arrays.layout import device_of, is_aligned, pointer_of
+from ..arrays.selector import is_cuda
+from ..hyper import NOTHING_ASKED, Asked, written
+from ..kernels import table
 
 _KINDS = {
     "float32": table.AT_FLOAT32,

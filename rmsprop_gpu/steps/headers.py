@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from .arrays.checks import Tensor
-from .kernels.compiling import once
-from .kernels.intrinsics import HOST, memory
+from ..arrays.checks import Tensor
+from ..kernels.compiling import once
+from ..kernels.intrinsics import HOST, memory
 
 _TYPE, _DATA, _ND, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 32, 40, 56, 64  # offsets in bytes
 ALIGNED, WRITEABLE = 0x100, 0x400

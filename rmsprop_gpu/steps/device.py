@@ -15,11 +15,11 @@ import cupy
 import numpy as np
 from cupy.cuda import Device, runtime
 
-from .arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint
-from .arrays.interop import cupy_array
-from .arrays.layout import Array, NDArray, address_of
+from ..arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint
+from ..arrays.interop import cupy_array
+from ..arrays.layout import Array, NDArray, address_of
+from ..kernels import cuda
 from .batch import Batch, Written
-from .kernels import cuda
 from .resident import Resident, ResidentNorms, allocate
 from .signals import SILENCE, Signals
 from .streams import Order

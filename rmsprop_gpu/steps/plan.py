@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from .arrays.checks import Tensor
-from .arrays.layout import Array, NDArray
+from ..arrays.checks import Tensor
+from ..arrays.layout import Array, NDArray
+from ..hyper import NOTHING_ASKED, Asked
+from ..kernels.rule import Variant
 from .batch import Batch, Norms, Written, make_batch
 from .host import HostSteps
-from .hyper import NOTHING_ASKED, Asked
-from .kernels.rule import Variant
 from .signals import SILENCE, Signals
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint, check_unchanged
+from ..arrays.layout import Layout, NDArray, address_of, is_aligned
+from ..kernels import cpu
 from . import headers
-from .arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint, check_unchanged
-from .arrays.layout import Layout, NDArray, address_of, is_aligned
 from .batch import Batch, Written, allocated
-from .kernels import cpu
 from .signals import Signals
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .arrays.checks import Tensor
-from .arrays.dtypes import compute_dtype
-from .arrays.layout import Array, Layout, NDArray, address_of, interval_of
-from .kernels import table
-from .kernels.norms import BLOCK
-from .kernels.rule import Scalars, Variant
+from ..arrays.checks import Tensor
+from ..arrays.dtypes import compute_dtype
+from ..arrays.layout import Array, Layout, NDArray, address_of, interval_of
+from ..kernels import table
+from ..kernels.norms import BLOCK
+from ..kernels.rule import Scalars, Variant
 
 LINE = 64  # bytes: large buffers start on a cache line of their own
 

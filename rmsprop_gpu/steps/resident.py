@@ -8,9 +8,9 @@ from typing import Any
 import cupy
 import numpy as np
 
-from .arrays.layout import Array, Layout, NDArray
+from ..arrays.layout import Array, Layout, NDArray
+from ..kernels import cuda
 from .batch import Batch, Norms, allocated
-from .kernels import cuda
 from .streams import Order
 
 
