@@ -13,9 +13,9 @@ from .arrays.dtypes import compute_dtype
 from .explain import Explanation, explain
 from .groups import Groups, ParamGroup
 from .hyper import Schedule
-from .outcome import Outcome
 from .planner import CAPTURED, Planner
-from .state import State
+from .state.buffers import State
+from .state.outcome import Outcome
 from .stateful import Stateful
 from .steps.signals import signals
 from .structure import Leaf, parse

@@ -15,8 +15,8 @@ from .groups import Groups
 from .hyper import NOTHING_ASKED, Asked
 from .kernels import cpu
 from .kernels.rule import Variant
-from .outcome import Outcome
-from .state import State, needed
+from .state.buffers import State, needed
+from .state.outcome import Outcome
 from .steps.batch import kernel_name
 from .steps.plan import Plan, Settings, variants_of
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from . import foreign, hyper
+from . import hyper
 from .arrays.checks import Problems, Tensor, quoted
 from .arrays.layout import NDArray
 from .groups import Groups
-from .outcome import Outcome
 from .planner import CAPTURED, Planner
-from .state import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed
+from .state import foreign
+from .state.buffers import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed
+from .state.outcome import Outcome
 
 if TYPE_CHECKING:
     from .steps.streams import Order

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..arrays.checks import Problems, a, quoted
+from ...arrays.checks import Problems, a, quoted
 from .common import Entry, Mine, agreed, by_kind, count, number
 
 # States that say nothing but a count or a learning rate, and may hold another one.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import Problems
+from ...arrays.checks import Problems
 from . import keras, optax, torch
 from .common import Mine
 from .torch import to_torch

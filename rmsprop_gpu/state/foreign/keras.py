@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import Problems, a, quoted
-from ..structure import is_sequence
+from ...arrays.checks import Problems, a, quoted
+from ...structure import is_sequence
 from .common import Entry, Mine, agreed, by_kind, count, empty, number, readable
 
 _KERAS = {

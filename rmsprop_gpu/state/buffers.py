@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .arrays.checks import Problems, Tensor, plain_array, quoted
-from .arrays.dtypes import compute_dtype
-from .arrays.interop import copied
-from .arrays.layout import Array, Layout, device_of
-from .arrays.selector import kind_of
-from .kernels.table import BUFFERS, COUNTERS
-from .steps.host import allocate
+from ..arrays.checks import Problems, Tensor, plain_array, quoted
+from ..arrays.dtypes import compute_dtype
+from ..arrays.interop import copied
+from ..arrays.layout import Array, Layout, device_of
+from ..arrays.selector import kind_of
+from ..kernels.table import BUFFERS, COUNTERS
+from ..steps.host import allocate
 
 if TYPE_CHECKING:
-    from .steps.streams import Order
+    from ..steps.streams import Order
 
 VERSION = 1  # of what state_dict returns
 
@@ -115,7 +115,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             # NumPy resizes no array that has weak references: the memory, which is the base of what we hand out, stays.
             self._guards += [weakref.ref(buffer.base) for buffer in made[:1]]
             return made
-        from .steps.resident import allocate as allocate_on_device  # it imports CuPy
+        from ..steps.resident import allocate as allocate_on_device  # it imports CuPy
 
         return allocate_on_device(layouts, device, self._order)
 

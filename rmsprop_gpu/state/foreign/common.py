@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import dtypes
-from ..arrays.checks import Problems, Tensor, a, plain_array, quoted
-from ..arrays.selector import is_cuda, kind_of
-from ..kernels.table import BUFFERS
-from ..state import VERSION, check_entry, needed, where
+from ...arrays import dtypes
+from ...arrays.checks import Problems, Tensor, a, plain_array, quoted
+from ...arrays.selector import is_cuda, kind_of
+from ...kernels.table import BUFFERS
+from ..buffers import VERSION, check_entry, needed, where
 
 
 class Mine(NamedTuple):
