@@ -10,7 +10,7 @@ import numpy as np
 from . import hyper
 from .arrays.checks import Problems, Tensor, check_disjoint, check_one_place, make_tensor
 from .arrays.dtypes import compute_dtype
-from .explain import Explanation, explain
+from .conventions.explain import Explanation, explain
 from .groups import Groups, ParamGroup
 from .hyper import Schedule
 from .planner import CAPTURED, Planner

@@ -6,8 +6,8 @@ from typing import Any
 
 from . import hyper
 from .base import Optimizer
+from .conventions.presets import PRESETS
 from .hyper import Schedule
-from .presets import PRESETS
 
 
 class RMSProp(Optimizer):
@@ -164,7 +164,7 @@ class RMSProp(Optimizer):
         Parameters
         ----------
         name : str
-            Of a preset; ``rmsprop_gpu.presets.PRESETS`` has their sources and all their arguments.
+            Of a preset; ``rmsprop_gpu.conventions.presets.PRESETS`` has their sources and all their arguments.
         params
             As in :class:`RMSProp`; a group in it names hyperparameters as `RMSProp` does.
         no_decay

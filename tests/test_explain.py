@@ -8,8 +8,9 @@ import pytest
 from test_optimizer import one, random, refused
 from variants import cover, name, optimizer
 
-from rmsprop_gpu import AdaGrad, RMSProp, explain, hyper, reference
-from rmsprop_gpu.explain import Explanation
+from rmsprop_gpu import AdaGrad, RMSProp, hyper, reference
+from rmsprop_gpu.conventions import explain
+from rmsprop_gpu.conventions.explain import Explanation
 
 FUNCTIONS = {
     "sqrt": np.sqrt,

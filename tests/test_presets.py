@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from test_optimizer import one, refused
 
-from rmsprop_gpu import RMSProp, hyper, presets
-from rmsprop_gpu.presets import PRESETS, REQUIRED
+from rmsprop_gpu import RMSProp, hyper
+from rmsprop_gpu.conventions import presets
+from rmsprop_gpu.conventions.presets import PRESETS, REQUIRED
 
 # The frameworks. Each takes a parameter, its gradient and a dict that is the state, empty at first, and returns the new
 # parameter. Its keywords are the framework's arguments, all of them, with its defaults. The state holds as "all" the

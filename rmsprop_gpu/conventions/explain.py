@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import hyper
+from .. import hyper
 from .latex import latex_line
 
 if TYPE_CHECKING:
-    from .base import Optimizer
+    from ..base import Optimizer
 
 Hyper = Mapping[str, Any]
 
