@@ -20,7 +20,7 @@ from .kernels.compiling import in_forked_child, once
 from .kernels.intrinsics import fma
 from .kernels.rule import Variant, inline
 from .kernels.table import chunk_list
-from .optimizer import RMSProp
+from .optimizer.rmsprop import RMSProp
 from .steps.batch import Batch
 from .traffic import bytes_per_element
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .extras import extra
-from .summary import counted
+from .optimizer.summary import counted
 
 Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head and rows
 WIDTH = 120  # where the report is not printed to a terminal

@@ -11,13 +11,13 @@ import numpy as np
 from .arrays.checks import Problems, Tensor, check_grad, check_grad_apart
 from .arrays.dtypes import compute_dtype
 from .arrays.layout import Array, address_of
-from .base import Optimizer
 from .extras import extra
-from .optimizer import AdaGrad, RMSProp
+from .optimizer.base import Optimizer
+from .optimizer.rmsprop import AdaGrad, RMSProp
+from .optimizer.structure import settled
 from .profile_host import HostProbe
 from .profile_report import Launch, Report, Times
 from .steps.batch import Batch, Written
-from .structure import settled
 from .traffic import bytes_per_element, flops_per_element
 
 PAGE = 4096  # bytes: a copy lies to its page, and so to its cache line and vector, as the array does

@@ -14,7 +14,7 @@ from .. import hyper
 from .latex import latex_line
 
 if TYPE_CHECKING:
-    from ..base import Optimizer
+    from ..optimizer.base import Optimizer
 
 Hyper = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays.checks import Problems, a, quoted
-from ...structure import is_sequence
+from ...optimizer.structure import is_sequence
 from .common import Entry, Mine, agreed, by_kind, count, empty, number, readable
 
 _KERAS = {

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from . import hyper
-from .arrays.checks import Problems, Tensor, quoted
-from .arrays.layout import NDArray
+from .. import hyper
+from ..arrays.checks import Problems, Tensor, quoted
+from ..arrays.layout import NDArray
+from ..state import foreign
+from ..state.buffers import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed
+from ..state.outcome import Outcome
 from .groups import Groups
 from .planner import CAPTURED, Planner
-from .state import foreign
-from .state.buffers import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed
-from .state.outcome import Outcome
 
 if TYPE_CHECKING:
-    from .steps.streams import Order
+    from ..steps.streams import Order
 
 
 class Stateful:

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import hyper
-from .arrays.checks import Tensor
-from .arrays.dtypes import compute_dtype
-from .arrays.layout import NDArray
+from .. import hyper
+from ..arrays.checks import Tensor
+from ..arrays.dtypes import compute_dtype
+from ..arrays.layout import NDArray
+from ..hyper import NOTHING_ASKED, Asked
+from ..kernels import cpu
+from ..kernels.rule import Variant
+from ..state.buffers import State, needed
+from ..state.outcome import Outcome
+from ..steps.batch import kernel_name
+from ..steps.plan import Plan, Settings, variants_of
 from .groups import Groups
-from .hyper import NOTHING_ASKED, Asked
-from .kernels import cpu
-from .kernels.rule import Variant
-from .state.buffers import State, needed
-from .state.outcome import Outcome
-from .steps.batch import kernel_name
-from .steps.plan import Plan, Settings, variants_of
 
 if TYPE_CHECKING:
-    from .steps.streams import Order
+    from ..steps.streams import Order
 
 RECENT = 4  # plans for steps with other arguments; more are made anew
 CAPTURED = "the current stream is captured in a CUDA graph"
@@ -201,7 +201,7 @@ class Planner:
 def _functions(variant: Variant, dtype: np.dtype[Any], device: int | None) -> dict[str, Any]:
     if device is None:
         return cpu.functions(variant, dtype)
-    from .kernels import cuda  # it imports Numba's CUDA target
+    from ..kernels import cuda  # it imports Numba's CUDA target
 
     cuda.kernels(variant, dtype, device)  # compiles
     return cuda.functions(variant, dtype)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from . import hyper
-from .arrays.checks import Problems, Tensor, a, quoted
-from .arrays.dtypes import compute_dtype
+from .. import hyper
+from ..arrays.checks import Problems, Tensor, a, quoted
+from ..arrays.dtypes import compute_dtype
 
 
 @dataclass

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from . import hyper
-from .arrays.checks import Problems, Tensor, check_disjoint, check_one_place, make_tensor
-from .arrays.dtypes import compute_dtype
-from .conventions.explain import Explanation, explain
+from .. import hyper
+from ..arrays.checks import Problems, Tensor, check_disjoint, check_one_place, make_tensor
+from ..arrays.dtypes import compute_dtype
+from ..conventions.explain import Explanation, explain
+from ..hyper import Schedule
+from ..state.buffers import State
+from ..state.outcome import Outcome
+from ..steps.signals import signals
 from .groups import Groups, ParamGroup
-from .hyper import Schedule
 from .planner import CAPTURED, Planner
-from .state.buffers import State
-from .state.outcome import Outcome
 from .stateful import Stateful
-from .steps.signals import signals
 from .structure import Leaf, parse
 from .summary import summary
 
 if TYPE_CHECKING:
-    from .steps.streams import Order
+    from ..steps.streams import Order
 
 
 class Optimizer(Stateful):
@@ -63,7 +63,7 @@ class Optimizer(Stateful):
         """The order of streams, where the arrays lie on devices."""
         if not self._devices:
             return None
-        from .steps.streams import Order  # it imports CuPy
+        from ..steps.streams import Order  # it imports CuPy
 
         order = Order(self._devices)
         if order.capturing():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .arrays.checks import Tensor
-from .hyper import shown
+from ..arrays.checks import Tensor
+from ..hyper import shown
 
 if TYPE_CHECKING:
     from .base import Optimizer

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays.checks import Problems, quoted
-from .arrays.selector import is_cuda
+from ..arrays.checks import Problems, quoted
+from ..arrays.selector import is_cuda
 
 
 class Leaf(NamedTuple):

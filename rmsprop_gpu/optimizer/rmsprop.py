@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import hyper
+from .. import hyper
+from ..conventions.presets import PRESETS
+from ..hyper import Schedule
 from .base import Optimizer
-from .conventions.presets import PRESETS
-from .hyper import Schedule
 
 
 class RMSProp(Optimizer):

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from . import hyper
-from .arrays.checks import Problems, Tensor, a, check_disjoint, check_grad, check_param, make_tensor, place
-from .arrays.dtypes import compute_dtype
-from .arrays.layout import Array, address_of, device_of
-from .steps.plan import Plan
+from .. import hyper
+from ..arrays.checks import Problems, Tensor, a, check_disjoint, check_grad, check_param, make_tensor, place
+from ..arrays.dtypes import compute_dtype
+from ..arrays.layout import Array, address_of, device_of
+from ..steps.plan import Plan
 
 
 def rmsprop_update(
@@ -138,7 +138,7 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
     settings = {(0, dtype): (hyper.variant(h, adagrad), hyper.scalars(h, h["lr"], compute_dtype(dtype)))}
     order = None
     if tensor.device is not None:
-        from .steps.streams import Order  # it imports CuPy
+        from ..steps.streams import Order  # it imports CuPy
 
         order = Order([tensor.device])
         if order.capturing():
