@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.machine import CUDA_PACKAGES, cuda_device, package_versions
 from benchmarks.workloads import RESNET50
 from rmsprop_gpu import RMSProp, hyper
-from rmsprop_gpu.traffic import bytes_per_element
+from rmsprop_gpu.profiling.traffic import bytes_per_element
 
 RESULTS = Path(__file__).with_name("results")
 SIZE = 1 << 20  # elements

@@ -26,7 +26,7 @@ def facts() -> list[dict[str, Any]]:
 
     from rmsprop_gpu.kernels import cuda
     from rmsprop_gpu.kernels.rule import Variant
-    from rmsprop_gpu.machine_code import read
+    from rmsprop_gpu.profiling.machine_code import read
 
     variants = list(dict.fromkeys([Variant(), *cover(2)]))
     dtypes = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
@@ -101,7 +101,7 @@ def _bold(x: float, wanted: float) -> str:
 def main() -> int:
     """Compile, write, print; the exit status is 1 where a kernel is not as the tests want it."""
     sys.path.insert(0, str(TESTS))  # what machine code should be is the tests'
-    from rmsprop_gpu.machine_code import tool, why_not
+    from rmsprop_gpu.profiling.machine_code import tool, why_not
 
     if why_not():
         print(why_not(), file=sys.stderr)

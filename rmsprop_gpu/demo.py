@@ -20,7 +20,7 @@ import numpy as np
 from . import AdaGrad, RMSProp, array_module, backend_of, hyper
 from .demo_oracle import Oracle
 from .extras import extra
-from .traffic import bytes_per_element
+from .profiling.traffic import bytes_per_element
 
 Array: TypeAlias = Any  # of NumPy or CuPy
 Params: TypeAlias = dict[str, Array]

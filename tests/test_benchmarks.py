@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rmsprop_gpu import RMSProp, hyper
-from rmsprop_gpu.traffic import bytes_per_element
+from rmsprop_gpu.profiling.traffic import bytes_per_element
 
 # Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
 sys.path.append(str(Path(__file__).parents[1]))

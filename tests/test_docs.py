@@ -22,7 +22,7 @@ MODULES = [
 NEED_CUDA = {
     "rmsprop_gpu.kernels.cuda",
     "rmsprop_gpu.steps.device",
-    "rmsprop_gpu.profile_device",
+    "rmsprop_gpu.profiling.device",
     "rmsprop_gpu.steps.resident",
     "rmsprop_gpu.steps.streams",
 }

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from variants import bits
 
-from rmsprop_gpu import AdaGrad, RMSProp, machine_code, profile_host, profiling
+from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.arrays.layout import address_of
 from rmsprop_gpu.extras import MissingExtraError
 from rmsprop_gpu.kernels.rule import Variant
-from rmsprop_gpu.profile_host import HostProbe, make_touch
-from rmsprop_gpu.profile_report import Code
-from rmsprop_gpu.profiling import Launch, Report, Times, annotate, profile
+from rmsprop_gpu.profiling import Launch, Report, Times, annotate, machine_code, measure, profile
+from rmsprop_gpu.profiling import host as profile_host
+from rmsprop_gpu.profiling.host import HostProbe, make_touch
+from rmsprop_gpu.profiling.report import Code
 
 MODULES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 F4 = np.float32
@@ -262,7 +263,7 @@ def test_the_double_waits_for_the_steps_before():
         for _ in range(3):
             opt.step(grad)
     with second:
-        double = profiling._double(opt)
+        double = measure._double(opt)
     cupy.cuda.Device().synchronize()
     assert bits(double._tensors[0].array) == bits(param)
     assert bits(double.state[0]["square_avg"]) == bits(opt.state[0]["square_avg"])
@@ -277,12 +278,12 @@ def test_the_double_lies_in_memory_as_the_optimizer_does(module, offset):
     memory[:] = xp.asarray(np.arange(len(memory)) % 7, np.uint8)
     opt = RMSProp({"w": param})
     opt.state["w"]["square_avg"][:] = 3
-    twin = profiling._double(opt)
+    twin = measure._double(opt)
     double = twin._tensors[0].array
     assert bits(double) == bits(param)
     assert bits(twin.state["w"]["square_avg"]) == bits(opt.state["w"]["square_avg"])
     assert double.strides == param.strides
-    assert address_of(double) % profiling.PAGE == address_of(param) % profiling.PAGE
+    assert address_of(double) % measure.PAGE == address_of(param) % measure.PAGE
     assert address_of(double) != address_of(param)
 
 
@@ -376,7 +377,7 @@ def test_a_batch_is_launched_alone(module):
 def test_device_times_follow_from_the_events(monkeypatch):
     import cupy
 
-    from rmsprop_gpu import profile_device
+    from rmsprop_gpu.profiling import device as profile_device
 
     called = []
 

@@ -11,7 +11,7 @@ from variants import cover, name
 
 from rmsprop_gpu.kernels import intrinsics, rule
 from rmsprop_gpu.kernels.rule import Variant
-from rmsprop_gpu.machine_code import read, why_not
+from rmsprop_gpu.profiling.machine_code import read, why_not
 
 if why_not() is None:
     from rmsprop_gpu.kernels import cuda

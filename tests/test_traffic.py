@@ -11,7 +11,7 @@ from test_rule import wanted_instructions
 from variants import EVERY
 
 from rmsprop_gpu.kernels.rule import Variant
-from rmsprop_gpu.traffic import bytes_per_element, flops_per_element
+from rmsprop_gpu.profiling.traffic import bytes_per_element, flops_per_element
 
 ADDED = {"ema": 8, "zero_grads": 4, "norm": 4, "finite": 4, "told": 0, "scale": 0, "clipvalue": 0, "bias_correction": 0}
 
@@ -37,7 +37,7 @@ def test_flops_are_the_instructions_counted_by_hand():
 # Steps each Variant of the cover in each dtype and prints the bytes of the model, a line a step; run by the test below.
 STEPS = """
 import cupy, ml_dtypes, numpy as np
-from rmsprop_gpu.traffic import bytes_per_element
+from rmsprop_gpu.profiling.traffic import bytes_per_element
 from variants import cover, optimizer, Variant
 SIZE = 1 << 18
 def step(variant, dtype, **told):

@@ -8,21 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from .arrays.checks import Problems, Tensor, check_grad, check_grad_apart
-from .arrays.dtypes import compute_dtype
-from .arrays.layout import Array, address_of
-from .extras import extra
-from .optimizer.base import Optimizer
-from .optimizer.rmsprop import AdaGrad, RMSProp
-from .optimizer.structure import settled
-from .profile_host import HostProbe
-from .profile_report import Launch, Report, Times
-from .steps.batch import Batch, Written
+from ..arrays.checks import Problems, Tensor, check_grad, check_grad_apart
+from ..arrays.dtypes import compute_dtype
+from ..arrays.layout import Array, address_of
+from ..extras import extra
+from ..optimizer.base import Optimizer
+from ..optimizer.rmsprop import AdaGrad, RMSProp
+from ..optimizer.structure import settled
+from ..steps.batch import Batch, Written
+from .host import HostProbe
+from .report import Launch, Report, Times
 from .traffic import bytes_per_element, flops_per_element
 
 PAGE = 4096  # bytes: a copy lies to its page, and so to its cache line and vector, as the array does
-
-__all__ = ["Launch", "Report", "Times", "annotate", "profile"]
 
 
 def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
@@ -167,7 +165,7 @@ def _probe(tensors: Sequence[Tensor]) -> Any:
     devices = sorted({t.device for t in tensors if t.device is not None})
     if not devices:
         return HostProbe()
-    from .profile_device import DeviceProbe  # it imports CuPy
+    from .device import DeviceProbe  # it imports CuPy
 
     return DeviceProbe(devices)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .extras import extra
+from ..extras import extra
 
 if TYPE_CHECKING:
-    from .profile_report import Report
+    from .report import Report
 
 INK, PAPER, GRID = "#222222", "#ffffff", "#cccccc"  # opaque: readable on a dark page too
 NEAR = 0.5  # of a ceiling, from where on it is what limits

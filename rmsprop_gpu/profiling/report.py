@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .extras import extra
-from .optimizer.summary import counted
+from ..extras import extra
+from ..optimizer.summary import counted
 
 Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head and rows
 WIDTH = 120  # where the report is not printed to a terminal
@@ -167,7 +167,7 @@ class Report:
         -------
         matplotlib.axes.Axes
         """
-        from .profile_plot import roofline
+        from .plot import roofline
 
         return roofline(self, ax)
 

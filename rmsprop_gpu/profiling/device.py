@@ -10,12 +10,12 @@ import cupy
 import numpy as np
 from cupyx.profiler import benchmark
 
+from ..kernels import cuda, cuda_prepare
+from ..kernels.compiling import once
+from ..kernels.intrinsics import fma
+from ..steps.batch import Batch
 from . import machine_code
-from .kernels import cuda, cuda_prepare
-from .kernels.compiling import once
-from .kernels.intrinsics import fma
-from .profile_report import Code
-from .steps.batch import Batch
+from .report import Code
 
 WARM_UP = 3
 COPY = 1 << 28  # bytes that a copy moves at most: beyond the caches

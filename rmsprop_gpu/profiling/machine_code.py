@@ -36,7 +36,7 @@ def tool(name: str) -> Path:
 def why_not() -> str | None:
     """Why machine code cannot be read here; None if it can."""
     try:
-        from .kernels import cuda  # noqa: F401
+        from ..kernels import cuda  # noqa: F401
     except ImportError as error:
         return f"kernels are compiled by numba-cuda, which is not installed ({error}): {INSTALL}"
     try:
@@ -105,8 +105,8 @@ def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Fac
 
     Further `options` are ptxas's. RuntimeError where a tool is absent or fails; `why_not` asks before.
     """
-    from .kernels.cuda import signature
-    from .kernels.cuda_prepare import target
+    from ..kernels.cuda import signature
+    from ..kernels.cuda_prepare import target
 
     texts = [target.compile(k, signature(k), device=False, abi="numba", cc=cc, output="ptx")[0] for k in kernels]
     # One module of all of them: to start nvdisasm takes longer than to disassemble twenty kernels.

@@ -15,13 +15,13 @@ import numba
 import numpy as np
 from numba import njit, prange
 
-from .kernels import cpu
-from .kernels.compiling import in_forked_child, once
-from .kernels.intrinsics import fma
-from .kernels.rule import Variant, inline
-from .kernels.table import chunk_list
-from .optimizer.rmsprop import RMSProp
-from .steps.batch import Batch
+from ..kernels import cpu
+from ..kernels.compiling import in_forked_child, once
+from ..kernels.intrinsics import fma
+from ..kernels.rule import Variant, inline
+from ..kernels.table import chunk_list
+from ..optimizer.rmsprop import RMSProp
+from ..steps.batch import Batch
 from .traffic import bytes_per_element
 
 WARM_UP, SOME = 3, 10  # calls before those that are measured; of which a ceiling is the best of some at least

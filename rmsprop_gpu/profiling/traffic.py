@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .arrays.dtypes import compute_dtype
-from .kernels.rule import Factors, Scalars, Variant, make_rule
+from ..arrays.dtypes import compute_dtype
+from ..kernels.rule import Factors, Scalars, Variant, make_rule
 
 
 def bytes_per_element(variant: Variant, dtype: np.dtype[Any]) -> int:

@@ -1,0 +1,9 @@
+"""What a step launches, moves and takes, beside a copy of as many bytes; the model of its traffic; its machine code.
+
+It may import `optimizer` and what that stands on. `profile` here is the function: its module is `measure`.
+"""
+
+from .measure import annotate, profile
+from .report import Launch, Report, Times
+
+__all__ = ["Launch", "Report", "Times", "annotate", "profile"]
