@@ -20,8 +20,8 @@ import numpy as np
 
 from . import AdaGrad, RMSProp, __version__, available_backends
 from .arrays.selector import cuda_versions
-from .demo import LR, Run, Settings
-from .demo_report import plot, print_summary
+from .demo.report import plot, print_summary
+from .demo.train import LR, Run, Settings
 from .extras import MissingExtraError, extra
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import rmsprop_gpu
-from rmsprop_gpu import cli, demo
+from rmsprop_gpu import cli
 from rmsprop_gpu.cli import main
-from rmsprop_gpu.demo import Run
+from rmsprop_gpu.demo import train
+from rmsprop_gpu.demo.train import Run
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "rmsprop_gpu")
@@ -172,7 +173,7 @@ def test_a_device_that_does_not_work(monkeypatch, capsys):
         assert device == "cuda"
         raise RuntimeError("no CUDA here, install it")
 
-    monkeypatch.setattr(demo, "array_module", no_cuda)
+    monkeypatch.setattr(train, "array_module", no_cuda)
     assert main(["demo", "--device", "cuda"]) == 1
     assert capsys.readouterr() == ("", "rmsprop-gpu: --device cuda: no CUDA here, install it\n")
 
@@ -301,7 +302,7 @@ def test_version_and_help(capsys):
         main(["demo", "--help"])
     out = capsys.readouterr().out
     assert "0.003 for rmsprop, 0.03" in " ".join(out.split())
-    assert math.isclose(demo.LR["adagrad"], 0.03)
+    assert math.isclose(train.LR["adagrad"], 0.03)
 
 
 def test_links_and_files_named_twice_are_left_alone(tmp_path, capsys):

@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from rmsprop_gpu import demo, reference
-from rmsprop_gpu.demo import Run, Settings
-from rmsprop_gpu.demo_oracle import Deviation, Oracle
+from rmsprop_gpu import reference
+from rmsprop_gpu.demo import train
+from rmsprop_gpu.demo.oracle import Deviation, Oracle
+from rmsprop_gpu.demo.train import Run, Settings
 from rmsprop_gpu.extras import MissingExtraError
 
 PARAMETERS = 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
@@ -150,25 +151,25 @@ def test_the_check_is_not_counted_as_update(monkeypatch):
 )
 def test_traffic(optimizer, hyper, bytes_an_element):
     run = Run(Settings(optimizer=optimizer, hyper=hyper))
-    assert demo.bytes_a_step(run.opt, run.params) == bytes_an_element * PARAMETERS
+    assert train.bytes_a_step(run.opt, run.params) == bytes_an_element * PARAMETERS
 
 
 def test_gradients_are_those_of_the_loss(rng):
-    params = {name: x.astype(np.float64) for name, x in demo.make_params(np, rng).items()}
+    params = {name: x.astype(np.float64) for name, x in train.make_params(np, rng).items()}
     images, targets = rng.random((5, 64)), np.eye(10)[[3, 1, 4, 1, 5]]
-    _, grads = demo.loss_and_grads(np, params, images, targets)
+    _, grads = train.loss_and_grads(np, params, images, targets)
     h = 1e-6
     for name, param in params.items():
         direction = rng.standard_normal(param.shape)
         ends = [{**params, name: param + sign * h * direction} for sign in (1, -1)]
-        up, down = (demo.loss_and_grads(np, end, images, targets)[0] / 5 for end in ends)
+        up, down = (train.loss_and_grads(np, end, images, targets)[0] / 5 for end in ends)
         # Central differences: truncation h**2, about 1e-12, and rounding of the losses 2**-52 / h, about 1e-9.
         np.testing.assert_allclose((grads[name] * direction).sum(), (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
 def test_everything_is_float32_and_follows_the_params(rng):
-    params = demo.make_params(np, rng)
-    loss, grads = demo.loss_and_grads(np, params, np.ones((2, 64), np.float32), np.eye(10, dtype=np.float32)[:2])
+    params = train.make_params(np, rng)
+    loss, grads = train.loss_and_grads(np, params, np.ones((2, 64), np.float32), np.eye(10, dtype=np.float32)[:2])
     assert list(grads) == list(params)
     assert {x.dtype for x in (loss, *grads.values())} == {np.dtype(np.float32)}
 

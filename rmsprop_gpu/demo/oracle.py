@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from . import AdaGrad, RMSProp, reference
+from .. import AdaGrad, RMSProp, reference
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.float32]]
 

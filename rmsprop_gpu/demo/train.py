@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import AdaGrad, RMSProp, array_module, backend_of, hyper
-from .demo_oracle import Oracle
-from .extras import extra
-from .profiling.traffic import bytes_per_element
+from .. import AdaGrad, RMSProp, array_module, backend_of, hyper
+from ..extras import extra
+from ..profiling.traffic import bytes_per_element
+from .oracle import Oracle
 
 Array: TypeAlias = Any  # of NumPy or CuPy
 Params: TypeAlias = dict[str, Array]
