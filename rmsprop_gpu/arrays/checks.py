@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,17 @@ def quoted(name: object) -> str:
     if not isinstance(name, str):
         return repr(name)
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def is_sequence(x: Any) -> bool:
+    """Is this a sequence of things, rather than one array, a mapping or a text?"""
+    return isinstance(x, (list, tuple)) or (
+        isinstance(x, Iterable)
+        and not isinstance(x, (np.ndarray, Mapping, str, bytes, set, frozenset))
+        and not is_cuda(x)
+        and not hasattr(x, "__array_interface__")
+        and not hasattr(x, "__dlpack__")
+    )
 
 
 class Problems:

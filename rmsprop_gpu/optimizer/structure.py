@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ..arrays.checks import Problems, quoted
-from ..arrays.selector import is_cuda
+from ..arrays.checks import Problems, is_sequence, quoted
 
 
 class Leaf(NamedTuple):
@@ -88,16 +85,6 @@ def settled(x: Any) -> Any:
     if isinstance(x, Mapping):
         return {name: settled(entry) for name, entry in x.items()}
     return [settled(entry) for entry in x] if is_sequence(x) else x
-
-
-def is_sequence(x: Any) -> bool:
-    return isinstance(x, (list, tuple)) or (
-        isinstance(x, Iterable)
-        and not isinstance(x, (np.ndarray, Mapping, str, bytes, set, frozenset))
-        and not is_cuda(x)
-        and not hasattr(x, "__array_interface__")
-        and not hasattr(x, "__dlpack__")
-    )
 
 
 def _as_list(grads: Any, count: int, where: str, what: str) -> list[Any]:

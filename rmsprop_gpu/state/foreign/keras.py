@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...arrays.checks import Problems, a, quoted
-from ...optimizer.structure import is_sequence
+from ...arrays.checks import Problems, a, is_sequence, quoted
 from .common import Entry, Mine, agreed, by_kind, count, empty, number, readable
 
 _KERAS = {
