@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .. import hyper
 from .latex import latex_line
-
-if TYPE_CHECKING:
-    from ..optimizer.base import Optimizer
 
 Hyper = Mapping[str, Any]
 
@@ -42,26 +39,25 @@ class Explanation(str):
         return "\n\n".join(blocks).replace("\n\n- ", "\n- ").strip()
 
 
-def explain(opt: Optimizer) -> Explanation:
-    """The explanation of an optimizer: a block for all groups that share their hyperparameters."""
-    groups: list[tuple[dict[str, Any], list[int]]] = []
-    for i, group in enumerate(opt.param_groups):
-        h = group.hyper()
+def explain(kind: type, hypers: Sequence[Hyper], steps: int, *, adagrad: bool) -> Explanation:
+    """The explanation of an optimizer of this class: a block for all groups that share their hyperparameters."""
+    groups: list[tuple[Hyper, list[int]]] = []
+    for i, h in enumerate(hypers):
         same = [members for other, members in groups if other == h]
         if same:
             same[0].append(i)
         else:
             groups.append((h, [i]))
     schedules = {id(h["lr"]): h["lr"] for h, _ in groups}
-    rates = {key: hyper.lr_at(lr, opt.steps) for key, lr in schedules.items()}  # asked once, as in a step
+    rates = {key: hyper.lr_at(lr, steps) for key, lr in schedules.items()}  # asked once, as in a step
     lines = []
     for h, members in groups:
         if len(groups) == 1:
-            lines.append(f"{type(opt).__name__}:")
+            lines.append(f"{kind.__name__}:")
         else:
-            lines.append(f"{type(opt).__name__}, group{'s' * (len(members) > 1)} {', '.join(map(str, members))}:")
-        lines += _aligned(_update(h, rates[id(h["lr"])], opt.steps, opt._adagrad))
-        lines += _differences(h, rates[id(h["lr"])], _defaults(type(opt)))
+            lines.append(f"{kind.__name__}, group{'s' * (len(members) > 1)} {', '.join(map(str, members))}:")
+        lines += _aligned(_update(h, rates[id(h["lr"])], steps, adagrad))
+        lines += _differences(h, rates[id(h["lr"])], _defaults(kind))
     return Explanation("\n".join(lines))
 
 
@@ -140,7 +136,7 @@ def _aligned(lines: list[tuple[str, str]]) -> list[str]:
 # How it differs from the default
 
 
-def _defaults(cls: type[Optimizer]) -> dict[str, Any]:
+def _defaults(cls: type) -> dict[str, Any]:
     """Of the constructors of a class and its bases: a subclass may only pass arguments on."""
     made = [vars(base)["__init__"] for base in reversed(cls.__mro__[:-1]) if "__init__" in vars(base)]
     parameters = {name: p for init in made for name, p in inspect.signature(init).parameters.items()}

@@ -218,10 +218,10 @@ class Optimizer(Stateful):
           - lr_in_momentum=True (False): the buffer holds steps, so that a new lr counts for new gradients alone
           - decoupled_weight_decay=True (False): without effect, since weight_decay is 0.0
         """
-        return explain(self)
+        return explain(type(self), self._groups.hypers(), self.steps, adagrad=self._adagrad)
 
     def __repr__(self) -> str:
-        return summary(self, self._groups.members, self._state.nbytes)
+        return summary(type(self).__name__, self.steps, self._groups.hypers(), self._groups.members, self._state.nbytes)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lr" and not name.startswith("_"):

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..arrays.checks import Tensor
 from ..hyper import shown
 
-if TYPE_CHECKING:
-    from .base import Optimizer
 
-
-def summary(opt: Optimizer, members: Sequence[Sequence[Tensor]], state_bytes: int) -> str:
-    """A line for the optimizer and one for each group, of the tensors in `members`."""
+def summary(
+    name: str, steps: int, hypers: Sequence[Mapping[str, Any]], members: Sequence[Sequence[Tensor]], state_bytes: int
+) -> str:
+    """A line for the optimizer and one for each group, of its hyperparameters and the tensors in `members`."""
     tensors = [tensor for group in members for tensor in group]
     dtypes = ", ".join(sorted({str(tensor.layout.dtype) for tensor in tensors}))
     devices = ", ".join(sorted({"the cpu" if t.device is None else f"cuda:{t.device}" for t in tensors}))
-    head = f"{type(opt).__name__}({_amount(tensors)} of {dtypes} on {devices}, {state_bytes:,} bytes of state"
-    lines = [f"{head}, {counted(opt.steps, 'step')})"]
-    for i, (group, mine) in enumerate(zip(opt.param_groups, members, strict=True)):
-        h = group.hyper()
-        said = (f"{name}={shown(x)}" for name, x in h.items() if _is_said(name, x, h))
+    head = f"{name}({_amount(tensors)} of {dtypes} on {devices}, {state_bytes:,} bytes of state"
+    lines = [f"{head}, {counted(steps, 'step')})"]
+    for i, (h, mine) in enumerate(zip(hypers, members, strict=True)):
+        said = (f"{key}={shown(x)}" for key, x in h.items() if _is_said(key, x, h))
         lines.append(f"  group {i}: {_amount(mine)}: {', '.join(said)}")
     return "\n".join(lines)
 
