@@ -16,7 +16,7 @@ from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.profiling import Launch, Report, Times, annotate, machine_code, measure, profile
 from rmsprop_gpu.profiling import host as profile_host
 from rmsprop_gpu.profiling.host import HostProbe, make_touch
-from rmsprop_gpu.profiling.report import Code
+from rmsprop_gpu.profiling.results import Code
 
 MODULES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 F4 = np.float32

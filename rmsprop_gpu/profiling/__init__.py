@@ -4,6 +4,7 @@ It may import `optimizer` and what that stands on. `profile` here is the functio
 """
 
 from .measure import annotate, profile
-from .report import Launch, Report, Times
+from .report import Report
+from .results import Launch, Times
 
 __all__ = ["Launch", "Report", "Times", "annotate", "profile"]

@@ -15,7 +15,7 @@ from ..kernels.compiling import once
 from ..kernels.intrinsics import fma
 from ..steps.batch import Batch
 from . import machine_code
-from .report import Code
+from .results import Code
 
 WARM_UP = 3
 COPY = 1 << 28  # bytes that a copy moves at most: beyond the caches

@@ -17,7 +17,8 @@ from ..optimizer.rmsprop import AdaGrad, RMSProp
 from ..optimizer.structure import settled
 from ..steps.batch import Batch, Written
 from .host import HostProbe
-from .report import Launch, Report, Times
+from .report import Report
+from .results import Launch, Times
 from .traffic import bytes_per_element, flops_per_element
 
 PAGE = 4096  # bytes: a copy lies to its page, and so to its cache line and vector, as the array does

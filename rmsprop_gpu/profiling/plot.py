@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..extras import extra
-
-if TYPE_CHECKING:
-    from .report import Report
+from .results import Results
 
 INK, PAPER, GRID = "#222222", "#ffffff", "#cccccc"  # opaque: readable on a dark page too
 NEAR = 0.5  # of a ceiling, from where on it is what limits
 COLOURS = ("#006BA4", "#C85200", "#595959", "#5F9ED1", "#A2C8EC", "#898989", "#FFBC79")  # of tableau-colorblind10
 
 
-def roofline(report: Report, ax: Any = None) -> Any:
+def roofline(report: Results, ax: Any = None) -> Any:
     """Draw it on the axes, or on new ones of pyplot; return them."""
     with extra("profile"):
         import matplotlib.pyplot as plt
@@ -56,7 +54,7 @@ def roofline(report: Report, ax: Any = None) -> Any:
     return ax
 
 
-def _finding(report: Report) -> str:
+def _finding(report: Results) -> str:
     """The title: what holds back the launch that moves the most."""
     launch = max(report.launches, key=lambda launch: launch.bytes)
     slope, roof = launch.intensity * report.memory_rate, report.flop_rates[launch.compute_dtype]

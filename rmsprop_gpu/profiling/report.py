@@ -1,16 +1,17 @@
-"""What a profile says: in plain numbers, as tables in a terminal and in a notebook, as a roofline."""
+"""What a profile shows: tables in a terminal and in a notebook, and a roofline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from ..extras import extra
 from ..optimizer.summary import counted
+from .plot import roofline
+from .results import Code, Launch, Results
+from .units import rate, seconds, size
 
 Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head and rows
 WIDTH = 120  # where the report is not printed to a terminal
@@ -19,111 +20,8 @@ CODES = ("launch", "grid x block", "registers", "spilled", "local memory", "occu
 
 
 @dataclass(frozen=True)
-class Times:
-    """Seconds: the median and the quartiles of the repeats."""
-
-    median: float
-    q1: float
-    q3: float
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> Times:
-        """The quartiles of measured times."""
-        q1, median, q3 = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-        return cls(median, q1, q3)
-
-    def __str__(self) -> str:
-        return f"{seconds(self.median)} ({seconds(self.q1)} to {seconds(self.q3)})"
-
-
-@dataclass(frozen=True)
-class Code:
-    """What is known of the machine code of a CUDA kernel."""
-
-    registers: int  # a thread
-    local_bytes: int  # of local memory a thread: the stack, and what was spilled
-    spill_bytes: int | None  # stores and loads of spilled registers; None where ptxas is not installed
-    blocks_per_multiprocessor: int
-    occupancy: float  # threads that a multiprocessor holds at a time, of those it could
-    instructions_of: str
-    instructions: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a step launches over the tensors that share device, dtype and Variant (a second, small kernel with it)."""
-
-    name: str
-    device: str  # "cpu", "cuda:0"
-    variant: str
-    dtype: str  # of parameters and gradients
-    compute_dtype: str  # of the state and the arithmetic
-    tensors: int  # that have a gradient
-    elements: int
-    chunks: int
-    grid: int | None  # blocks; None on the CPU
-    block: int | None  # threads
-    bytes_per_element: int  # by the model of traffic.py
-    bytes: int
-    flops_per_element: int
-    seconds: Times
-    copy_rate: float  # bytes a second that a copy of as many bytes moved
-    code: Code | None  # None on the CPU
-
-    @property
-    def rate(self) -> float:
-        """Bytes a second."""
-        return self.bytes / self.seconds.median
-
-    @property
-    def fraction_of_copy(self) -> float:
-        """Of the speed of the copy."""
-        return self.rate / self.copy_rate
-
-    @property
-    def flop_rate(self) -> float:
-        """Floating-point operations a second."""
-        return self.flops_per_element * self.elements / self.seconds.median
-
-    @property
-    def intensity(self) -> float:
-        """Operations a byte."""
-        return self.flops_per_element / self.bytes_per_element
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `profile` measured."""
-
-    optimizer: str
-    device: str
-    repeats: int
-    host: Times
-    device_times: Times
-    launches: list[Launch]
-    memory_rate: float  # bytes a second, of the fastest copy that no cache holds
-    flop_rates: dict[str, float]  # operations a second by compute dtype, of fma, at best
-    skipped: int  # tensors without a gradient
-
-    @property
-    def bytes(self) -> int:
-        """That a step moves."""
-        return sum(launch.bytes for launch in self.launches)
-
-    @property
-    def rate(self) -> float:
-        """Bytes a second."""
-        return self.bytes / self.device_times.median
-
-    @property
-    def fraction_of_copy(self) -> float:
-        """How long the copies of all launches take, of what the launches take."""
-        copies = sum(launch.bytes / launch.copy_rate for launch in self.launches)
-        return copies / sum(launch.seconds.median for launch in self.launches)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything that was measured, in dicts, lists, strings and numbers."""
-        return asdict(self)
+class Report(Results):
+    """What `profile` measured, and shows."""
 
     def __str__(self) -> str:
         with extra("profile"):
@@ -167,8 +65,6 @@ class Report:
         -------
         matplotlib.axes.Axes
         """
-        from .plot import roofline
-
         return roofline(self, ax)
 
 
@@ -180,7 +76,7 @@ def _lines(report: Report) -> list[str]:
         f"{report.optimizer} over {counted(tensors, 'tensor')}, {counted(elements, 'element')}{without}, "
         f"on {report.device}",
         f"a step: host {report.host}, kernels {report.device_times}; median (quartiles) of {report.repeats} repeats",
-        f"moved: {_bytes(report.bytes)} at {_rate(report.rate)}, {report.fraction_of_copy:.0%} of a copy's speed",
+        f"moved: {size(report.bytes)} at {rate(report.rate)}, {report.fraction_of_copy:.0%} of a copy's speed",
     ]
 
 
@@ -240,22 +136,3 @@ def _html_cells(tag: str, cells: Sequence[str]) -> str:
     first, *others = map(escape, cells)
     made = [f'<{tag} style="text-align: left">{first.replace("+", "+<wbr>")}</{tag}>']
     return "".join(made + [f'<{tag} style="white-space: nowrap">{cell}</{tag}>' for cell in others])
-
-
-def seconds(value: float) -> str:
-    """Three digits and a unit."""
-    return _scaled(value, ("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
-
-
-def _bytes(value: float) -> str:
-    return _scaled(value, ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-
-
-def _rate(value: float) -> str:
-    return _scaled(value, ("GB/s", 1e9), ("MB/s", 1e6))
-
-
-def _scaled(value: float, *units: tuple[str, float]) -> str:
-    """In the first unit of which it is one or more, else in the last."""
-    name, unit = next((pair for pair in units if value >= pair[1]), units[-1])
-    return f"{value / unit:.3g} {name}" if value < 1000 * unit else f"{value / unit:,.0f} {name}"
