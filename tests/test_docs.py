@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import rmsprop_gpu
-from rmsprop_gpu.conventions.presets import PRESETS, REQUIRED
+from rmsprop_gpu.conventions.preset import REQUIRED
+from rmsprop_gpu.conventions.presets import PRESETS
 
 README = Path(__file__).parents[1] / "README.md"
 MODULES = [

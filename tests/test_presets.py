@@ -14,8 +14,8 @@ import pytest
 from test_optimizer import one, refused
 
 from rmsprop_gpu import RMSProp, hyper
-from rmsprop_gpu.conventions import presets
-from rmsprop_gpu.conventions.presets import PRESETS, REQUIRED
+from rmsprop_gpu.conventions.preset import OURS, REQUIRED, Preset
+from rmsprop_gpu.conventions.presets import PRESETS
 
 # The frameworks. Each takes a parameter, its gradient and a dict that is the state, empty at first, and returns the new
 # parameter. Its keywords are the framework's arguments, all of them, with its defaults. The state holds as "all" the
@@ -320,7 +320,7 @@ PLANTS = {
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_wrong_translation_is_seen(plant, monkeypatch):
     key, wrong, matters = PLANTS[plant]
-    right = presets.Preset.rmsprop
+    right = Preset.rmsprop
     hypers = []
 
     def planted(self, name, given):
@@ -328,7 +328,7 @@ def test_a_wrong_translation_is_seen(plant, monkeypatch):
         hypers.append(h)
         return {**right(self, name, given), key: wrong(h)}
 
-    monkeypatch.setattr(presets.Preset, "rmsprop", planted)
+    monkeypatch.setattr(Preset, "rmsprop", planted)
     for case in CASES.strip().splitlines():
         failed = not excess(case) <= 1
         assert failed == bool(matters(hypers[-1])), case
@@ -544,7 +544,7 @@ def test_averages_are_those_of_keras_whether_on_or_off():
 def test_every_preset_states_its_source_and_translates_into_our_names():
     for name, preset in PRESETS.items():
         assert any(c.isdigit() for c in preset.source), name
-        assert set(presets.OURS.values()) <= set(hyper.RMSPROP)
+        assert set(OURS.values()) <= set(hyper.RMSPROP)
 
 
 def test_subclass_is_what_is_built():

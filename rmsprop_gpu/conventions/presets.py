@@ -6,100 +6,10 @@ An entry was read in the source that it names. To add one, add it to PRESETS, an
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from .. import hyper
-
-
-class _Required:
-    """The default of an argument that has none."""
-
-    def __repr__(self) -> str:
-        return "REQUIRED"
-
-
-REQUIRED: Final = _Required()
-
-# What others call our hyperparameters; a name that is not here means what it means to us.
-OURS = {
-    "learning_rate": "lr",
-    "rho": "alpha",
-    "decay": "alpha",
-    "epsilon": "eps",
-    "decoupled_decay": "decoupled_weight_decay",
-    "eps_inside_sqrt": "eps_in_sqrt",
-}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One framework's RMSProp.
-
-    Parameters
-    ----------
-    source : str
-        Where arguments and formula were read, with the version.
-    arguments : mapping
-        From name to default, in the framework's order; `REQUIRED` where there is none.
-    translate : callable
-        From a dict of all arguments that are not in `neutral`, validated, to the arguments of `RMSProp`. It refuses
-        what goes wrong in combination.
-    neutral : mapping
-        Arguments that have no counterpart here, from name to the values at which none is needed: those that leave the
-        trajectory as it is.
-    none : tuple of str
-        Arguments that also take None, which is not their default.
-    """
-
-    source: str
-    arguments: Mapping[str, Any]
-    translate: Callable[[dict[str, Any]], dict[str, Any]]
-    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    none: tuple[str, ...] = ()
-
-    def rmsprop(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of `RMSProp` for this framework's; `name` is what the errors call it."""
-        for key in given:
-            if key not in self.arguments:
-                raise TypeError(f"{name} has no argument {key!r}; it has {', '.join(self.arguments)}")
-        for key, default in self.arguments.items():
-            if default is REQUIRED and key not in given:
-                raise TypeError(f"{key} is missing; wanted a value, since {name} has no default for it")
-        arguments = {**self.arguments, **given}
-        for key, allowed in self.neutral.items():
-            value = arguments.pop(key)
-            if not any(type(value) is type(x) and value == x for x in allowed):
-                wanted = " or ".join(map(repr, allowed))
-                raise ValueError(f"{key} is {hyper.written(value)}; wanted {wanted}: {name}'s {key} is not done here")
-        return self.translate({key: self._checked(key, value) for key, value in arguments.items()})
-
-    def _checked(self, key: str, value: Any) -> Any:
-        ours = OURS.get(key, key)
-        if ours not in hyper.RMSPROP or (value is None and (self.arguments[key] is None or key in self.none)):
-            return value
-        try:
-            return hyper.checked(ours, value)
-        except (TypeError, ValueError) as error:
-            raise type(error)(self.in_its_words(str(error))) from None
-
-    def in_its_words(self, text: str) -> str:
-        """An error about a hyperparameter, ``alpha is 2; wanted ...``, with the framework's names for ours.
-
-        Names are replaced before the value and behind it, and not inside, where the caller's own text may stand.
-        """
-        theirs = {ours: key for key, ours in OURS.items() if key in self.arguments and key not in self.neutral}
-        said, _, rest = text.partition(" is ")
-        if not set(said.split(" * ")) <= {*hyper.RMSPROP}:
-            return text  # it is about a parameter
-        found, semicolon, wanted = rest.rpartition("; wanted ")
-
-        def renamed(part: str) -> str:
-            return re.sub(r"\w+", lambda word: theirs.get(word[0], word[0]), part)
-
-        return f"{renamed(said)} is {found}{semicolon}{renamed(wanted)}"
+from .preset import OURS, REQUIRED, Preset
 
 
 def _ours(a: dict[str, Any], **always: Any) -> dict[str, Any]:
