@@ -14,7 +14,8 @@ from ..arrays.layout import NDArray
 from ..hyper import NOTHING_ASKED, Asked
 from ..kernels import cpu
 from ..kernels.rule import Variant
-from ..state.buffers import State, needed
+from ..state.buffers import State
+from ..state.kinds import needed
 from ..state.outcome import Outcome
 from ..steps.batch import kernel_name
 from ..steps.plan import Plan, Settings, variants_of

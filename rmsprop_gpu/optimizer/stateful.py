@@ -9,8 +9,10 @@ from .. import hyper
 from ..arrays.checks import Problems, Tensor, quoted
 from ..arrays.layout import NDArray
 from ..state import foreign
-from ..state.buffers import VERSION, Averages, LoadReport, State, check_skipped, check_state_dict, needed
+from ..state.buffers import Averages, State
+from ..state.kinds import needed
 from ..state.outcome import Outcome
+from ..state.saved import VERSION, LoadReport, check_skipped, check_state_dict
 from .groups import Groups
 from .planner import CAPTURED, Planner
 

@@ -12,7 +12,8 @@ from ...arrays import dtypes
 from ...arrays.checks import Problems, Tensor, a, plain_array, quoted
 from ...arrays.selector import is_cuda, kind_of
 from ...kernels.table import BUFFERS
-from ..buffers import VERSION, check_entry, needed, where
+from ..kinds import needed
+from ..saved import VERSION, check_entry, where
 
 
 class Mine(NamedTuple):

@@ -12,7 +12,7 @@ from ...arrays import dtypes
 from ...arrays.checks import Problems, Tensor, a, quoted
 from ...extras import extra
 from ...kernels.table import BUFFERS
-from ..buffers import needed
+from ..kinds import needed
 from .common import Mine, buffers_of, count, counters, empty, order_of, taken
 
 # Ours that torch's rule has fixed; what has no counterpart there (clipping, say) stays as it is here.
