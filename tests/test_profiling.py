@@ -13,8 +13,9 @@ from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.arrays.layout import address_of
 from rmsprop_gpu.extras import MissingExtraError
 from rmsprop_gpu.kernels.rule import Variant
-from rmsprop_gpu.profiling import Launch, Report, Times, annotate, machine_code, measure, profile
+from rmsprop_gpu.profiling import Launch, Report, Times, annotate, machine_code, profile
 from rmsprop_gpu.profiling import host as profile_host
+from rmsprop_gpu.profiling.double import PAGE, double_of
 from rmsprop_gpu.profiling.host import HostProbe, make_touch
 from rmsprop_gpu.profiling.results import Code
 
@@ -263,7 +264,7 @@ def test_the_double_waits_for_the_steps_before():
         for _ in range(3):
             opt.step(grad)
     with second:
-        double = measure._double(opt)
+        double = double_of(opt)
     cupy.cuda.Device().synchronize()
     assert bits(double._tensors[0].array) == bits(param)
     assert bits(double.state[0]["square_avg"]) == bits(opt.state[0]["square_avg"])
@@ -278,12 +279,12 @@ def test_the_double_lies_in_memory_as_the_optimizer_does(module, offset):
     memory[:] = xp.asarray(np.arange(len(memory)) % 7, np.uint8)
     opt = RMSProp({"w": param})
     opt.state["w"]["square_avg"][:] = 3
-    twin = measure._double(opt)
+    twin = double_of(opt)
     double = twin._tensors[0].array
     assert bits(double) == bits(param)
     assert bits(twin.state["w"]["square_avg"]) == bits(opt.state["w"]["square_avg"])
     assert double.strides == param.strides
-    assert address_of(double) % measure.PAGE == address_of(param) % measure.PAGE
+    assert address_of(double) % PAGE == address_of(param) % PAGE
     assert address_of(double) != address_of(param)
 
 

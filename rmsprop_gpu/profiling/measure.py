@@ -10,18 +10,15 @@ import numpy as np
 
 from ..arrays.checks import Problems, Tensor, check_grad, check_grad_apart
 from ..arrays.dtypes import compute_dtype
-from ..arrays.layout import Array, address_of
 from ..extras import extra
 from ..optimizer.base import Optimizer
-from ..optimizer.rmsprop import AdaGrad, RMSProp
 from ..optimizer.structure import settled
 from ..steps.batch import Batch, Written
+from .double import double_of, in_groups
 from .host import HostProbe
 from .report import Report
 from .results import Launch, Times
 from .traffic import bytes_per_element, flops_per_element
-
-PAGE = 4096  # bytes: a copy lies to its page, and so to its cache line and vector, as the array does
 
 
 def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
@@ -87,12 +84,12 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     opt._refuse_capture("measurement")
     grads, repeats = settled(grads), int(repeats)
     given = {t.key for t in _with_gradient(opt, opt._flatten(grads))}
-    double, probe = _double(opt), _probe(opt._tensors)
+    double, probe = double_of(opt), _probe(opt._tensors)
 
     def bind() -> Callable[[], object]:
         plan = double._planner.plan()
         arrays = opt._flatten(grads)
-        plan.bind([arrays[i] for i in _in_groups(opt)])
+        plan.bind([arrays[i] for i in in_groups(opt)])
         return plan.launch
 
     host, device = probe.step(bind, repeats, _range(f"{type(opt).__name__}.step"))
@@ -188,57 +185,6 @@ def _with_gradient(opt: Optimizer, grads: Sequence[Any]) -> list[Tensor]:
     if not any(tensor.layout.size for tensor, _ in pairs):
         raise ValueError("grads has no element to update a parameter with; wanted at least one")
     return [tensor for tensor, _ in pairs]
-
-
-def _double(opt: Optimizer) -> Optimizer:
-    """The same optimizer over copies that lie in memory as its arrays do."""
-    groups = [
-        {"params": {t.key: _copy(t, opt._order) for t in tensors}, **group.hyper(), "lr": _rate(group["lr"])}
-        for group, tensors in zip(opt.param_groups, opt._groups.members, strict=True)
-    ]
-    double = (AdaGrad if opt._adagrad else RMSProp)(groups)
-    for i, mine in zip(_in_groups(opt), double._state.buffers, strict=True):
-        tensor, theirs = opt._tensors[i], opt._state.buffers[i]
-        for name in mine.keys() & theirs.keys():
-            _fill(mine[name], theirs[name], tensor, opt._order)
-    return double
-
-
-def _in_groups(opt: Optimizer) -> list[int]:
-    """The order of the parameters in their groups, which is that of the double's."""
-    index = {id(tensor): i for i, tensor in enumerate(opt._tensors)}
-    return [index[id(tensor)] for tensors in opt._groups.members for tensor in tensors]
-
-
-def _rate(lr: Any) -> Any:
-    """A number as it is; a schedule in the place of one, since the user's may remember that it was called."""
-    return (lambda step: 0.0) if callable(lr) else lr
-
-
-def _copy(tensor: Tensor, order: Any) -> Array:
-    layout, offset = tensor.layout, tensor.address % PAGE
-    size = layout.nbytes + 2 * PAGE
-    if tensor.device is None:
-        memory: Any = np.zeros(size, np.uint8)
-    else:
-        import cupy
-
-        with cupy.cuda.Device(tensor.device):
-            memory = cupy.zeros(size, np.uint8)
-    copy = layout.over(memory, (offset - address_of(memory)) % PAGE)
-    _fill(copy, tensor.view, tensor, order)
-    return copy
-
-
-def _fill(copy: Array, original: Array, tensor: Tensor, order: Any) -> None:
-    """Copy what belongs to a parameter, on its device after the steps before."""
-    if tensor.device is None:
-        np.copyto(copy, original)
-        return
-    import cupy
-
-    with order.on(tensor.device):
-        cupy.copyto(copy, original)
 
 
 def _sizes(batch: Batch, measured: set[str]) -> list[int]:
