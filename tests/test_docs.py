@@ -24,6 +24,8 @@ NEED_CUDA = {
     "rmsprop_gpu.kernels.cuda",
     "rmsprop_gpu.steps.device",
     "rmsprop_gpu.profiling.device",
+    "rmsprop_gpu.steps.failures",
+    "rmsprop_gpu.steps.gradients",
     "rmsprop_gpu.steps.resident",
     "rmsprop_gpu.steps.streams",
 }

@@ -1,0 +1,36 @@
+"""What an error of CUDA within a step means: what failed, and whether the optimizer can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cupy.cuda import runtime
+
+from .streams import Order
+
+
+def failure(error: Exception, kernels: Mapping[int, str], done: int | None, order: Order) -> RuntimeError:
+    """One exception that says it all; an optimizer that cannot go on is marked in its `order`.
+
+    `kernels` are the launches of the step by their places among its calls, `done` is how many calls were made: None
+    before the first.
+    """
+    if done is None:
+        what, before = "CUDA failed before the first launch of the step", 0
+    else:
+        failed = next((name for i, name in kernels.items() if i >= done), None)
+        what = f"CUDA did not launch {failed}" if failed else "CUDA did not write zeros into gradients"
+        launched = [name for i, name in kernels.items() if i < done]
+        # Sums of gradients are nobody's state.
+        before = len(launched) if any(not name.startswith("partials_kernel") for name in launched) else 0
+    try:
+        runtime.memGetInfo()  # fails for good after a kernel has failed
+    except runtime.CUDARuntimeError:
+        order.broken = f"{what} ({error}): the device is lost to this process, start a new one"
+        return RuntimeError(order.broken)
+    if before:
+        half = f"{before} of the step's {len(kernels)} launches were made"
+        again = "restore the parameters, then load_state_dict makes it usable again"
+        order.broken = f"{what} ({error}): {half}, the optimizer is between two steps; {again}"
+        return RuntimeError(order.broken)
+    return RuntimeError(f"{what} ({error}): nothing was updated, the optimizer is usable as it was before the step")
