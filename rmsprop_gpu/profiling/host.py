@@ -19,7 +19,6 @@ from ..kernels import cpu
 from ..kernels.compiling import in_forked_child, once
 from ..kernels.intrinsics import fma
 from ..kernels.rule import Variant, inline
-from ..kernels.table import chunk_list
 from ..optimizer.rmsprop import RMSProp
 from ..steps.batch import Batch
 from .traffic import bytes_per_element
@@ -118,7 +117,7 @@ class HostProbe:
 
     def facts(self, batch: Batch) -> dict[str, Any]:
         """How the work of a batch is cut."""
-        return {"chunks": len(chunk_list(batch.sizes, cpu.CHUNK)), "grid": None, "block": None, "code": None}
+        return {"chunks": cpu.pieces(batch.sizes), "grid": None, "block": None, "code": None}
 
 
 def _processor() -> str:
