@@ -1,4 +1,4 @@
-"""The command ``rmsprop-gpu``: ``info`` says what works here, ``demo`` trains a network."""
+"""The command ``rmsprop-gpu``: ``info`` says what works here, ``cache`` keeps kernels, ``demo`` trains a network."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from . import RMSProp, __version__, available_backends
 from .arrays.selector import cuda_versions
 from .demo.command import BAD_USE, FAILED, INTERRUPTED, OK, RefusedError, add_demo
 from .extras import MissingExtraError
+from .kernels import disk
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,8 +54,12 @@ def make_parser() -> Parser:
     parser = Parser(prog="rmsprop-gpu", description="RMSProp in place on NumPy and CuPy arrays.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"rmsprop-gpu {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    text = "versions, backends, devices, threads"
+    text = "versions, backends, devices, threads, compiled kernels"
     commands.add_parser("info", help=text, description=f"{text}.", allow_abbrev=False).set_defaults(run=info)
+    text = "compiled kernels on disk: where they are, how many, how large"
+    cache = commands.add_parser("cache", help=text, description=f"{text}.", allow_abbrev=False)
+    cache.add_argument("--clear", action="store_true", help="delete them; they are compiled again when they are needed")
+    cache.set_defaults(run=run_cache)
     add_demo(commands)
     return parser
 
@@ -72,7 +77,7 @@ def info(_: argparse.Namespace) -> int:
     rows += [(f"backend {name}", text) for name, text in backends.items()]
     if not backends["cuda"].startswith("not available"):
         rows += [("cuda", cuda_versions())]
-    for name, text in rows + threads():
+    for name, text in [*rows, *threads(), ("kernels on disk", kept())]:
         print(f"{name:16} {text}")
     return OK
 
@@ -95,3 +100,33 @@ def threads() -> list[tuple[str, str]]:
     except ValueError as error:
         return [("threads", f"do not work: {' '.join(str(error).split())}")]
     return [("threads", str(number)), ("threading layer", layer)]
+
+
+# cache
+
+
+def run_cache(options: argparse.Namespace) -> int:
+    """Say what is kept, or delete it."""
+    if not options.clear:
+        print(kept())
+    elif disk.folder() is None:
+        print(kept() + ": nothing to delete")
+    else:
+        was = disk.clear()
+        print(f"{was.kernels} kernels deleted from {disk.folder()}, {mebibytes(was.size)}")
+    return OK
+
+
+def kept() -> str:
+    """Where compiled kernels are kept, and how many they are."""
+    directory, found = disk.folder(), disk.usage()
+    if directory is None:
+        return "off (RMSPROP_GPU_CACHE=0)" if os.environ.get("RMSPROP_GPU_CACHE") == "0" else "off: there is no home"
+    said = f"{directory}: {found.kernels} kernels, {mebibytes(found.size)} of at most {mebibytes(disk.LIMIT)}"
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    return said if os.access(there, os.W_OK) else f"{said}; it cannot be written to"
+
+
+def mebibytes(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**20:.1f} MiB"

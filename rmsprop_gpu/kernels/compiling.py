@@ -1,4 +1,4 @@
-"""Compile each function once a process, so that a fork can live with it. No cache on disk: no stale kernel."""
+"""Compile each function once a process, so that a fork can live with it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from numba import get_num_threads, njit, prange, types
 
 from ..arrays.dtypes import compute_dtype
 from .compiling import in_forked_child, once
-from .cpu_prepare import KERNEL, kernel, make_partials_kernel, make_prepare_kernel, make_totals_kernel
+from .cpu_code import address, entry, unique
+from .cpu_prepare import kernel, make_partials_kernel, make_prepare_kernel, make_totals_kernel
 from .intrinsics import HOST, call, memory
 from .norms import BLOCK, make_advance, make_factors, make_scalars
 from .rule import Variant, make_rule
@@ -118,6 +119,7 @@ def _make_driver(parallel: bool) -> Any:
     """``drive(prepares, n_prepares, items, bounds, steps, parts)``: one step, of one thread or of all."""
 
     @njit(types.void(*[types.int64] * 6), nogil=True, parallel=parallel)
+    @unique
     def drive(prepares, n_prepares, items, bounds, steps, parts):  # type: ignore[no-untyped-def]
         """The prepare kernels in order, then the items by parts, then the count of the step."""
         for k in range(n_prepares):
@@ -156,7 +158,7 @@ in_parallel = threading.Lock()
 
 def _drivers() -> tuple[Any, Any]:
     """The driver for one thread and for all; together, since a forked child must not have to compile."""
-    return once(_make_driver, False), once(_make_driver, True)
+    return entry(_make_driver, False), entry(_make_driver, True)
 
 
 def _makers(variant: Variant, dtype: np.dtype[Any], make: Any = None) -> dict[str, tuple[Any, ...]]:
@@ -174,12 +176,6 @@ def _makers(variant: Variant, dtype: np.dtype[Any], make: Any = None) -> dict[st
 def functions(variant: Variant, dtype: np.dtype[Any]) -> dict[str, Any]:
     """The ``@njit`` functions that a step of a Variant calls, compiled."""
     return {name: once(*maker) for name, maker in _makers(variant, dtype).items()}
-
-
-def _address(kernel: Any) -> int:
-    """Where the machine code of a kernel starts; to ask makes it, which no fork may meet half done."""
-    compiled = kernel.get_compile_result(KERNEL)
-    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
 
 
 def items_of(kernel: int, block: int, sizes: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -202,7 +198,7 @@ def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any
         owners = (batch.table, batch.grads, batch.scalars, batch.factors, batch.told, batch.numbers)
         blocks.append(np.array([*(a.ctypes.data for a in owners), norms], np.int64))
         block = blocks[-1].ctypes.data
-        kernels = {name: once(_address, once(*maker)) for name, maker in _makers(batch.variant, batch.dtype, make).items()}
+        kernels = {name: address(*maker) for name, maker in _makers(batch.variant, batch.dtype, make).items()}
         if batch.variant.measures:
             sums.append(items_of(kernels["partials_kernel"], block, batch.sizes))
             totals[norms] = (kernels["totals_kernel"], norms, 0, 0, 0)

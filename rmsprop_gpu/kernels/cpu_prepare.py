@@ -9,14 +9,21 @@ from numba import njit, types
 
 from ..arrays.dtypes import compute_dtype
 from . import table
+from .cpu_code import unique
 from .intrinsics import HOST, make_scratch, memory
 from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
 from .rule import Variant, inline
 
 KERNEL = types.void(*[types.int64] * 4)  # batch, row, start, stop
-# Kernels are called by address, never from Python. Without error_model="numpy" a division may raise, and the loop does
-# not vectorise.
-kernel: Any = njit(KERNEL, error_model="numpy", no_cpython_wrapper=True)  # type: ignore[call-overload]  # not in its stub
+
+
+def kernel(function: Any) -> Any:
+    """Compile a kernel."""
+    # Kernels are called by address, never from Python. Without error_model="numpy" a division may raise, and the loop
+    # does not vectorise.
+    options: Any = {"error_model": "numpy", "no_cpython_wrapper": True}
+    return njit(KERNEL, **options)(unique(function))
+
 
 _scratch = make_scratch(LANES)
 _load_int, _ = memory(np.int64, HOST)

@@ -5,17 +5,15 @@ A kernel gets addresses, not arrays: unpacking array arguments costs more than a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import cuda.core
 import numpy as np
-from numba import types
 
 from ..arrays.dtypes import compute_dtype
-from .compiling import once
+from .cuda_code import compiled, handle
 from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel, target
 from .intrinsics import GLOBAL, make_lanes, memory, opaque
 from .norms import BLOCK, make_advance, make_factors, make_scalars
@@ -142,24 +140,6 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
     return update_kernel
 
 
-def signature(function: Any) -> tuple[Any, ...]:
-    """The types of the arguments of a kernel, which are addresses and counts."""
-    return (types.int64,) * len(inspect.signature(function).parameters)
-
-
-def _compile(make: Any, variant: Variant, D: Any) -> Any:
-    """The ``@cuda.jit`` kernel of a Variant and dtype, not yet compiled for any device."""
-    return target.jit(make(variant, D))
-
-
-def _load(make: Any, variant: Variant, D: Any, device: int) -> Any:
-    """The handle that ``cuda.core.launch`` wants, on this device, which is current; compiled once an architecture."""
-    kernel = once(_compile, make, variant, D)
-    arguments = signature(kernel.py_func)
-    kernel.compile(arguments)
-    return kernel.overloads[arguments]._codelibrary.get_cufunc().kernel
-
-
 def _makers(variant: Variant) -> dict[str, tuple[Any, Variant]]:
     """What makes the kernels that a step of a Variant launches, in this order, and what of it they are made for."""
     partials = {"partials_kernel": (make_partials_kernel, variant.of_sums)} if variant.measures else {}
@@ -167,17 +147,20 @@ def _makers(variant: Variant) -> dict[str, tuple[Any, Variant]]:
     return {**partials, **prepare, "update_kernel": (make_update_kernel, variant.of_update)}
 
 
-def functions(variant: Variant, dtype: np.dtype[Any]) -> dict[str, Any]:
-    """The ``@cuda.jit`` functions that a step of a Variant launches."""
-    return {name: once(_compile, *made, dtype.type) for name, made in _makers(variant).items()}
-
-
-def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, Any]:
-    """The handles of these functions on a device, compiled where that has not been done."""
+def functions(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, Any]:
+    """The ``@cuda.jit`` functions that a step of a Variant launches, compiled for a device."""
     import cupy
 
     with cupy.cuda.Device(device):
-        return {name: once(_load, *made, dtype.type, device) for name, made in _makers(variant).items()}
+        return {name: compiled(*made, dtype.type, device=device) for name, made in _makers(variant).items()}
+
+
+def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, Any]:
+    """The handles of these functions on a device; compiled once an architecture, or loaded from disk."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        return {name: handle(*made, dtype.type, device=device) for name, made in _makers(variant).items()}
 
 
 def chunks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -204,8 +204,7 @@ def _functions(variant: Variant, dtype: np.dtype[Any], device: int | None) -> di
         return cpu.functions(variant, dtype)
     from ..kernels import cuda  # it imports Numba's CUDA target
 
-    cuda.kernels(variant, dtype, device)  # compiles
-    return cuda.functions(variant, dtype)
+    return cuda.functions(variant, dtype, device)
 
 
 def _scheduled(hypers: Sequence[Mapping[str, Any]]) -> bool:

@@ -123,7 +123,7 @@ class DeviceProbe:
             (facts,) = machine_code.read([update_kernel], self._capability[device])
             spills, source, mix = facts.spill_bytes, "the vector loop in machine code", facts.mix
         except RuntimeError:  # a tool is not installed, or does not know the device
-            (ptx, *_) = cuda.functions(batch.variant, batch.dtype)["update_kernel"].inspect_asm().values()
+            (ptx, *_) = cuda.functions(batch.variant, batch.dtype, device)["update_kernel"].inspect_asm().values()
             source, mix = "the whole kernel in PTX", machine_code.mix_of_ptx(ptx)
         return Code(
             registers=int(kernel.attributes.num_regs),

@@ -105,7 +105,7 @@ def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Fac
 
     Further `options` are ptxas's. RuntimeError where a tool is absent or fails; `why_not` asks before.
     """
-    from ..kernels.cuda import signature
+    from ..kernels.cuda_code import signature
     from ..kernels.cuda_prepare import target
 
     texts = [target.compile(k, signature(k), device=False, abi="numba", cc=cc, output="ptx")[0] for k in kernels]

@@ -16,15 +16,14 @@ import numpy as np
 from numba import njit, types
 
 from ..arrays.checks import Tensor
-from ..kernels.compiling import once
+from ..kernels.cpu_code import entry, unique
 from ..kernels.intrinsics import HOST, memory
 
 _TYPE, _DATA, _ND, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 32, 40, 56, 64  # offsets in bytes
 ALIGNED, WRITEABLE = 0x100, 0x400
-_NDARRAY, _NONE = id(np.ndarray), id(None)
 
 # The block of addresses and counts that the function gets.
-PARAM_IDS, RECORDS, OFFSETS, COLUMN, LOWEST, HIGHEST, INTERVALS, VERDICTS, COUNT, GRAD_FLAGS = range(10)
+PARAM_IDS, RECORDS, OFFSETS, COLUMN, LOWEST, HIGHEST, INTERVALS, VERDICTS, COUNT, GRAD_FLAGS, NDARRAY, NONE = range(12)
 
 # A record, one for each parameter: what its header says, and what that of its gradient has to say.
 _R_DATA, _R_DESCR, _R_LOW, _R_SIZE, _R_ND, _R_DIMS = range(6)
@@ -49,7 +48,7 @@ def _layout_is_known() -> bool:
         head, nd = id(a), a.ndim
         try:
             found = (word(head + _TYPE), word(head + _DATA), word(head + _ND, ctypes.c_int32), word(head + _DESCR))
-            if found != (_NDARRAY, a.__array_interface__["data"][0], nd, id(a.dtype)):
+            if found != (id(np.ndarray), a.__array_interface__["data"][0], nd, id(a.dtype)):
                 return False
             shape, strides = word(head + _SHAPE), word(head + _STRIDES)
             if tuple(word(shape + 8 * j) for j in range(nd)) != a.shape:
@@ -81,7 +80,7 @@ def record(tensor: Tensor) -> list[int]:
 
 def checker() -> Any:
     """The compiled function that checks a step's arrays; see `_make_check`."""
-    return once(_make_check)
+    return entry(_make_check)
 
 
 def _make_check() -> Any:
@@ -93,8 +92,8 @@ def _make_check() -> Any:
     load_int32, _ = memory(np.int32, HOST)
 
     @njit(inline="always")
-    def same(head, record, flags):  # type: ignore[no-untyped-def]
-        if load(head + _TYPE, 0) != _NDARRAY or load(head + _DESCR, 0) != load(record, _R_DESCR):
+    def same(head, record, flags, ndarray):  # type: ignore[no-untyped-def]
+        if load(head + _TYPE, 0) != ndarray or load(head + _DESCR, 0) != load(record, _R_DESCR):
             return False
         nd = load(record, _R_ND)
         if load_int32(head + _FLAGS, 0) & flags != flags or load_int32(head + _ND, 0) != nd:
@@ -124,19 +123,22 @@ def _make_check() -> Any:
         return size > 0 and a < load(block, INTERVALS) and load(lowest, a) < start + size
 
     @njit(types.int64(types.int64, types.int64))
+    @unique
     def check(block, grad_ids):  # type: ignore[no-untyped-def]
         ids, records, offsets = load(block, PARAM_IDS), load(block, RECORDS), load(block, OFFSETS)
         column, verdicts, any_verdict = load(block, COLUMN), load(block, VERDICTS), 0
+        # Addresses of this process: no constants, since the code is kept for others.
+        ndarray, none = load(block, NDARRAY), load(block, NONE)
         for i in range(load(block, COUNT)):
             record = records + 8 * load(offsets, i)
             head = load(ids, i)
             verdict = 0
-            if not same(head, record, ALIGNED | WRITEABLE) or load(head + _DATA, 0) != load(record, _R_DATA):
+            if not same(head, record, ALIGNED | WRITEABLE, ndarray) or load(head + _DATA, 0) != load(record, _R_DATA):
                 verdict = PARAM_CHANGED
             head = load(grad_ids, i)
-            if head == _NONE:
+            if head == none:
                 store(column, i, 0)
-            elif not same(head, record, load(block, GRAD_FLAGS)):
+            elif not same(head, record, load(block, GRAD_FLAGS), ndarray):
                 verdict |= GRAD_ODD
             else:
                 start = load(head + _DATA, 0) + load(record, _R_LOW)

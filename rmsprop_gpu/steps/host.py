@@ -69,7 +69,7 @@ class HostSteps:
         owners = (ids, flat, offsets, self._column, self._written.lowest, self._written.highest)
         addresses = [a.ctypes.data for a in owners]
         flags = headers.ALIGNED | headers.WRITEABLE * self._zeros
-        counts = [len(self._written.lowest), self._verdicts.ctypes.data, len(ids), flags]
+        counts = [len(self._written.lowest), self._verdicts.ctypes.data, len(ids), flags, id(np.ndarray), id(None)]
         self._block = np.array(addresses + counts, np.int64)
         self._owners = owners  # addresses do not own
         self._check = headers.checker()

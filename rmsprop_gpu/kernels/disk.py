@@ -1,0 +1,219 @@
+"""Compiled kernels on disk: machine code, found by all that it was made from and for.
+
+Nothing here raises. What is not there, damaged, foreign or of another make counts as not kept, and is compiled; a
+folder that cannot be written to is none. In a file stand a mark, a hash of what follows, the key and the code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple
+
+LIMIT = 128 << 20  # bytes in all; the files used longest ago go first
+ABANDONED = 3600  # seconds after which what a killed process was writing is deleted
+
+_MARK = b"rmsprop_gpu kernel 1\n"
+_KEPT, _PART = ".kernel", ".part"
+_HASH = 32  # bytes
+
+# All that compiles, and what it is compiled from.
+PACKAGE = Path(__file__).parents[1]
+SOURCES = ("kernels/*.py", "arrays/dtypes.py", "steps/headers.py", "profiling/host.py", "profiling/device.py")
+
+
+FILES = sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))
+
+
+def _stamps() -> list[tuple[str, int, int]]:
+    """What changes with an edit of the sources."""
+    stats = [(path, path.stat()) for path in FILES]
+    return [(path.name, found.st_mtime_ns, found.st_size) for path, found in stats]
+
+
+def _hash_of_sources() -> str:
+    made = hashlib.sha256()
+    for path in FILES:
+        text = path.read_bytes()
+        made.update(f"{path.relative_to(PACKAGE).as_posix()} {len(text)}\n".encode())
+        made.update(text)
+    return made.hexdigest()
+
+
+try:
+    # Taken when they are imported: what is edited later is not what this process runs.
+    STAMPS, SOURCE = _stamps(), _hash_of_sources()
+except OSError:  # no files, as in a zip
+    STAMPS, SOURCE = [], ""
+
+
+def _is_edited() -> bool:
+    """Do the sources differ from those that were imported? Then nobody knows which of them a function is from."""
+    try:
+        return not STAMPS or _stamps() != STAMPS
+    except OSError:
+        return True
+
+
+def folder() -> Path | None:
+    """Where kernels are kept; None where they are not."""
+    if os.environ.get("RMSPROP_GPU_CACHE") == "0":
+        return None
+    named = os.environ.get("RMSPROP_GPU_CACHE_DIR")
+    if named:
+        return Path(named)
+    import platformdirs
+
+    try:
+        return platformdirs.user_cache_path("rmsprop_gpu", appauthor=False) / "kernels"
+    except RuntimeError:  # nobody's home
+        return None
+
+
+def key_of(target: object, make: FunctionType, *arguments: object) -> str | None:
+    """All that the code of ``make(*arguments)`` depends on; None where that cannot be told, and nothing is kept.
+
+    `target` is what it is compiled by and for.
+    """
+    said = [_said(x) for x in (make, *arguments)]
+    if None in said or folder() is None or _is_edited():
+        return None
+    return repr((SOURCE, said, target))
+
+
+def _said(x: object) -> str | None:
+    """An argument in words; None for a function that is not one of ours as it stands in the sources."""
+    if isinstance(x, type):
+        return f"{x.__module__}.{x.__qualname__}"
+    if not isinstance(x, FunctionType):
+        return repr(x)
+    home = sys.modules.get(x.__module__)
+    mine = home and Path(getattr(home, "__file__", None) or "") in FILES and vars(home).get(x.__name__) is x
+    return f"{x.__module__}.{x.__name__}" if mine else None
+
+
+def _path(directory: Path, key: str) -> Path:
+    return directory / (hashlib.sha256(key.encode()).hexdigest() + _KEPT)
+
+
+def _head(key: str, code: bytes) -> bytes:
+    rest = len(key.encode()).to_bytes(8, "little") + key.encode() + code
+    return _MARK + hashlib.sha256(rest).digest() + rest
+
+
+def read(key: str | None) -> bytes | None:
+    """The code that is kept for a key; None where there is none that may be run."""
+    directory = folder()
+    if key is None or directory is None:
+        return None
+    path = _path(directory, key)
+    try:
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with open(os.open(path, flags), "rb") as file:
+            if not _is_ours(os.fstat(file.fileno())):
+                return None
+            data = file.read()
+    except OSError:
+        return None
+    start = len(_MARK) + _HASH + 8
+    stop = start + len(key.encode())
+    code = data[stop:]
+    if data[start:stop] != key.encode() or data != _head(key, code):
+        return None
+    with suppress(OSError):
+        os.utime(path)  # used now
+    return code
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    """Is it a file that this user owns and nobody else may write to? What it holds is run."""
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+
+
+def write(key: str | None, code: bytes) -> None:
+    """Keep the code for a key, and delete what was used longest ago where that is too much."""
+    directory = folder()
+    if key is None or directory is None:
+        return
+    with suppress(OSError):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(suffix=_PART, dir=directory)
+        try:
+            with open(handle, "wb") as file:
+                file.write(_head(key, code))
+            os.replace(part, _path(directory, key))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
+        _prune(directory)
+
+
+class _File(NamedTuple):
+    used: float  # seconds since the epoch
+    size: int
+    path: Path
+
+
+def _files(directory: Path) -> Iterator[_File]:
+    """What we have written there."""
+    for path in directory.iterdir():
+        if path.suffix in (_KEPT, _PART):
+            with suppress(OSError):  # another process has deleted it
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    yield _File(found.st_mtime, found.st_size, path)
+
+
+def _prune(directory: Path) -> None:
+    total, now = 0, time.time()
+    for file in sorted(_files(directory), reverse=True):
+        total += file.size
+        if total > LIMIT or (file.path.suffix == _PART and now - file.used > ABANDONED):
+            with suppress(OSError):
+                file.path.unlink()
+
+
+class Usage(NamedTuple):
+    """How many kernels are kept, and their bytes."""
+
+    kernels: int
+    size: int
+
+
+def usage() -> Usage:
+    """What is kept."""
+    files = _all_files()
+    return Usage(sum(file.path.suffix == _KEPT for file in files), sum(file.size for file in files))
+
+
+def clear() -> Usage:
+    """Delete all that is kept: what it was.
+
+    Raises
+    ------
+    OSError
+        Where a file cannot be deleted.
+    """
+    was = usage()
+    for file in _all_files():
+        file.path.unlink(missing_ok=True)
+    return was
+
+
+def _all_files() -> list[Any]:
+    directory = folder()
+    try:
+        return list(_files(directory)) if directory else []
+    except OSError:
+        return []
