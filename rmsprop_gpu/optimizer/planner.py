@@ -18,7 +18,7 @@ from ..state.buffers import State
 from ..state.kinds import needed
 from ..state.outcome import Outcome
 from ..steps.batch import kernel_name
-from ..steps.plan import Plan, Settings, variants_of
+from ..steps.plan import Plan, Settings, batched, variants_of
 from .groups import Groups
 
 if TYPE_CHECKING:
@@ -127,7 +127,11 @@ class Planner:
 
     def allocate(self) -> None:
         """Make the state that the hyperparameters need and that is not there yet."""
-        hypers = [self._groups.all[i].hyper() for i in self._groups.of_tensor]
+        groups, of_tensor = self._groups.hypers(), self._groups.of_tensor
+        variants = {(i, dtype): hyper.variant(groups[i], self._adagrad) for i, dtype in self._kinds}
+        batches = batched(self._tensors, of_tensor, variants)
+        self._state.order = [i for rows in batches.values() for i in rows]
+        hypers = [groups[i] for i in of_tensor]
         self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
 
     def _to_capture(self, asked: Asked) -> Plan:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..arrays.checks import Problems, Tensor, quoted
 from ..arrays.layout import Array, Layout
-from ..steps.host import allocate
+from ..kernels.table import BUFFERS
+from ..steps.host import allocate, touch
 from .kinds import layout_of
 from .saved import check_entry
 
@@ -29,6 +30,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
 
     def __init__(self, tensors: Sequence[Tensor], order: Order | None) -> None:
         self._tensors, self._order = tensors, order
+        self.order: Sequence[int] = range(len(tensors))  # in which a step takes the parameters
         self._index = {tensor.key: i for i, tensor in enumerate(tensors)}
         self._guards: list[Any] = []
         self.buffers: list[dict[str, Array]] = [{} for _ in tensors]
@@ -73,15 +75,25 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             here = [(i, name) for i, name in missing if self._tensors[i].device == device]
             arrays = self._allocate([layout_of(self._tensors[i], name) for i, name in here], device)
             made += [(i, name, array) for (i, name), array in zip(here, arrays, strict=True)]
-        for i, name, buffer in made:
+        starts: dict[tuple[int, str], Any] = {}  # what does not start from zero
+        for i, name, _ in made:
             if name in ("square_avg", "sum") and initial_scale[i]:
-                with self._at(i):
-                    buffer.fill(initial_scale[i])
+                starts[i, name] = initial_scale[i]
             elif name == "ema":
+                starts[i, name] = self._tensors[i].view
+        self._place({(i, name): buffer for i, name, buffer in made if (i, name) in starts})
+        for i, name, buffer in made:
+            if (i, name) in starts:
                 with self._at(i):
-                    buffer[...] = self._tensors[i].view
+                    buffer[...] = starts[i, name]
         for i, name, buffer in made:
             self.buffers[i][name] = buffer
+
+    def _place(self, filled: Mapping[tuple[int, str], Array]) -> None:
+        """Have buffers of the host that are about to be filled, by one thread, first written to by those of a step."""
+        if self._order is None:
+            for name in dict.fromkeys(name for _, name in filled):
+                touch([self._tensors[i].layout.size for i in self.order], [filled.get((i, name)) for i in self.order])
 
     def _allocate(self, layouts: list[Layout], device: int | None) -> list[Array]:
         if device is None or self._order is None:
@@ -129,6 +141,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         """Copy what `check` returned into the buffers where they lie; a buffer of ours that it lacks starts anew."""
         wanted = [list(found.get(i, ())) for i in range(len(self))]
         self.ensure(wanted, [0.0] * len(self))
+        self._place({(i, name): x for i in found for name, x in self.buffers[i].items() if name in BUFFERS})
         for i, entry in found.items():
             with self._at(i):
                 for name, buffer in self.buffers[i].items():

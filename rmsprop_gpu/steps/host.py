@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint, check_unchanged
 from ..arrays.layout import Layout, NDArray, address_of, is_aligned
-from ..kernels import cpu
+from ..kernels import cpu, cpu_touch
 from . import headers
 from .batch import Batch, Written, allocated
 from .signals import Signals
@@ -20,6 +20,14 @@ from .signals import Signals
 def allocate(layouts: Sequence[Layout]) -> list[NDArray]:
     """Zeroed NumPy arrays of these layouts, views of one aligned allocation."""
     return allocated(layouts, lambda nbytes: np.zeros(nbytes, np.uint8))
+
+
+def touch(sizes: Sequence[int], buffers: Sequence[NDArray | None]) -> None:
+    """Have buffers that are zero, or about to be filled, first written to by the threads that will update them.
+
+    Of each tensor, in the order of a step, its elements and its buffer, or None.
+    """
+    cpu_touch.touch(sizes, [(0, 0) if x is None or not x.size else (address_of(x), x.itemsize) for x in buffers])
 
 
 _call = methodcaller("__call__")

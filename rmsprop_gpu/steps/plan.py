@@ -27,6 +27,17 @@ def variants_of(settings: Settings) -> dict[Any, Variant]:
     return {kind: variant for kind, (variant, _) in settings.items()}
 
 
+def batched(
+    tensors: Sequence[Tensor], groups: Sequence[int], variants: Mapping[tuple[int, np.dtype[Any]], Variant]
+) -> dict[tuple[int | None, np.dtype[Any], Variant], list[int]]:
+    """Which tensors one launch updates: those that share device, dtype and Variant, by their numbers."""
+    batches: dict[tuple[int | None, np.dtype[Any], Variant], list[int]] = {}
+    for i, (tensor, group) in enumerate(zip(tensors, groups, strict=True)):
+        dtype = tensor.layout.dtype
+        batches.setdefault((tensor.device, dtype, variants[group, dtype]), []).append(i)
+    return batches
+
+
 class Steps(Protocol):
     """Host and device: the steps of a plan where its arrays lie."""
 
@@ -60,10 +71,8 @@ class Plan:
         asked: Asked = NOTHING_ASKED,
     ) -> None:
         self.asked = asked
-        by_batch: dict[tuple[Any, ...], list[int]] = {}
-        for i, (tensor, group) in enumerate(zip(tensors, groups, strict=True)):
-            dtype = tensor.layout.dtype
-            by_batch.setdefault((tensor.device, dtype, settings[group, dtype][0]), []).append(i)
+        self.variants = variants_of(settings)
+        by_batch = batched(tensors, groups, self.variants)
         self._order = [i for rows in by_batch.values() for i in rows]
         self._in_order = self._order == list(range(len(tensors)))
         measured = {i for (_, _, variant), rows in by_batch.items() if variant.measures for i in rows}
@@ -87,7 +96,6 @@ class Plan:
             for (device, dtype, variant), rows in by_batch.items()
         ]
         ordered, written = [tensors[i] for i in self._order], Written(tensors, buffers)
-        self.variants = variants_of(settings)
         self._write(settings)
         self.steps: Steps
         if order is None:
