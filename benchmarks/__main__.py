@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import sys
@@ -16,11 +15,10 @@ from typing import Any, NoReturn
 
 from benchmarks.contenders import CONTENDERS, SCALING
 from benchmarks.machine import cores, cuda_device, is_virtual, machine, versions
-from benchmarks.measure import environment, measure, say
+from benchmarks.measure import measure, say
 from benchmarks.report import markdown
-from benchmarks.startup import measure_startup
 from benchmarks.worker import Conditions
-from benchmarks.workloads import OURS, WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -147,10 +145,6 @@ def run(
         if name in options.workloads:
             result["workloads"][name] = run_workload(workload, options.contenders, conditions)
             save(result)
-    if OURS in options.contenders and not options.rehearse:
-        os.environ.update(environment(options.threads))  # a scaling may have left fewer
-        result["startup"] = measure_startup(device["kind"])
-        save(result)
     return result
 
 

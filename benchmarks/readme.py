@@ -59,7 +59,7 @@ def of_the_project(result: dict[str, Any]) -> list[str]:
         "All of it, with quartiles: [`benchmarks/results/cpu.md`](benchmarks/results/cpu.md);"
         " how it is measured: [`benchmarks/README.md`](benchmarks/README.md).",
         "",
-        *startup_lines(result["startup"]),
+        *startup_lines(json.loads((RESULTS / "startup.json").read_text())["startup"]),
     ]
 
 

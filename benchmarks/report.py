@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.startup import startup_lines
 from benchmarks.workloads import AGAIN, COPY, OURS, PLAIN, VIEWS, WORKLOADS, Bar
 
 Row = dict[str, Any]
@@ -63,8 +62,6 @@ def measured(result: dict[str, Any]) -> list[str]:
     for name, workload in result["workloads"].items():
         lines += [f"## {workload['title']} (`{name}`)", "", *table(HEAD, rows(workload["results"])), ""]
         lines += scaling(workload, result["threads"])
-    if "startup" in result:
-        lines += ["## Start", "", *startup_lines(result["startup"]), ""]
     wishes = bars(result)
     if wishes:
         lines += ["## What the project wants", "", *table(("workload", "against", "wanted", "got", "met"), wishes)]
