@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.machine import CUDA_PACKAGES, package_versions
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[1] / "tests" / "helpers"
 RESULTS = Path(__file__).with_name("results")
 
 

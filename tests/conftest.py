@@ -1,9 +1,13 @@
-from functools import cache
+"""What every test may use; the other helpers are in helpers/."""
+
+import importlib
 
 import numpy as np
 import pytest
 
-from rmsprop_gpu.arrays.selector import cuda_devices
+pytest.register_assert_rewrite("judge", "on_device", "on_either", "on_host")
+
+from devices import why_no_gpu  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -16,12 +20,10 @@ def rng():
     return np.random.default_rng(2012)
 
 
-@cache
-def why_no_gpu():
-    try:
-        cuda_devices()
-    except RuntimeError as error:
-        return str(error)
+@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def xp(request):
+    """Both libraries, one after the other."""
+    return importlib.import_module(request.param)
 
 
 def pytest_runtest_setup(item):
@@ -32,12 +34,3 @@ def pytest_runtest_setup(item):
             import cupy
 
             cupy.cuda.set_allocator(None)
-
-
-@cache
-def device_count():
-    if why_no_gpu():
-        return 0
-    import cupy
-
-    return cupy.cuda.runtime.getDeviceCount()

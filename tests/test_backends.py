@@ -176,5 +176,7 @@ def test_arrays_are_asked_what_they_are():
 
 def test_a_device_array_without_cupy_says_what_to_install(monkeypatch):
     install(monkeypatch, {"cupy": None})
-    with pytest.raises(TypeError, match=r"params is a test_backends.Interface on a CUDA device: CuPy, .* install"):
+    with pytest.raises(
+        TypeError, match=rf"params is a {Interface.__module__}.Interface on a CUDA device: CuPy, .* install"
+    ):
         RMSProp(Interface())

@@ -6,16 +6,16 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from rmsprop_gpu import RMSProp, hyper
 from rmsprop_gpu.profiling.traffic import bytes_per_element
 
 # Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(ROOT))
 
 from benchmarks import check, machine, measure, readme, worker
 from benchmarks.contenders import CONTENDERS
@@ -363,7 +363,7 @@ def test_a_virtual_device_is_known_by_its_name():
     assert not machine.is_virtual("NVIDIA H100 80GB HBM3, compute capability 9.0")
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("cpu*.json")))
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "results").glob("cpu*.json")))
 def test_the_pages_are_made_from_the_results(file):
     assert file.with_suffix(".md").read_text() == markdown(json.loads(file.read_text()))
 
@@ -374,7 +374,7 @@ def test_the_pages_are_made_from_the_results(file):
 def test_a_rehearsal_checks_and_times_nothing(device, rival):
     chosen = ["--workloads", "one-1000", "switches-25m", "--contenders", OURS, rival, "copy"]
     command = [sys.executable, "-m", "benchmarks", "--device", device, "--rehearse", *chosen]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"| workload | {OURS} | {rival} | copy |" in done.stdout
     assert "| `one-1000` | agrees | agrees | runs |" in done.stdout
     assert "| `switches-25m` | agrees | " in done.stdout
@@ -384,9 +384,8 @@ def test_a_rehearsal_checks_and_times_nothing(device, rival):
 @pytest.mark.parametrize("file", ["README.md", "benchmarks/README.md"])
 def test_readmes_show_the_committed_results(file):
     pytest.importorskip("matplotlib")
-    root = Path(__file__).parents[1]
-    sections = readme.sections(json.loads((root / "benchmarks" / "results" / "cpu.json").read_text()))
-    text = (root / file).read_text()
-    assert readme.replaced(text, sections[root / file]) == text
+    sections = readme.sections(json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text()))
+    text = (ROOT / file).read_text()
+    assert readme.replaced(text, sections[ROOT / file]) == text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
-        assert (root / file).parent.joinpath(picture).exists()
+        assert (ROOT / file).parent.joinpath(picture).exists()

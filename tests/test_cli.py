@@ -7,9 +7,9 @@ import signal
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import rmsprop_gpu
 from rmsprop_gpu import cli
@@ -17,7 +17,6 @@ from rmsprop_gpu.cli import main
 from rmsprop_gpu.demo import train
 from rmsprop_gpu.demo.train import Run
 
-ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "rmsprop_gpu")
 
 

@@ -5,16 +5,16 @@ import importlib
 import inspect
 import pkgutil
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 import rmsprop_gpu
 from rmsprop_gpu.conventions.preset import REQUIRED
 from rmsprop_gpu.conventions.presets import PRESETS
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 MODULES = [
     m.name for m in pkgutil.walk_packages(rmsprop_gpu.__path__, "rmsprop_gpu.") if not m.name.endswith("__main__")
 ]

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from test_optimizer import one, random, refused
+from on_host import one, random, refused
 from variants import cover, name, optimizer
 
 from rmsprop_gpu import AdaGrad, RMSProp, hyper, reference
@@ -60,7 +60,7 @@ def problem(seed):
 
 
 # 1 - alpha is written with 15 digits, and so is off by 5e-15 of itself at most; the numbers beside it are exact. Four
-# steps of it and of 20 roundings stay under 1e-13; centered, v - m^2 magnifies that as in test_reference.py. Each side
+# steps of it and of 20 roundings stay under 1e-13; centered, v - m^2 magnifies that as in recorded.py. Each side
 # rounds the parameter at most twice a step by half an ulp: 8 ulps in four steps.
 RELATIVE = 1e-12
 

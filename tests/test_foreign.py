@@ -11,7 +11,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from test_optimizer import assert_same_bits, everything, random, refused
+from on_host import assert_same_bits, everything, random, refused
 
 from rmsprop_gpu import AdaGrad, RMSProp, reference
 

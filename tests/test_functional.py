@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from test_optimizer import assert_same_bits, one, refused
+from on_host import assert_same_bits, one, refused
 
 from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, rmsprop_update
 

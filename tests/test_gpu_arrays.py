@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from test_gpu_graphs import everything
+from devices import two
+from on_device import everything
 from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp, available_backends, backend_of, rmsprop_update
@@ -342,9 +343,6 @@ def test_what_looks_like_a_cupy_array_is_none():
     duck = type("Duck", (), {name: getattr(grad, name) for name in names})()
     with pytest.raises(TypeError, match="Duck; wanted a NumPy or CuPy array"):
         opt.step([duck])
-
-
-two = pytest.mark.skipif("__import__('conftest').device_count() < 2", reason="needs two CUDA devices")
 
 
 @two

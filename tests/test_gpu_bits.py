@@ -9,10 +9,11 @@ from itertools import pairwise
 import ml_dtypes
 import numpy as np
 import pytest
-from variants import arguments, cover, name, optimizer, random_problem
+from devices import clear
+from variants import arguments, cover, name, optimizer, random_problem, sprinkle
 
 from rmsprop_gpu import RMSProp, rmsprop_update
-from rmsprop_gpu.kernels import compiling, rule
+from rmsprop_gpu.kernels import rule
 from rmsprop_gpu.kernels.rule import Variant, make_rule
 
 pytestmark = pytest.mark.gpu
@@ -38,21 +39,6 @@ def cuda():
 
 
 # Problems
-
-
-def specials(dtype):
-    """What a float can be beside a number of middling size; half of it negative."""
-    f = ml_dtypes.finfo(dtype)
-    tiny, least = f.smallest_normal, f.smallest_subnormal
-    x = np.array([np.nan, np.inf, f.max, tiny, tiny - least, 3 * least, least, 0], dtype)
-    return np.concatenate([x, -x])
-
-
-def sprinkle(x, rng):
-    """Make a tenth of an array special."""
-    special = specials(x.dtype)
-    at = rng.random(x.size) < 0.1
-    x[at] = special[rng.integers(len(special), size=at.sum())]
 
 
 def problem(variant, sizes, dtype, rng):
@@ -235,12 +221,6 @@ def test_any_array_may_be_misaligned(dtype, cuda, rng):
 
 
 # That these tests can fail
-
-
-def clear(cuda, monkeypatch):
-    """Let the device's kernels be compiled anew, and leave those that were."""
-    kept = {k: v for k, v in compiling._compiled.items() if k[0].__module__ != cuda.__name__}
-    monkeypatch.setattr(compiling, "_compiled", kept)
 
 
 def assert_found(variant, rng):

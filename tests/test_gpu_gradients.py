@@ -5,10 +5,10 @@ import threading
 
 import numpy as np
 import pytest
-from test_gpu_bits import clear, sprinkle
-from test_gpu_graphs import arrays, capture, refused, replay
-from test_gradients import ALL, everything, flat, mixed, mixed_grads, on
-from variants import bits
+from devices import clear, two
+from on_device import arrays, capture, refused, replay
+from on_either import ALL, everything, flat, mixed, mixed_grads, on
+from variants import bits, sprinkle
 
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.kernels import cuda, cuda_prepare
@@ -360,9 +360,6 @@ def test_lr_reaches_a_graph_while_groups_differ(stream):
 
 
 # Several devices
-
-
-two = pytest.mark.skipif("__import__('conftest').device_count() < 2", reason="needs two CUDA devices")
 
 
 @two

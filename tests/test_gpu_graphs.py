@@ -2,41 +2,12 @@
 
 import numpy as np
 import pytest
+from on_device import arrays, capture, cupy, everything, refused, replay
 from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, rmsprop_update
 
 pytestmark = pytest.mark.gpu
-cupy = pytest.importorskip("cupy", exc_type=ImportError)
-
-SIZES = (9000, 5, 0, 257)
-
-
-def arrays(seed, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return [cupy.asarray(rng.standard_normal(n).astype(dtype)) for n in SIZES]
-
-
-def capture(opt, grads, stream):
-    with stream:
-        stream.begin_capture()
-        try:
-            opt.step(grads)
-        finally:
-            graph = stream.end_capture()
-    return graph
-
-
-def replay(graph, stream, times=1):
-    for _ in range(times):
-        graph.launch(stream)
-    stream.synchronize()
-
-
-def everything(opt):
-    cupy.cuda.get_current_stream().synchronize()
-    params = [bits(p) for group in opt.param_groups for p in group["params"]]
-    return params + [bits(x) for i in range(len(opt.state)) for x in opt.state[i].values()]
 
 
 @pytest.fixture
@@ -253,16 +224,6 @@ def test_several_captures_and_switches_between(stream):
             eager.param_groups[0]["momentum"] = momentum
             eager.step(grads)
         assert everything(opt) == everything(eager)
-
-
-def refused(call, text, stream):
-    with stream:
-        stream.begin_capture()
-        try:
-            with pytest.raises(RuntimeError, match=text):
-                call()
-        finally:
-            stream.end_capture()
 
 
 def test_what_a_capture_cannot_hold_is_refused(stream):

@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from test_gpu_graphs import arrays, everything
+from devices import two
+from on_device import arrays, everything
 from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, array_module, rmsprop_update
@@ -410,8 +411,6 @@ def test_a_thread_that_has_not_used_cuda_yet():
 
 
 # Several devices
-
-two = pytest.mark.skipif("__import__('conftest').device_count() < 2", reason="needs two CUDA devices")
 
 
 @pytest.fixture

@@ -7,109 +7,40 @@ import importlib
 import math
 from fractions import Fraction
 
-import ml_dtypes
 import numba
 import numpy as np
 import pytest
-from test_reference import CASES, RELATIVE, ROWS, ULPS
+from norms_by_hand import in_lanes, norm_of, squares_in_lanes, sum_of_squares
+from on_either import (
+    ALL,
+    AVERAGED,
+    BF,
+    CLIPPED,
+    DTYPES,
+    F2,
+    F4,
+    F8,
+    SIZES,
+    assert_same,
+    copies,
+    draw,
+    everything,
+    flat,
+    host,
+    mixed,
+    mixed_grads,
+    on,
+    params_of,
+    refusing,
+)
+from recorded import CASES, RELATIVE, ROWS, ULPS
 from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.arrays.dtypes import compute_dtype
 from rmsprop_gpu.kernels import cpu
 
-F4, F8, F2, BF = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
-DTYPES = [F4, F8, F2, BF]
-PLACES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
-
-# Few sets of switches, so that few kernels are compiled.
-CLIPPED = {"global_clipnorm": 0.7}
-AVERAGED = {"use_ema": True, "bias_correction": True}
-ALL = {"skip_nonfinite": True, "use_ema": True, "ema_momentum": 0.87, "bias_correction": True, **CLIPPED}
-
-
-@pytest.fixture(params=PLACES)
-def xp(request):
-    return importlib.import_module(request.param)
-
-
-def host(x):
-    return x.get() if hasattr(x, "get") else np.asarray(x)
-
-
-def draw(seed, *shapes, dtype=F4):
-    """Arrays over four decades; the same seed gives the same arrays."""
-    rng = np.random.default_rng(seed)
-    return [
-        np.asarray(rng.standard_normal(shape) * 10.0 ** rng.uniform(-3, 1, shape)).astype(dtype) for shape in shapes
-    ]
-
-
-def seeds(*parts):
-    return [x for part in parts for x in (part if isinstance(part, list) else [part])]
-
-
-def copies(xp, arrays):
-    return [None if x is None else xp.array(x) for x in arrays]
-
-
-def params_of(opt):
-    return [p for group in opt.param_groups for p in group["params"]]
-
-
-def everything(opt):
-    """Every byte that a skipped step leaves alone."""
-    return [bits(p) for p in params_of(opt)], [
-        {name: bits(x) for name, x in buffers.items()} for buffers in opt.state.values()
-    ]
-
-
-def assert_same(opt, twin):
-    assert everything(opt) == everything(twin)
-
-
-# The order of summation, said once more: in Python, slowly
-
-
-def in_lanes(terms):
-    """128 lanes, each adding every 128th term in order; then lane j adds lane j + 64, then j + 32, down to 1."""
-    lanes = np.zeros(128)
-    for start in range(0, len(terms), 128):
-        some = np.asarray(terms[start : start + 128], F8)
-        lanes[: len(some)] += some
-    return folded(lanes)
-
-
-def folded(lanes):
-    lanes = list(lanes)
-    while len(lanes) > 1:
-        half = len(lanes) // 2
-        lanes = [float(lanes[j]) + float(lanes[j + half]) for j in range(half)]
-    return lanes[0]
-
-
-def squares_in_lanes(x):
-    """The same of squares. Those of float32 and of halves are exact in float64; of float64 each sum is rounded once."""
-    if x.dtype != F8:
-        return in_lanes(x.astype(F8) ** 2)
-    lanes = [0.0] * 128
-    for i, value in enumerate(x.tolist()):
-        lanes[i % 128] = float(Fraction(value) ** 2 + Fraction(lanes[i % 128]))
-    return folded(lanes)
-
-
-def sum_of_squares(x):
-    """Of one gradient, in the order of its memory: blocks of 4,096 elements, then these."""
-    return in_lanes([squares_in_lanes(x[start : start + 4096]) for start in range(0, len(x), 4096)])
-
-
-def norm_of(grads):
-    """Of all gradients, flat, in the order of the parameters; None has no elements."""
-    return math.sqrt(in_lanes([0.0 if x is None else sum_of_squares(x) for x in grads]))
-
-
 SEEDS = (1, 6, 12, 16)  # of draws in which the order shows
-SIZES = [0, 1, 127, 128, 129, 4095, 4096, 4097, 300, 3 * 4096 + 130]
 
 
 OTHER_ORDERS = {
@@ -174,39 +105,6 @@ def test_the_order_is_that_of_the_parameter_in_memory(xp):
             opt.step(grads)
             assert opt.last_grad_norm == norms[-1]
     assert norms != others
-
-
-MIXED = [[F4, F2, F4, F4], [F8, F8, F8], [F2, F4]]
-
-
-def mixed_arrays(seed):
-    groups = []
-    for i, row in enumerate(MIXED):
-        arrays = draw(seeds(seed, i), *[SIZES[3 * i + j] for j in range(len(row))])
-        groups.append([x.astype(T) for x, T in zip(arrays, row, strict=True)])
-    return groups
-
-
-def mixed(xp, seed, **given):
-    """Groups whose batches (dtypes, Variants) come in another order than the parameters."""
-    own = [{}, {"momentum": 0.83}, {"lr": 0.2}]
-    return RMSProp(
-        [{"params": xs, **h} for xs, h in zip(on(xp, mixed_arrays(seed)), own, strict=True)], **{**ALL, **given}
-    )
-
-
-def mixed_grads(seed, absent=()):
-    """Gradients for it, in host memory; those of these numbers are None."""
-    numbers = iter(range(9))
-    return [[None if next(numbers) in absent else x for x in group] for group in mixed_arrays([seed, 50])]
-
-
-def flat(groups):
-    return [x for group in groups for x in group]
-
-
-def on(xp, groups):
-    return [copies(xp, group) for group in groups]
 
 
 @pytest.mark.parametrize("absent", [(), (3, 5)])
@@ -371,7 +269,7 @@ ADAM += ["torch-adagrad-plain", "torch-adagrad-initial_scale-weight_decay-maximi
 
 @pytest.mark.parametrize("name", ADAM)
 def test_bias_corrected_it_is_adam_without_its_mean_and_adagrad_is_adagrad(name):
-    """As recorded from torch: Adam, AdamW with betas (0, alpha), Adagrad; bounds of test_reference.py."""
+    """As recorded from torch: Adam, AdamW with betas (0, alpha), Adagrad; bounds of recorded.py."""
     case, row = CASES[name], ROWS[name]
     param = row["params"][0].copy()
     make = AdaGrad if case["function"] == "adagrad" else RMSProp
@@ -719,33 +617,6 @@ def test_gradients_in_one_buffer_side_by_side_are_zeroed(xp):
         both[...] = 1
         opt.step([both[:3], both[3:7].reshape(2, 2), both[2:2], both[2:2]], zero_grads=True)
         assert host(both).tolist() == [0] * 7 + [1]
-
-
-# Refusals
-
-
-def refusing(opt, kind, *texts):
-    """A context: exactly this error, and no byte and no number changes."""
-    return Refusing(opt, kind, texts)
-
-
-class Refusing:
-    def __init__(self, opt, kind, texts):
-        self.opt, self.kind, self.texts = opt, kind, texts
-
-    def state(self):
-        opt = self.opt
-        return everything(opt), opt.steps, opt.skipped_steps, opt.last_grad_norm, [g.hyper() for g in opt.param_groups]
-
-    def __enter__(self):
-        self.before = self.state()
-
-    def __exit__(self, kind, error, trace):
-        assert kind is self.kind, f"{kind} for {self.kind}: {error}"
-        for text in self.texts:
-            assert text in str(error)
-        assert self.state() == self.before
-        return True
 
 
 TWICE = {

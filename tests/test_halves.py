@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numba import cfunc, types
-from test_optimizer import assert_same, assert_same_bits, one, refused
+from on_host import assert_same, assert_same_bits, one, refused
 from variants import cover, name, optimizer, random_problem
 
 from rmsprop_gpu import AdaGrad, RMSProp, adagrad_update, rmsprop_update

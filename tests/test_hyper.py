@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from test_optimizer import assert_same, one, refused
+from on_host import assert_same, one, refused
 
 from rmsprop_gpu import AdaGrad, RMSProp, hyper
 from rmsprop_gpu.kernels.rule import Variant

@@ -3,11 +3,11 @@
 import json
 import re
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'`(=])(?:file://|~)?/[\w.-]+/|(?:^|[\s"'`(=])[A-Z]:\\""", re.MULTILINE)
 
 

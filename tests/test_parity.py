@@ -63,7 +63,7 @@ CASES = read(DATA)
 
 # The bound of an update. Every step starts from the recorded parameter, while the state runs freely over all 25 steps.
 # * float64: RELATIVE of the tensor's largest update in that step, plus ULPS ulps of the parameter, for the same reasons
-#   as in test_reference.py: an update is known through the parameter only, which each side rounds twice at most.
+#   as in recorded.py: an update is known through the parameter only, which each side rounds twice at most.
 # * float32: ULPS ulps of the parameter or RELATIVE of the element's own update, whichever is more, where
 #   - the steps of which momentum made the update count with their magnitudes (`summed`): where they cancel, the
 #     roundings of each remain;

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_optimizer import one, refused
+from on_host import one, refused
 
 from rmsprop_gpu import RMSProp, hyper
 from rmsprop_gpu.conventions.preset import OURS, REQUIRED, Preset
@@ -222,7 +222,7 @@ bitsandbytes alpha eps weight_decay
 SHAPES = [(), (7,), (3, 5), (0, 2)]
 STEPS = 25
 
-# As in test_reference.py, where both are derived: a step has at most 20 roundings on each side, an average carries
+# As in recorded.py, where both are derived: a step has at most 20 roundings on each side, an average carries
 # those of 25 steps, and centered magnifies them. Each side rounds the parameter at most twice a step by half an ulp,
 # and every step of the formula starts from our parameter, so that these do not accumulate.
 RELATIVE = 1e-12

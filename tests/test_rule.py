@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from judge import judge, snapshot
+from machine_code_bounds import wanted_instructions
 from numba import cfunc, types
 from variants import EVERY, NUMBERS, cover, name, optimizer, random_problem
 
@@ -115,27 +116,6 @@ def instructions(variant, T):
     found["fma"] = len(re.findall(r"call .*@llvm\.fma\.", body))
     found["sqrt"] = len(re.findall(r"call .*@(?:llvm\.)?sqrt", body))
     return found, body
-
-
-def wanted_instructions(v):
-    """What the rule says, counted by hand, line by line."""
-    return {
-        "fdiv": 1,
-        "sqrt": 1,
-        "fadd": int(v.eps and not (v.eps_in_sqrt and v.bias_correction)),
-        "fsub": int(v.lr_in_momentum),
-        "fmul": 2 * (not v.adagrad) + v.scale + (v.bias_correction and not v.eps_in_sqrt) + v.lr_in_momentum + v.ema,
-        "fcmp": 2 * v.clipvalue + v.centered + (not v.eps) + v.ema,
-        "fma": 1
-        + 2 * v.centered
-        + v.weight_decay
-        + v.decoupled_weight_decay
-        + (v.eps_in_sqrt and v.bias_correction)
-        + v.momentum
-        + v.nesterov
-        + v.ema
-        + (not v.lr_in_momentum),
-    }
 
 
 @pytest.mark.parametrize("variant", cover(3), ids=name)

@@ -5,8 +5,7 @@ import inspect
 import ml_dtypes
 import numpy as np
 import pytest
-from machine_code_bounds import CAPABILITIES, flaws, flaws_of_update, lanes
-from test_rule import wanted_instructions
+from machine_code_bounds import CAPABILITIES, flaws, flaws_of_update, lanes, wanted_instructions
 from variants import cover, name
 
 from rmsprop_gpu.kernels import intrinsics, rule

@@ -2,15 +2,15 @@
 
 import re
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_optimizer import assert_same_bits
+from on_host import assert_same_bits
+from paths import ROOT
 
 from rmsprop_gpu import RMSProp, reference
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 (CODE,) = (
     block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "def warmup_" in block
 )

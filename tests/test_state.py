@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from test_optimizer import assert_same, assert_same_bits, everything, random, refused
+from on_host import assert_same, assert_same_bits, everything, random, refused
 
 from rmsprop_gpu import AdaGrad, RMSProp
 

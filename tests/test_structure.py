@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from test_optimizer import assert_same, assert_same_bits, everything, one, random, refused
+from on_host import assert_same, assert_same_bits, everything, one, random, refused
 
 from rmsprop_gpu import RMSProp
 

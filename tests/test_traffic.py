@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_rule import wanted_instructions
+from machine_code_bounds import wanted_instructions
 from variants import EVERY
 
 from rmsprop_gpu.kernels.rule import Variant
@@ -64,8 +64,7 @@ def test_the_model_is_what_the_device_counts(tmp_path, request):
     if request.config.getoption("--no-pool"):
         pytest.skip("it runs a process of its own, in which the pool stays on")
     statistics = tmp_path / "launches.jsonl"
-    here = os.path.dirname(__file__)
-    environment = {**os.environ, "VGPU_STATS": str(statistics), "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    environment = {**os.environ, "VGPU_STATS": str(statistics), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", STEPS], env=environment, capture_output=True, text=True, check=True)
     if not statistics.exists():
         pytest.skip("this device writes no count of its launches to the file that VGPU_STATS names")

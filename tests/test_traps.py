@@ -3,22 +3,17 @@
 Each test runs on the CPU and, by the fixture `xp`, on a device.
 """
 
-import importlib
 import math
 
 import ml_dtypes
 import numpy as np
 import pytest
-from test_gradients import AVERAGED, PLACES, bits, draw, everything, host, params_of
+from on_either import AVERAGED, draw, everything, host, params_of
+from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp, reference
 
 F4, F8, F2, BF = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
-
-
-@pytest.fixture(params=PLACES)
-def xp(request):
-    return importlib.import_module(request.param)
 
 
 # T1. Centered: rounding takes v - m^2 below 0 on a constant gradient, and the root of that is a NaN. (On the CPU over

@@ -1,6 +1,6 @@
 """Record what other packages' RMSProp do, so that ``RMSProp.from_preset`` can be checked where none is installed.
 
-    python tests/record_presets.py torch keras optax     # these presets anew; the others stay as they are
+    python tests/helpers/record_presets.py torch keras optax  # these presets anew; the others stay as they are
 
 writes ``data/presets.json`` (the cases, in each package's own names, and the versions) and ``data/presets.npz``; the
 same versions write the same bytes. ``test_parity.py`` reads both, and runs this script by itself, with ``--to``,
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from paths import DATA
 
-DATA = Path(__file__).parent / "data"
 SEED, STEPS = 20261, 25
 SHAPES = ((), (2, 3), (5,))
 LIVE_SHAPES = ((), (1,), (3, 5), (37,))

@@ -66,3 +66,24 @@ def flaws_of_update(facts, variant, dtype):
         yield f"{facts.registers} registers; wanted at most {registers}"
     if instructions_per_element(facts, dtype) > instructions:
         yield f"{instructions_per_element(facts, dtype):g} instructions an element; wanted at most {instructions}"
+
+
+def wanted_instructions(v):
+    """What the rule says, counted by hand, line by line."""
+    return {
+        "fdiv": 1,
+        "sqrt": 1,
+        "fadd": int(v.eps and not (v.eps_in_sqrt and v.bias_correction)),
+        "fsub": int(v.lr_in_momentum),
+        "fmul": 2 * (not v.adagrad) + v.scale + (v.bias_correction and not v.eps_in_sqrt) + v.lr_in_momentum + v.ema,
+        "fcmp": 2 * v.clipvalue + v.centered + (not v.eps) + v.ema,
+        "fma": 1
+        + 2 * v.centered
+        + v.weight_decay
+        + v.decoupled_weight_decay
+        + (v.eps_in_sqrt and v.bias_correction)
+        + v.momentum
+        + v.nesterov
+        + v.ema
+        + (not v.lr_in_momentum),
+    }

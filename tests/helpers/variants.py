@@ -3,6 +3,7 @@
 from functools import cache
 from itertools import combinations, product
 
+import ml_dtypes
 import numpy as np
 
 from rmsprop_gpu import AdaGrad, RMSProp
@@ -143,3 +144,18 @@ def bits(array):
     if x.dtype.kind != "i":
         x[np.isnan(x)] = np.nan
     return x.tobytes()
+
+
+def specials(dtype):
+    """What a float can be beside a number of middling size; half of it negative."""
+    f = ml_dtypes.finfo(dtype)
+    tiny, least = f.smallest_normal, f.smallest_subnormal
+    x = np.array([np.nan, np.inf, f.max, tiny, tiny - least, 3 * least, least, 0], dtype)
+    return np.concatenate([x, -x])
+
+
+def sprinkle(x, rng):
+    """Make a tenth of an array special."""
+    special = specials(x.dtype)
+    at = rng.random(x.size) < 0.1
+    x[at] = special[rng.integers(len(special), size=at.sum())]

@@ -1,15 +1,14 @@
 """Record what torch, optax and Keras do, so that the oracle can be checked where none of them is installed.
 
-    python tests/record_trajectories.py
+    python tests/helpers/record_trajectories.py
 
 writes ``data/trajectories.json`` (the cases, in the names of ``rmsprop_gpu.reference``) and ``data/trajectories.npz``:
-row i of each array there belongs to case i. The same versions write the same bytes. ``test_reference.py`` reads both.
+row i of each array there belongs to case i. The same versions write the same bytes. ``recorded.py`` reads both.
 """
 
 import json
 import os
 import platform
-from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"  # Keras and JAX read these when they are imported
 os.environ["JAX_ENABLE_X64"] = "1"
@@ -21,8 +20,8 @@ import keras
 import numpy as np
 import optax
 import torch
+from paths import DATA
 
-DATA = Path(__file__).parent / "data"
 SEED, STEPS, SIZE = 20260, 25, 7
 STATE_NAMES = ("square_avg", "grad_avg", "momentum_buffer", "sum")
 

@@ -1,0 +1,35 @@
+"""Whether there is a CUDA device, and how many; and kernels that are compiled anew."""
+
+from functools import cache
+
+import pytest
+
+from rmsprop_gpu.arrays.selector import cuda_devices
+from rmsprop_gpu.kernels import compiling
+
+
+@cache
+def why_no_gpu():
+    try:
+        cuda_devices()
+    except RuntimeError as error:
+        return str(error)
+
+
+@cache
+def device_count():
+    if why_no_gpu():
+        return 0
+    import cupy
+
+    return cupy.cuda.runtime.getDeviceCount()
+
+
+# A string is evaluated when the test runs: nobody asks for devices where no such test was chosen.
+two = pytest.mark.skipif("__import__('devices').device_count() < 2", reason="needs two CUDA devices")
+
+
+def clear(cuda, monkeypatch):
+    """Let the device's kernels be compiled anew, and leave those that were."""
+    kept = {k: v for k, v in compiling._compiled.items() if k[0].__module__ != cuda.__name__}
+    monkeypatch.setattr(compiling, "_compiled", kept)

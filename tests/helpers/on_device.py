@@ -1,0 +1,46 @@
+"""Arrays and optimizers on a device, and steps that are captured and replayed."""
+
+import numpy as np
+import pytest
+from variants import bits
+
+cupy = pytest.importorskip("cupy", exc_type=ImportError)
+
+SIZES = (9000, 5, 0, 257)
+
+
+def arrays(seed, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return [cupy.asarray(rng.standard_normal(n).astype(dtype)) for n in SIZES]
+
+
+def capture(opt, grads, stream):
+    with stream:
+        stream.begin_capture()
+        try:
+            opt.step(grads)
+        finally:
+            graph = stream.end_capture()
+    return graph
+
+
+def replay(graph, stream, times=1):
+    for _ in range(times):
+        graph.launch(stream)
+    stream.synchronize()
+
+
+def everything(opt):
+    cupy.cuda.get_current_stream().synchronize()
+    params = [bits(p) for group in opt.param_groups for p in group["params"]]
+    return params + [bits(x) for i in range(len(opt.state)) for x in opt.state[i].values()]
+
+
+def refused(call, text, stream):
+    with stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match=text):
+                call()
+        finally:
+            stream.end_capture()
