@@ -82,7 +82,7 @@ def test_t4_weight_decay_reaches_the_weights(xp, dtype, decoupled, mode):
     Where only the averages saw it, no weight would move; coupled, the step of each is lr / sqrt(1 - alpha) or less.
     """
     if mode and (dtype is F2 or xp is not np):
-        pytest.skip("halves compute as float32 does, and a device as the CPU (test_gpu_bits.py)")
+        pytest.skip("halves compute as float32 does, and a device as the CPU (test_device_bits.py)")
     start = np.array([1, -1, 4, -4, 0], dtype)
     param = xp.array(start)
     given = {"lr": 0.1, "weight_decay": 0.5, "decoupled_weight_decay": decoupled, **mode}
@@ -115,7 +115,7 @@ def test_t4_a_clip_by_norm_is_of_the_gradient_and_not_of_the_decay(xp):
     np.testing.assert_allclose(host(opt.state[0]["square_avg"]), 0.1 * g.astype(F8) ** 2, rtol=1e-6)
 
 
-# T5. A dtype of gradients that one mode takes and another refuses. (The bits of every dtype are in test_gpu_bits.py.)
+# T5. A dtype of gradients that one mode takes and another refuses. (Bits of every dtype: test_device_bits.py.)
 
 
 @pytest.mark.parametrize("dtype", [F2, BF])

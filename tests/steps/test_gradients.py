@@ -141,7 +141,7 @@ GEOMETRY = [
 @pytest.mark.parametrize("geometry", GEOMETRY, ids=["tiny", "short", "long"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_bits_whatever_the_chunks_and_threads(geometry, threads, monkeypatch):
-    """(On a device: test_gpu_gradients.py.)"""
+    """(On a device: test_device_gradients.py.)"""
 
     def result():
         opt = mixed(np, 0)
@@ -341,7 +341,7 @@ def test_the_largest_numbers_have_a_norm(xp):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_average_with_momentum_0_is_the_parameter(xp, dtype):
     if xp is not np and dtype is not F4:
-        pytest.skip("a device has the bits of the CPU (test_gpu_bits.py)")
+        pytest.skip("a device has the bits of the CPU (test_device_bits.py)")
     params = copies(xp, draw(0, 300, 4100, 0, dtype=dtype))
     opt = RMSProp(params, **AVERAGED, ema_momentum=0.0)
     for step in range(3):
