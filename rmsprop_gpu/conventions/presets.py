@@ -1,7 +1,7 @@
 """Every framework's RMSProp in its own words: the names and defaults of its arguments, and what they mean here.
 
 An entry was read in the source that it names. To add one, add it to PRESETS, and its formula to
-``tests/conventions/test_presets.py``.
+``tests/helpers/preset_formulas.py``.
 """
 
 from __future__ import annotations
