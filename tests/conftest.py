@@ -7,7 +7,7 @@ import pytest
 
 pytest.register_assert_rewrite("foreign_runs", "judge", "on_device", "on_either", "on_host")
 
-from devices import why_no_gpu  # noqa: E402
+from devices import MODULES, why_no_gpu  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -20,7 +20,7 @@ def rng():
     return np.random.default_rng(2012)
 
 
-@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=MODULES)
 def xp(request):
     """Both libraries, one after the other."""
     return importlib.import_module(request.param)

@@ -1,4 +1,4 @@
-"""Whether there is a CUDA device, and how many; and kernels that are compiled anew."""
+"""The libraries that tests run with, whether there is a CUDA device, and kernels that are compiled anew."""
 
 from functools import cache
 
@@ -6,6 +6,9 @@ import pytest
 
 from rmsprop_gpu.arrays.selector import cuda_devices
 from rmsprop_gpu.kernels import compiling
+
+# What a test on either is given.
+MODULES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 
 
 @cache
