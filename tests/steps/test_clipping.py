@@ -1,0 +1,163 @@
+"""Gradients that are scaled and clipped: a plain optimizer does the same with gradients that were multiplied before.
+
+Each test runs on the CPU and, by the fixture `xp`, on a device. What it wants comes from NumPy and Python alone.
+"""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from norms_by_hand import norm_of
+from on_either import ALL, CLIPPED, F2, F4, F8, assert_same, copies, draw, host, params_of, refusing
+
+from rmsprop_gpu import AdaGrad, RMSProp
+from rmsprop_gpu.arrays.dtypes import compute_dtype
+
+
+def times(factor, grads):
+    """As the rule multiplies: the factor rounded once to the compute type, the product too."""
+    return [g if g is None else (compute_dtype(g.dtype).type(factor) * g).astype(g.dtype) for g in grads]
+
+
+def shortened(most, norm):
+    return 1.0 if norm <= most else most / norm
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_global_clipnorm_multiplies_every_gradient_by_one_factor(xp, scale):
+    shapes = [300, 5000, 0, 1]
+    clipped, plain = (RMSProp(copies(xp, draw(0, *shapes)), **h) for h in (CLIPPED, {}))
+    most = float(F4(0.7))
+    for step in range(3):
+        grads = [g * F4((1e-5, 1.0, 1e3)[step]) for g in draw(step, *shapes)]
+        norm = norm_of(grads) * (1 / scale)
+        assert (norm > most) == (step > 0)
+        clipped.step(copies(xp, grads), grad_scale=None if scale == 1 else scale)
+        plain.step(copies(xp, times((1 / scale) * shortened(most, norm), grads)))
+        assert clipped.last_grad_norm == norm
+        assert_same(clipped, plain)
+
+
+def test_clipnorm_shortens_each_tensor_by_itself(xp):
+    shapes = [300, 5000, 0, 1]
+    clipped, plain = RMSProp(copies(xp, draw(0, *shapes)), clipnorm=0.7), RMSProp(copies(xp, draw(0, *shapes)))
+    most = float(F4(0.7))
+    for step in range(3):
+        grads = draw(step, *shapes)
+        grads[0] = grads[0] * F4(1e-4)
+        if step == 1:
+            grads[1] = None
+        clipped.step(copies(xp, grads))
+        scaled = [None if g is None else times(shortened(most, norm_of([g])), [g])[0] for g in grads]
+        assert (scaled[0] == grads[0]).all()
+        plain.step(copies(xp, scaled))
+        assert_same(clipped, plain)
+        assert clipped.last_grad_norm == norm_of(grads)
+
+
+def test_grad_scale_comes_before_clipvalue_and_the_sign(xp):
+    given = {"clipvalue": 0.5, "maximize": True}
+    scaled, plain = RMSProp(xp.array(draw(0, 300)[0]), **given), RMSProp(xp.array(draw(0, 300)[0]), clipvalue=0.5)
+    for step in range(2):
+        (grad,) = draw(step, 300)
+        scaled.step(xp.array(grad), grad_scale=3.0)
+        plain.step(xp.array(times(-(1 / 3.0), [grad])[0]))
+        assert_same(scaled, plain)
+
+
+@pytest.mark.parametrize("dtype", [F4, F8])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_grad_scale_may_be_an_array_and_is_read_when_the_step_runs(xp, dtype, shape):
+    one, other = RMSProp(xp.array(draw(0, 300)[0])), RMSProp(xp.array(draw(0, 300)[0]))
+    scale = xp.zeros(shape, dtype)
+    for number in (3.0, 1.7, 1024.0):
+        scale[...] = number
+        (grad,) = draw(3, 300)
+        one.step(xp.array(grad), grad_scale=scale)
+        other.step(xp.array(grad), grad_scale=float(dtype(number)))
+        assert_same(one, other)
+    assert (one.skipped_steps, one.last_grad_norm) == (0, 0.0)  # no norm was taken
+
+
+@pytest.mark.parametrize("number", [3, F4(3), F2(3), Fraction(3), np.int64(3)], ids=lambda x: type(x).__name__)
+def test_any_number_is_a_grad_scale(number):
+    one, other = RMSProp(draw(0, 30)[0]), RMSProp(draw(0, 30)[0])
+    one.step(draw(1, 30)[0], grad_scale=number)
+    other.step(draw(1, 30)[0], grad_scale=3.0)
+    assert_same(one, other)
+
+
+SCALED = {
+    "plain": {},
+    "clipnorm": {"clipnorm": 0.7},
+    "global": CLIPPED,
+    "all": ALL,
+}
+
+
+@pytest.mark.parametrize("k", [-9, 1, 9])
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("dtype", [F4, F2])
+def test_gradients_and_grad_scale_by_a_power_of_two_change_no_bit(xp, dtype, name, k):
+    if dtype is not F4 and name != "all":
+        pytest.skip("that of all says it too")
+    shapes = [300, 4100, 1]
+    one, other = (RMSProp(copies(xp, draw(0, *shapes, dtype=dtype)), **SCALED[name]) for _ in range(2))
+    scale = xp.full((), 2.0**k, F4)
+    for step in range(2):
+        grads = [np.round(g * dtype(1024)) / dtype(1024) for g in draw(step, *shapes, dtype=dtype)]  # no subnormals
+        one.step(copies(xp, grads), found_inf=False)
+        other.step(copies(xp, [(g * dtype(2.0**k)).astype(dtype) for g in grads]), grad_scale=(2.0**k, scale)[step])
+        assert_same(one, other)
+        assert one.last_grad_norm == other.last_grad_norm
+
+
+NOT_NUMBERS = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -3e38], F4)
+
+
+@pytest.mark.parametrize("clip", ["clipvalue", "clipnorm", "global_clipnorm"])
+@pytest.mark.parametrize("odd", [NOT_NUMBERS[1:], NOT_NUMBERS], ids=["infinite", "nan"])
+def test_clip_at_infinity_changes_no_bit(xp, clip, odd):
+    clipped, free = (RMSProp(copies(xp, draw(0, 307, 20)), **h) for h in ({clip: math.inf}, {}))
+    for step in range(2):
+        grads = draw(step, 300, 20)
+        grads[0] = np.concatenate([grads[0], odd, F4([1] * (7 - len(odd)))])
+        clipped.step(copies(xp, grads))
+        free.step(copies(xp, grads))
+        assert_same(clipped, free)
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+def test_a_gradient_without_a_norm_becomes_nan_where_it_is_clipped(xp, clip):
+    grads = [F4([1, np.nan, 2]), F4([3, 4])]
+    opt = RMSProp(copies(xp, [np.ones(3, F4), np.ones(2, F4)]), **{clip: 0.7})
+    opt.step(copies(xp, grads))
+    assert math.isnan(opt.last_grad_norm)
+    assert np.isnan(host(params_of(opt)[0])).all()
+    assert np.isnan(host(params_of(opt)[1])).all() == (clip == "global_clipnorm")
+
+
+CLIPS = ["clipvalue", "clipnorm", "global_clipnorm"]
+
+
+@pytest.mark.parametrize(("one", "other"), [(a, b) for a in CLIPS for b in CLIPS if a < b])
+@pytest.mark.parametrize("make", [RMSProp, AdaGrad])
+def test_two_clips_are_refused(make, one, other):
+    with pytest.raises(ValueError, match=f"{one}=.* and {other}=|{other}=.* and {one}=") as error:
+        make(np.ones(3), **{one: 1.0, other: math.inf})
+    assert "wanted at most one of clipvalue, clipnorm, global_clipnorm" in str(error.value)
+    opt = make(np.ones(3), **{one: 1.0})
+    with refusing(opt, ValueError, "wanted at most one of"):
+        opt.param_groups[0][other] = 1.0
+    opt.param_groups[0].update({one: None, other: 1.0})
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("value", [-1, math.nan, "1", True, 1j, np.ones(1)], ids=repr)
+def test_wrong_clips_are_refused(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"{name} is .*wanted None or a number >= 0"):
+        RMSProp(np.ones(3), **{name: value})
+    if isinstance(value, int):
+        with pytest.raises(ValueError, match="which is 0 in float32"):
+            RMSProp(np.ones(3, F4), **{name: 1e-60})
