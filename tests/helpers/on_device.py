@@ -1,6 +1,9 @@
 """Arrays and optimizers on a device, and steps that are captured and replayed."""
 
+import math
+
 import numpy as np
+import on_either
 import pytest
 from variants import bits
 
@@ -44,3 +47,16 @@ def refused(call, text, stream):
                 call()
         finally:
             stream.end_capture()
+
+
+def scalar(x, dtype=np.float32):
+    return cupy.full((), x, dtype)
+
+
+def same(opt, twin):
+    """Two optimizers, on the host or here, hold the same bits and were told the same."""
+    cupy.cuda.get_current_stream().synchronize()
+    assert on_either.everything(opt) == on_either.everything(twin)
+    assert opt.skipped_steps == twin.skipped_steps
+    norms = opt.last_grad_norm, twin.last_grad_norm
+    assert norms[0] == norms[1] or all(map(math.isnan, norms))
