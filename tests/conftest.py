@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("foreign_runs", "judge", "on_device", "on_either", "on_host")
+pytest.register_assert_rewrite("foreign_runs", "given_arrays", "judge", "on_device", "on_either", "on_host")
 
 from devices import MODULES, why_no_gpu  # noqa: E402
 

@@ -13,7 +13,6 @@ from rmsprop_gpu.kernels import cpu
 
 SEEDS = (1, 6, 12, 16)  # of draws in which the order shows
 
-
 OTHER_ORDERS = {
     "NumPy's": lambda x: float(np.sum(x.astype(F8) ** 2)),
     "exact": lambda x: math.fsum(x.astype(F8) ** 2),
