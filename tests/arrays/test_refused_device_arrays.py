@@ -164,7 +164,7 @@ def test_arrays_that_fail_when_they_are_asked_are_named():
     ):
         with pytest.raises(TypeError, match=text):
             opt.step([bad])
-    with pytest.raises(TypeError, match=r"params is a test_gpu_arrays.Raises on a CUDA device"):
+    with pytest.raises(TypeError, match=f"params is a {Raises.__module__}.Raises on a CUDA device"):
         RMSProp(Raises())
 
 
