@@ -7,9 +7,10 @@ from variants import EVERY, arguments, cover, name, random_problem
 
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.kernels import cpu
+from rmsprop_gpu.kernels.table import chunk_list
 
 VARIANTS = list(dict.fromkeys([EVERY[0], *cover(2)[:4], max(EVERY, key=sum)]))
-SIZES = [5, 40_001, 0, 1, 255, 3 * cpu.CHUNK]
+SIZES = [5, 40_001, 0, 1, 255, 49_152]
 
 
 def result(variant, dtype, divide=lambda a: [a]):
@@ -48,10 +49,11 @@ def variant(request):
     return request.param
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 10**9])
-def test_any_chunk_length(variant, dtype, chunk, monkeypatch):
+@pytest.mark.parametrize("unit", [1, 7, 1000, 10**9])
+def test_wherever_a_tensor_may_be_cut(variant, dtype, unit, monkeypatch):
     want = result(variant, dtype)
-    monkeypatch.setattr(cpu, "CHUNK", chunk)
+    monkeypatch.setattr(cpu, "UNIT", unit)
+    monkeypatch.setattr(cpu, "parts_of", lambda size: 100)
     assert_same(result(variant, dtype), want)
 
 
@@ -59,8 +61,7 @@ def test_any_chunk_length(variant, dtype, chunk, monkeypatch):
 def test_any_number_of_parts_and_threads(variant, dtype, parts, monkeypatch):
     monkeypatch.setattr(cpu, "SERIAL_BELOW", 10**9)
     want = result(variant, dtype)
-    monkeypatch.setattr(cpu, "SERIAL_BELOW", 0)
-    monkeypatch.setattr(cpu, "PARTS", parts)
+    monkeypatch.setattr(cpu, "parts_of", lambda size: parts)
     most = numba.get_num_threads()
     try:
         for threads in range(1, most + 1):
@@ -80,10 +81,16 @@ def test_one_array_or_its_pieces(variant, dtype):
     assert_same(result(variant, dtype, pieces), result(variant, dtype))
 
 
-def test_a_chunk_left_out_is_found(monkeypatch):
+def test_a_tensor_left_out_is_found(monkeypatch):
     want = result(VARIANTS[0], np.float32)
-    whole = cpu.chunk_list
-    monkeypatch.setattr(cpu, "chunk_list", lambda sizes, chunk: np.delete(whole(sizes, chunk), 2, axis=0))
+    whole = cpu.shares
+
+    def short(sizes, parts, unit):
+        bounds = whole(sizes, parts, unit)
+        bounds[-1, 0] -= 1
+        return bounds
+
+    monkeypatch.setattr(cpu, "shares", short)
     with pytest.raises(AssertionError):
         assert_same(result(VARIANTS[0], np.float32), want)
 
@@ -91,7 +98,7 @@ def test_a_chunk_left_out_is_found(monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_chunks_cover_every_element_once(chunk, rng):
     sizes = [0, 1, 2, 3, 4, 0, 99, 100, 101, 350, 0]
-    chunks = cpu.chunk_list(sizes, chunk)
+    chunks = chunk_list(sizes, chunk)
     seen = [np.zeros(size, int) for size in sizes]
     for row, start, stop in chunks:
         assert stop - start <= chunk

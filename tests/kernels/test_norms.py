@@ -102,9 +102,9 @@ def test_the_norm_is_of_the_tensors_in_groups_that_clip_by_one(xp):
 
 
 GEOMETRY = [
-    {"CHUNK": 7, "BLOCKS": 1, "PARTS": 3, "SERIAL_BELOW": 0},
-    {"CHUNK": 1000, "BLOCKS": 3, "PARTS": 1000, "SERIAL_BELOW": 0},
-    {"CHUNK": 10**9, "BLOCKS": 10**6, "PARTS": 1, "SERIAL_BELOW": 10**9},
+    {"UNIT": 7, "parts_of": lambda size: 3},
+    {"UNIT": 1000, "parts_of": lambda size: 1000},
+    {"SERIAL_BELOW": 10**9},
 ]
 
 

@@ -11,13 +11,13 @@ from numba import cfunc, types
 from variants import EVERY, NUMBERS, cover, name, optimizer, random_problem
 
 from rmsprop_gpu import AdaGrad, RMSProp, hyper
-from rmsprop_gpu.kernels import compiling, cpu, rule
+from rmsprop_gpu.kernels import cpu, rule
 from rmsprop_gpu.kernels.intrinsics import HOST, memory
 from rmsprop_gpu.kernels.rule import Factors, Scalars, Variant, make_rule
 
 DTYPES = [np.float32, np.float64]
 W = 16  # elements of the widest vector register
-SIZES = [0, 1, 2, 3, W - 1, W, W + 1, 4 * W - 1, 4 * W + 1, 257, cpu.CHUNK - 1, cpu.CHUNK, cpu.CHUNK + 1, 3 * cpu.CHUNK]
+SIZES = [0, 1, 2, 3, W - 1, W, W + 1, 4 * W - 1, 4 * W + 1, 257, 16_383, 16_384, 16_385, 49_152]
 
 
 def run_and_judge(variant, dtype, rng, sizes=SIZES):
@@ -76,8 +76,6 @@ def planted(monkeypatch, old, new):
     scope = dict(vars(rule))
     exec(source.replace(old, new), scope)
     monkeypatch.setattr(cpu, "make_rule", scope["make_rule"])
-    kept = {k: v for k, v in compiling._compiled.items() if "kernel" not in k[0].__name__}
-    monkeypatch.setattr(compiling, "_compiled", kept)
 
 
 @pytest.mark.parametrize("bug", PLANTED)

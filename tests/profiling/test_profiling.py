@@ -9,8 +9,10 @@ from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.arrays.layout import address_of
+from rmsprop_gpu.kernels import cpu
 from rmsprop_gpu.kernels.rule import Variant
-from rmsprop_gpu.profiling import annotate, machine_code, measure, profile
+from rmsprop_gpu.profiling import annotate, machine_code, profile
+from rmsprop_gpu.profiling.double import PAGE, double_of
 from rmsprop_gpu.profiling.host import HostProbe
 
 F4 = np.float32
@@ -70,13 +72,13 @@ def test_the_report_says_what_a_step_launches(module):
     assert json.loads(json.dumps(report.to_dict()))["launches"][0]["bytes"] == w.bytes
 
 
-def test_chunks_are_those_of_the_launch():
-    from rmsprop_gpu.kernels.cpu import CHUNK
-
-    (launch,) = profile(
-        AdaGrad([np.ones(2 * CHUNK + 1), np.ones(0)]), [np.ones(2 * CHUNK + 1), None], repeats=1
-    ).launches
-    assert (launch.chunks, launch.grid, launch.block, launch.code) == (4, None, None, None)
+@pytest.mark.parametrize(("threads", "chunks"), [(1, 2), (3, 4)])
+def test_chunks_are_those_of_the_launch(threads, chunks, monkeypatch):
+    """On the CPU a kernel is called once for each tensor, and once more where two threads share one."""
+    monkeypatch.setattr(cpu, "parts_of", lambda size: threads)
+    params, grads = [np.ones(40_000), np.ones(0)], [np.ones(40_000), None]
+    (launch,) = profile(AdaGrad(params), grads, repeats=1).launches
+    assert (launch.chunks, launch.grid, launch.block, launch.code) == (chunks, None, None, None)
 
 
 @pytest.mark.gpu
@@ -257,7 +259,7 @@ def test_the_double_waits_for_the_steps_before():
         for _ in range(3):
             opt.step(grad)
     with second:
-        double = measure._double(opt)
+        double = double_of(opt)
     cupy.cuda.Device().synchronize()
     assert bits(double._tensors[0].array) == bits(param)
     assert bits(double.state[0]["square_avg"]) == bits(opt.state[0]["square_avg"])
@@ -272,10 +274,10 @@ def test_the_double_lies_in_memory_as_the_optimizer_does(module, offset):
     memory[:] = xp.asarray(np.arange(len(memory)) % 7, np.uint8)
     opt = RMSProp({"w": param})
     opt.state["w"]["square_avg"][:] = 3
-    twin = measure._double(opt)
+    twin = double_of(opt)
     double = twin._tensors[0].array
     assert bits(double) == bits(param)
     assert bits(twin.state["w"]["square_avg"]) == bits(opt.state["w"]["square_avg"])
     assert double.strides == param.strides
-    assert address_of(double) % measure.PAGE == address_of(param) % measure.PAGE
+    assert address_of(double) % PAGE == address_of(param) % PAGE
     assert address_of(double) != address_of(param)
