@@ -1,6 +1,7 @@
 """What every test may use; the other helpers are in helpers/."""
 
 import importlib
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,11 @@ import pytest
 pytest.register_assert_rewrite("foreign_runs", "given_arrays", "judge", "on_device", "on_either", "on_host")
 
 from devices import MODULES, why_no_gpu  # noqa: E402
+
+
+def pytest_configure(config):
+    """Keep compiled kernels beside pytest's own files, for all its processes and for the next run."""
+    os.environ.setdefault("RMSPROP_GPU_CACHE_DIR", str(config.cache.mkdir("kernels")))
 
 
 def pytest_addoption(parser):

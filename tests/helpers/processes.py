@@ -1,0 +1,31 @@
+"""Programs in fresh interpreters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import rmsprop_gpu
+
+PACKAGE = Path(rmsprop_gpu.__file__).parent
+
+
+def start(code, path=PACKAGE.parent, **environment):
+    """A fresh interpreter that runs this code, on the package in this folder."""
+    env = {**os.environ, "PYTHONPATH": str(path), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process):
+    """What it printed; it must have ended well and without a warning."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert err == ""
+    return out.strip()
+
+
+def run(code, path=PACKAGE.parent, **environment):
+    """What a fresh interpreter prints."""
+    return ended(start(code, path, **environment))
