@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from paths import ROOT
@@ -16,6 +17,7 @@ from rmsprop_gpu import cli
 from rmsprop_gpu.cli import main
 from rmsprop_gpu.demo import train
 from rmsprop_gpu.demo.train import Run
+from rmsprop_gpu.kernels import disk
 
 COMMAND = (sys.executable, "-m", "rmsprop_gpu")
 
@@ -256,6 +258,7 @@ def test_ctrl_c_before_the_first_epoch(monkeypatch, capsys):
 def test_info_needs_no_extra_and_loads_no_cuda():
     program = """
 import sys
+from pathlib import Path
 for name in ("sklearn", "rich", "matplotlib", "cupy"):
     sys.modules[name] = None
 from rmsprop_gpu.cli import main
@@ -274,6 +277,7 @@ sys.exit(status)
     assert rows["backend cpu"] == rmsprop_gpu.available_backends()["cpu"]
     assert rows["backend cuda"].startswith("not available: CuPy, which holds the arrays, is not installed; install")
     assert (rows["threads"], rows["threading layer"]) == ("2", "workqueue")
+    assert rows["kernels on disk"].startswith(os.environ["RMSPROP_GPU_CACHE_DIR"])
 
 
 def test_info_survives_threads_that_do_not_start():
@@ -288,6 +292,42 @@ def test_info_takes_a_parallel_step(monkeypatch, capsys):
     assert main(["info"]) == 0
     assert sizes[0] >= 32_768  # from here on a step is parallel
     assert "threading layer" in capsys.readouterr().out
+
+
+def test_the_cache_is_shown_and_cleared(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "not yet" / "there"
+    monkeypatch.setenv("RMSPROP_GPU_CACHE_DIR", str(folder))
+    assert main(["cache"]) == 0
+    assert capsys.readouterr().out == f"{folder}: 0 kernels, 0.0 MiB of at most 128.0 MiB\n"
+    disk.write("one", bytes(1 << 20))
+    disk.write("two", bytes(1 << 19))
+    (folder / "theirs").touch()
+    assert main(["cache"]) == 0
+    assert capsys.readouterr().out == f"{folder}: 2 kernels, 1.5 MiB of at most 128.0 MiB\n"
+    assert main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out == f"2 kernels deleted from {folder}, 1.5 MiB\n"
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    monkeypatch.setenv("RMSPROP_GPU_CACHE", "0")
+    assert main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out == "off (RMSPROP_GPU_CACHE=0): nothing to delete\n"
+
+
+def test_a_cache_that_cannot_be_written_to_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main(["cache"]) == 0
+    assert capsys.readouterr().out.endswith("; it cannot be written to\n")
+
+
+def test_a_cache_that_cannot_be_cleared_is_an_error(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("RMSPROP_GPU_CACHE_DIR", str(tmp_path))
+    disk.write("one", b"code")
+
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", "a kernel")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert main(["cache", "--clear"]) == 1
+    assert capsys.readouterr().err == "rmsprop-gpu: [Errno 13] Permission denied: 'a kernel'\n"
 
 
 def test_version_and_help(capsys):

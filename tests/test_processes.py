@@ -1,27 +1,11 @@
-"""What only a process of its own can show: imports, time to the first step, threads, forks, stale kernels."""
+"""What only a process of its own can show: imports, threads, forks, interrupts, memory."""
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-import rmsprop_gpu
-
-PACKAGE = Path(rmsprop_gpu.__file__).parent
-
-
-def run(code, path=PACKAGE.parent, **environment):
-    """What a fresh interpreter prints."""
-    env = {**os.environ, "PYTHONPATH": str(path), **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=path, env=env, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    return done.stdout.strip()
+from processes import run
 
 
 def layers():
@@ -37,6 +21,19 @@ def layers():
 @pytest.fixture(params=layers())
 def layer(request):
     return request.param
+
+
+@pytest.fixture(params=["compiled", "from disk"])
+def prints(request, tmp_path):
+    """What a program prints: one that compiles its kernels, or one that finds on disk what another has compiled."""
+
+    def prints(code, **environment):
+        if request.param == "compiled":
+            return run(code, RMSPROP_GPU_CACHE="0", **environment)
+        run(code, RMSPROP_GPU_CACHE_DIR=str(tmp_path), **environment)
+        return run(code, RMSPROP_GPU_CACHE_DIR=str(tmp_path), **environment)
+
+    return prints
 
 
 def test_import_loads_no_gpu_library():
@@ -69,8 +66,8 @@ print(numba.threading_layer())
 """
 
 
-def test_optimizers_step_in_many_threads_at_a_time(layer):
-    assert run(THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == layer
+def test_optimizers_step_in_many_threads_at_a_time(layer, prints):
+    assert prints(THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == layer
 
 
 FORK = """
@@ -110,9 +107,9 @@ assert stepped(5, opt, param) == want
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_child_steps(layer):
+def test_a_forked_child_steps(layer, prints):
     # Numba's TBB layer prints at each fork that it could not end its threads; our child needs none.
-    assert run(FORK, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2").splitlines()[0] == layer
+    assert prints(FORK, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2").splitlines()[0] == layer
 
 
 def test_a_fork_during_a_compilation_does_not_hang():
@@ -132,23 +129,7 @@ while thread.is_alive() or not children:
     time.sleep(0.1)
 assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
 """
-    run(code)
-
-
-def test_no_stale_kernel_after_an_edit_of_the_rule(tmp_path):
-    shutil.copytree(PACKAGE, tmp_path / "rmsprop_gpu", ignore=shutil.ignore_patterns("__pycache__"))
-    code = """
-import numpy as np, rmsprop_gpu
-param = np.zeros(3)
-rmsprop_gpu.RMSProp(param, lr=1.0, alpha=0.0, eps=0.0).step(np.ones(3))
-print(param[0])
-"""
-    assert run(code, tmp_path) == "-1.0"
-    rule = tmp_path / "rmsprop_gpu" / "kernels" / "rule.py"
-    text = rule.read_text()
-    assert text.count("else fma(-s.lr, step, p)") == 1
-    rule.write_text(text.replace("else fma(-s.lr, step, p)", "else fma(-s.lr, step + step, p)"))
-    assert run(code, tmp_path) == "-2.0"
+    run(code, RMSPROP_GPU_CACHE="0")
 
 
 def test_ctrl_c_leaves_no_half_step():

@@ -33,6 +33,8 @@ two = pytest.mark.skipif("__import__('devices').device_count() < 2", reason="nee
 
 
 def clear(cuda, monkeypatch):
-    """Let the device's kernels be compiled anew, and leave those that were."""
-    kept = {k: v for k, v in compiling._compiled.items() if k[0].__module__ != cuda.__name__}
+    """Let the device's kernels be compiled anew, and kept nowhere; leave those that were."""
+    theirs = {cuda.__name__, "rmsprop_gpu.kernels.cuda_code"}
+    kept = {key: made for key, made in compiling._compiled.items() if key[0].__module__ not in theirs}
     monkeypatch.setattr(compiling, "_compiled", kept)
+    monkeypatch.setenv("RMSPROP_GPU_CACHE", "0")

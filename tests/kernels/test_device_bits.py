@@ -255,7 +255,9 @@ def test_another_rounding_is_found(old, new, cuda, monkeypatch, rng):
 
 def test_fast_math_is_found(cuda, monkeypatch, rng):
     """It takes subnormal numbers for 0, and divides and takes roots by approximation."""
-    monkeypatch.setattr(cuda, "_compile", lambda make, variant, D: cuda.target.jit(make(variant, D), fastmath=True))
+    from rmsprop_gpu.kernels import cuda_code
+
+    monkeypatch.setattr(cuda_code, "jitted", lambda make, *key: cuda.target.jit(make(*key), fastmath=True))
     clear(cuda, monkeypatch)
     assert_found(Variant(), rng)
 

@@ -7,7 +7,7 @@ from variants import bits
 
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.hyper import scalars
-from rmsprop_gpu.kernels import compiling, cuda
+from rmsprop_gpu.kernels import cuda
 from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.kernels.table import PARAM, SQUARE_AVG
 from rmsprop_gpu.steps import resident
@@ -160,7 +160,7 @@ def test_a_kernel_is_compiled_once_for_all_optimizers_and_devices():
     for _ in range(2):
         RMSProp(arrays(0), momentum=0.25).step(arrays(1))
     assert cuda.kernels(variant, dtype, 0) == first
-    kernel = compiling.once(cuda._compile, cuda.make_update_kernel, variant, F4)
+    kernel = cuda.functions(variant, dtype, 0)["update_kernel"]
     assert len(kernel.overloads) == 1
 
 
