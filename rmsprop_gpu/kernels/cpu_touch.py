@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .cpu import UNIT, driven, items_of, parts_of
 from .cpu_code import address
+from .cpu_drive import driven, items_of, parts_of
 from .cpu_prepare import kernel
 from .intrinsics import HOST, memory
 
@@ -45,5 +45,5 @@ def touch(sizes: Sequence[int], spans: Sequence[tuple[int, int]]) -> None:
     if parts_of(sum(sizes)) == 1:
         return
     block = np.array(spans, np.int64)
-    run = driven([], [items_of(address(_make_touch_kernel), block.ctypes.data, sizes)], UNIT, np.zeros(1, np.int64))
-    run()
+    work = items_of(address(_make_touch_kernel), block.ctypes.data, sizes)
+    driven([], [work], np.zeros(1, np.int64))()

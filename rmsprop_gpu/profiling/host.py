@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numba import njit, prange
 
-from ..kernels import cpu
+from ..kernels import cpu, cpu_drive
 from ..kernels.compiling import in_forked_child, once
 from ..kernels.intrinsics import fma
 from ..kernels.rule import Variant, inline
@@ -110,14 +110,14 @@ class HostProbe:
         """Operations a second, as fma of type T on all threads."""
         loop = once(_make_fma_loop, T, not in_forked_child())  # a child has lost its parent's threads
         x, rounds = np.ones((PARTS, WIDTH), T), 20
-        with nullcontext() if in_forked_child() else cpu.in_parallel:
+        with nullcontext() if in_forked_child() else cpu_drive.in_parallel:
             run = partial(loop, x, rounds, T(0.5), T(0.5))
             _, seconds = self.step(lambda: run, max(repeats, SOME), nullcontext())
         return 2 * DEPTH * rounds * x.size / min(seconds)
 
     def facts(self, batch: Batch) -> dict[str, Any]:
         """How the work of a batch is cut."""
-        return {"chunks": cpu.pieces(batch.sizes), "grid": None, "block": None, "code": None}
+        return {"chunks": cpu_drive.pieces(batch.sizes), "grid": None, "block": None, "code": None}
 
 
 def _processor() -> str:

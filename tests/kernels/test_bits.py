@@ -6,7 +6,7 @@ import pytest
 from variants import EVERY, arguments, cover, name, random_problem
 
 from rmsprop_gpu import AdaGrad, RMSProp
-from rmsprop_gpu.kernels import cpu
+from rmsprop_gpu.kernels import cpu_drive
 from rmsprop_gpu.kernels.table import chunk_list
 
 VARIANTS = list(dict.fromkeys([EVERY[0], *cover(2)[:4], max(EVERY, key=sum)]))
@@ -52,16 +52,16 @@ def variant(request):
 @pytest.mark.parametrize("unit", [1, 7, 1000, 10**9])
 def test_wherever_a_tensor_may_be_cut(variant, dtype, unit, monkeypatch):
     want = result(variant, dtype)
-    monkeypatch.setattr(cpu, "UNIT", unit)
-    monkeypatch.setattr(cpu, "parts_of", lambda size: 100)
+    monkeypatch.setattr(cpu_drive, "UNIT", unit)
+    monkeypatch.setattr(cpu_drive, "parts_of", lambda size: 100)
     assert_same(result(variant, dtype), want)
 
 
 @pytest.mark.parametrize("parts", [1, 3, 1000])
 def test_any_number_of_parts_and_threads(variant, dtype, parts, monkeypatch):
-    monkeypatch.setattr(cpu, "SERIAL_BELOW", 10**9)
+    monkeypatch.setattr(cpu_drive, "SERIAL_BELOW", 10**9)
     want = result(variant, dtype)
-    monkeypatch.setattr(cpu, "parts_of", lambda size: parts)
+    monkeypatch.setattr(cpu_drive, "parts_of", lambda size: parts)
     most = numba.get_num_threads()
     try:
         for threads in range(1, most + 1):
@@ -83,14 +83,14 @@ def test_one_array_or_its_pieces(variant, dtype):
 
 def test_a_tensor_left_out_is_found(monkeypatch):
     want = result(VARIANTS[0], np.float32)
-    whole = cpu.shares
+    whole = cpu_drive.shares
 
     def short(sizes, parts, unit):
         bounds = whole(sizes, parts, unit)
         bounds[-1, 0] -= 1
         return bounds
 
-    monkeypatch.setattr(cpu, "shares", short)
+    monkeypatch.setattr(cpu_drive, "shares", short)
     with pytest.raises(AssertionError):
         assert_same(result(VARIANTS[0], np.float32), want)
 

@@ -12,7 +12,7 @@ import platformdirs
 import pytest
 from processes import PACKAGE, ended, run, start
 
-from rmsprop_gpu.kernels import compiling, cpu, cpu_code, disk, rule
+from rmsprop_gpu.kernels import compiling, cpu, cpu_code, cpu_drive, disk, rule
 from rmsprop_gpu.kernels.rule import Variant
 
 # A step of each of these kinds, and how much Numba compiled for it.
@@ -141,10 +141,10 @@ def test_a_key_tells_everything_apart(here):
         key(),
         key(variant=Variant(momentum=True)),
         key(dtype=np.float64),
-        key(make=cpu._make_driver),
+        key(make=cpu_drive._make_driver),
         key(target=("cuda",)),
-        disk.key_of(("cpu",), cpu._make_driver, True),
-        disk.key_of(("cpu",), cpu._make_driver, False),
+        disk.key_of(("cpu",), cpu_drive._make_driver, True),
+        disk.key_of(("cpu",), cpu_drive._make_driver, False),
     ]
     assert None not in keys
     assert len(set(keys)) == len(keys)

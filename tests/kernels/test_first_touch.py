@@ -7,7 +7,7 @@ import pytest
 from processes import run
 
 from rmsprop_gpu import RMSProp
-from rmsprop_gpu.kernels import cpu, cpu_touch
+from rmsprop_gpu.kernels import cpu_drive, cpu_touch
 
 # Page faults of each thread, of two, while something is done with an optimizer over 4 Mi elements.
 FAULTS = """
@@ -81,15 +81,15 @@ def test_a_state_that_is_loaded_is_touched_by_both_before():
 @pytest.mark.parametrize("hyper", [{"initial_scale": 1.0}, {"use_ema": True}, {"initial_scale": 0.5, "momentum": 0.9}])
 def test_it_is_touched_by_the_shares_of_a_step(hyper, monkeypatch):
     """In the order of the batches, which is not that of the parameters."""
-    asked, shares = [], cpu.shares
-    monkeypatch.setattr(cpu, "shares", lambda sizes, *a: asked.append((sizes.tolist(), *a)) or shares(sizes, *a))
-    monkeypatch.setattr(cpu, "get_num_threads", lambda: 2)
+    asked, shares = [], cpu_drive.shares
+    monkeypatch.setattr(cpu_drive, "shares", lambda sizes, *a: asked.append((sizes.tolist(), *a)) or shares(sizes, *a))
+    monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: 2)
     params = [np.ones(20_000, np.float32), np.ones(30_000), np.ones(0, np.float32), np.ones(11_111, np.float32)]
     opt = RMSProp(params, **hyper)
     touched = asked.pop()
     assert not asked
     opt.step([np.ones_like(p) for p in params])
-    assert asked[-1] == touched == ([20_000, 0, 11_111, 30_000], 2, cpu.UNIT)
+    assert asked[-1] == touched == ([20_000, 0, 11_111, 30_000], 2, cpu_drive.UNIT)
 
 
 @pytest.mark.parametrize("hyper", [{"initial_scale": 2.0}, {"initial_scale": 2.0, "momentum": 0.5, "centered": True}])
@@ -106,7 +106,7 @@ def test_a_touch_writes_nowhere_else(hyper, monkeypatch):
 @pytest.mark.parametrize("itemsize", [4, 8])
 @pytest.mark.parametrize("offset", [0, 3])
 def test_every_page_is_written_to_once_and_no_byte_beyond(itemsize, offset, monkeypatch):
-    monkeypatch.setattr(cpu, "SERIAL_BELOW", 0)
+    monkeypatch.setattr(cpu_drive, "SERIAL_BELOW", 0)
     memory = np.full(100_000, 7, np.uint8)
     base = memory.ctypes.data
     start = offset * itemsize

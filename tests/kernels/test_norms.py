@@ -9,7 +9,7 @@ from norms_by_hand import in_lanes, norm_of, squares_in_lanes, sum_of_squares
 from on_either import ALL, DTYPES, F4, F8, SIZES, copies, draw, everything, flat, mixed, mixed_grads, on
 
 from rmsprop_gpu import RMSProp
-from rmsprop_gpu.kernels import cpu
+from rmsprop_gpu.kernels import cpu_drive
 
 SEEDS = (1, 6, 12, 16)  # of draws in which the order shows
 
@@ -121,7 +121,7 @@ def test_the_same_bits_whatever_the_chunks_and_threads(geometry, threads, monkey
 
     want, most = result(), numba.get_num_threads()
     for name, value in geometry.items():
-        monkeypatch.setattr(cpu, name, value)
+        monkeypatch.setattr(cpu_drive, name, value)
     try:
         numba.set_num_threads(min(threads, most))
         assert result() == want

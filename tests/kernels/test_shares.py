@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 from rmsprop_gpu import RMSProp
-from rmsprop_gpu.kernels import cpu
+from rmsprop_gpu.kernels import cpu_drive
 from rmsprop_gpu.kernels.norms import BLOCK
 
 SHAPES = json.loads((ROOT / "benchmarks" / "shapes.json").read_text())
@@ -30,7 +30,7 @@ THREADS = range(1, 193)
 def elements(sizes, parts, unit):
     """The elements of each part."""
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    bounds = cpu.shares(np.array(sizes, np.int64), parts, unit)
+    bounds = cpu_drive.shares(np.array(sizes, np.int64), parts, unit)
     return np.diff(starts[bounds[:, 0]] + bounds[:, 1])
 
 
@@ -40,7 +40,7 @@ def test_no_thread_has_much_more_than_its_share(model):
     most = 1.05 if total >= 5_000_000 else 1.15
     assert total >= 700_000
     for threads in THREADS:
-        assert elements(SIZES[model], threads, cpu.UNIT).max() <= most * total / threads
+        assert elements(SIZES[model], threads, cpu_drive.UNIT).max() <= most * total / threads
 
 
 @pytest.mark.parametrize("model", SIZES)
@@ -55,7 +55,7 @@ def test_partial_sums_are_shared_to_a_block(model):
 def test_every_element_has_one_part_and_so_has_a_tensor_without(parts, unit):
     sizes = np.array([0, 1, 63, 64, 65, 0, 0, 5000, 12_345, 1, 0])
     seen, starts = [np.zeros(size, int) for size in sizes], np.zeros(len(sizes), int)
-    bounds = cpu.shares(sizes, parts, unit)
+    bounds = cpu_drive.shares(sizes, parts, unit)
     for (first, begin), (last, end) in pairwise(bounds):
         for k in range(first, last + (end > 0)):
             start, stop = begin if k == first else 0, end if k == last else sizes[k]
@@ -66,12 +66,12 @@ def test_every_element_has_one_part_and_so_has_a_tensor_without(parts, unit):
     assert (starts == 1).all()  # whoever has its start counts the step of a tensor
 
 
-@pytest.mark.parametrize(("hyper", "units"), [({}, [cpu.UNIT]), ({"clipnorm": 1.0}, [BLOCK, cpu.UNIT])])
+@pytest.mark.parametrize(("hyper", "units"), [({}, [cpu_drive.UNIT]), ({"clipnorm": 1.0}, [BLOCK, cpu_drive.UNIT])])
 def test_a_step_is_shared_so(hyper, units, monkeypatch):
     """Also after the number of threads has changed; what is small is for one thread."""
-    asked, shares, threads = [], cpu.shares, 24
-    monkeypatch.setattr(cpu, "shares", lambda *a: asked.append(a[1:]) or shares(*a))
-    monkeypatch.setattr(cpu, "get_num_threads", lambda: threads)
+    asked, shares, threads = [], cpu_drive.shares, 24
+    monkeypatch.setattr(cpu_drive, "shares", lambda *a: asked.append(a[1:]) or shares(*a))
+    monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: threads)
     param, small = np.ones(40_000, np.float32), np.ones(30_000, np.float32)
     opt = RMSProp(param, **hyper)
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_a_step_is_shared_so(hyper, units, monkeypatch):
 
 
 def test_pieces_are_the_calls_of_a_kernel(monkeypatch):
-    monkeypatch.setattr(cpu, "get_num_threads", lambda: 3)
-    assert cpu.pieces([100_000, 50_000, 150_000]) == 4  # shares meet behind the first, and within the last
-    assert cpu.pieces([100_000, 100_000, 100_000]) == 3
-    assert cpu.pieces([10, 20]) == 2
+    monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: 3)
+    assert cpu_drive.pieces([100_000, 50_000, 150_000]) == 4  # shares meet behind the first, and within the last
+    assert cpu_drive.pieces([100_000, 100_000, 100_000]) == 3
+    assert cpu_drive.pieces([10, 20]) == 2

@@ -9,7 +9,7 @@ from variants import bits
 
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.arrays.layout import address_of
-from rmsprop_gpu.kernels import cpu
+from rmsprop_gpu.kernels import cpu_drive
 from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.profiling import annotate, machine_code, profile
 from rmsprop_gpu.profiling.double import PAGE, double_of
@@ -75,7 +75,7 @@ def test_the_report_says_what_a_step_launches(module):
 @pytest.mark.parametrize(("threads", "chunks"), [(1, 2), (3, 4)])
 def test_chunks_are_those_of_the_launch(threads, chunks, monkeypatch):
     """On the CPU a kernel is called once for each tensor, and once more where two threads share one."""
-    monkeypatch.setattr(cpu, "parts_of", lambda size: threads)
+    monkeypatch.setattr(cpu_drive, "parts_of", lambda size: threads)
     params, grads = [np.ones(40_000), np.ones(0)], [np.ones(40_000), None]
     (launch,) = profile(AdaGrad(params), grads, repeats=1).launches
     assert (launch.chunks, launch.grid, launch.block, launch.code) == (chunks, None, None, None)
