@@ -13,7 +13,8 @@ from devices import MODULES, why_no_gpu  # noqa: E402
 
 def pytest_configure(config):
     """Keep compiled kernels beside pytest's own files, for all its processes and for the next run."""
-    os.environ.setdefault("RMSPROP_GPU_CACHE_DIR", str(config.cache.mkdir("kernels")))
+    if config.pluginmanager.hasplugin("cacheprovider"):
+        os.environ.setdefault("RMSPROP_GPU_CACHE_DIR", str(config.cache.mkdir("kernels")))
 
 
 def pytest_addoption(parser):

@@ -69,7 +69,7 @@ def handle(make: Any, *arguments: Any, device: int) -> Any:
 def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], device: int) -> tuple[Any, object]:
     """The handle, and what has to live as long; from disk, else compiled, once an architecture, and kept there."""
     kernel = once(jitted, make, *arguments)
-    name = disk.key_of(_target(kernel), make, *arguments)
+    name = _key(kernel, make, arguments)
     kept = disk.read(name)
     if kept is not None:
         entry, _, code = kept.partition(_END)
@@ -85,6 +85,13 @@ def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], device: int) -> tup
     if name is not None:
         disk.write(name, made.entry_name.encode() + _END + library.get_cubin().code)
     return loaded, kernel
+
+
+def _key(kernel: Any, make: Any, arguments: tuple[Any, ...]) -> str | None:
+    try:
+        return disk.key_of(_target(kernel), make, *arguments)
+    except Exception:  # a library that is not found, say: then it is not known what a kernel is compiled by
+        return None
 
 
 def _target(kernel: Any) -> tuple[object, ...]:
