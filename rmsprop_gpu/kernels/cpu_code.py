@@ -6,6 +6,7 @@ import pickle
 import secrets
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import llvmlite
@@ -19,39 +20,19 @@ from numba.core.serialize import dumps
 
 from . import disk
 from .compiling import once
-
-# Settings of Numba that change no code of ours; any other may.
-_INERT = {
-    "CACHE_DIR",
-    "CACHE_LOCATOR_CLASSES",
-    "COLOR_SCHEME",
-    "FULL_TRACEBACKS",
-    "FUNCTION_CACHE_SIZE",
-    "NUMBA_DEFAULT_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "THREADING_LAYER",
-    "THREADING_LAYER_PRIORITY",
-}
-
-
-def settings() -> list[tuple[str, str]]:
-    """Numba's settings that may change what it compiles for the CPU."""
-    return sorted(
-        (name, repr(value))
-        for name, value in vars(config).items()
-        if name.isupper() and name not in _INERT and not name.startswith("CUDA_")
-    )
+from .fingerprint import settings
 
 
 def _target() -> tuple[object, ...]:
     versions = numba.__version__, llvmlite.__version__, np.__version__, sys.version
-    return ("cpu", *versions, cpu_target.target_context.codegen().magic_tuple(), settings())
+    return ("cpu", *versions, cpu_target.target_context.codegen().magic_tuple(), settings(config, without="CUDA_"))
 
 
 def unique(function: Any) -> Any:
-    """The function under a name that no other process gives to any.
+    """The function under a name of its own, by chance.
 
-    Code from many processes is linked into one by its names, and Numba's are the same for all that a maker makes.
+    Machine code from several processes is linked into one by its names, and Numba gives the first kernel that a process
+    compiles the same name in each.
     """
     function.__qualname__ += f"_{secrets.token_hex(8)}"
     return function
@@ -82,7 +63,8 @@ def _kept_or_compiled(take: Any, load: Any, make: Any, *key: Any) -> tuple[Any, 
     compiled = once(make, *key)
     taken, reduced = take(compiled)
     if name is not None:
-        disk.write(name, dumps(reduced()))
+        with suppress(Exception):  # what Numba does not know how to store
+            disk.write(name, dumps(reduced()))
     return taken, compiled
 
 

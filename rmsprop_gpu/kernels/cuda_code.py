@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import cuda.bindings
@@ -21,22 +22,9 @@ from numba.cuda.core import config
 
 from . import disk
 from .compiling import once
+from .fingerprint import settings
 
 _END = b"\0"  # of the name of a kernel, behind which its code stands
-
-# Settings of numba-cuda that change no code; any other may.
-_INERT = {
-    "CACHE_DIR",
-    "CACHE_LOCATOR_CLASSES",
-    "COLOR_SCHEME",
-    "CUDA_LOG_LEVEL",
-    "CUDA_PER_THREAD_DEFAULT_STREAM",
-    "FULL_TRACEBACKS",
-    "NUMBA_DEFAULT_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "THREADING_LAYER",
-    "THREADING_LAYER_PRIORITY",
-}
 
 
 def signature(function: Any) -> tuple[Any, ...]:
@@ -83,7 +71,8 @@ def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], device: int) -> tup
     library = made._codelibrary
     loaded = library.get_cufunc().kernel
     if name is not None:
-        disk.write(name, made.entry_name.encode() + _END + library.get_cubin().code)
+        with suppress(Exception):  # whatever the linker has kept of it
+            disk.write(name, made.entry_name.encode() + _END + library.get_cubin().code)
     return loaded, kernel
 
 
@@ -105,10 +94,9 @@ def _target(kernel: Any) -> tuple[object, ...]:
         cuda.bindings.__version__,
         sys.version,
     )
-    settings = sorted((name, repr(x)) for name, x in vars(config).items() if name.isupper() and name not in _INERT)
     options = sorted((name, repr(x)) for name, x in kernel.targetoptions.items())
     capability = numba.cuda.get_current_device().compute_capability
-    return ("cuda", *versions, tuple(capability), _library("nvvm"), _linker(kernel), options, settings)
+    return ("cuda", *versions, tuple(capability), _library("nvvm"), _linker(kernel), options, settings(config))
 
 
 def _linker(kernel: Any) -> object:

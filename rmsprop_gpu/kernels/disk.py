@@ -1,13 +1,15 @@
-"""Compiled kernels on disk: machine code, found by all that it was made from and for.
+"""Compiled kernels on disk: files of machine code, each found by everything that the code depends on.
 
-Nothing here raises. What is not there, damaged, foreign or of another make counts as not kept, and is compiled; a
-folder that cannot be written to is none. In a file stand a mark, a hash of what follows, the key and the code.
+To read and to write never raise. A file that is missing, damaged, somebody else's or for another key counts as none,
+and the kernel is compiled; what cannot be written is not kept. A file holds a mark, a hash of the rest, the key and the
+code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -16,27 +18,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-LIMIT = 128 << 20  # bytes in all; the files used longest ago go first
+from .fingerprint import fingerprint
+
+LIMIT = 128 << 20  # bytes in all; the files used longest ago are deleted first
 ABANDONED = 3600  # seconds after which what a killed process was writing is deleted
 
 _MARK = b"rmsprop_gpu kernel 1\n"
-_KEPT, _PART = ".kernel", ".part"
+_KEPT = re.compile(r"[0-9a-f]{64}\.kernel")
+_PREFIX, _PART = "rmsprop_gpu-", re.compile(r"rmsprop_gpu-\w+\.part")
 _HASH = 32  # bytes
 
 # All that compiles, and what it is compiled from.
 PACKAGE = Path(__file__).parents[1]
 SOURCES = ("kernels/*.py", "arrays/dtypes.py", "steps/headers.py", "profiling/host.py", "profiling/device.py")
-
-
 FILES = sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))
-
-
-def _stamps() -> list[tuple[str, int, int]]:
-    """What changes with an edit of the sources."""
-    stats = [(path, path.stat()) for path in FILES]
-    return [(path.name, found.st_mtime_ns, found.st_size) for path, found in stats]
 
 
 def _hash_of_sources() -> str:
@@ -49,18 +46,9 @@ def _hash_of_sources() -> str:
 
 
 try:
-    # Taken when they are imported: what is edited later is not what this process runs.
-    STAMPS, SOURCE = _stamps(), _hash_of_sources()
-except OSError:  # no files, as in a zip
-    STAMPS, SOURCE = [], ""
-
-
-def _is_edited() -> bool:
-    """Do the sources differ from those that were imported? Then nobody knows which of them a function is from."""
-    try:
-        return not STAMPS or _stamps() != STAMPS
-    except OSError:
-        return True
+    SOURCE = _hash_of_sources() if FILES else ""
+except OSError:
+    SOURCE = ""  # no files, as in a zip
 
 
 def folder() -> Path | None:
@@ -69,13 +57,14 @@ def folder() -> Path | None:
         return None
     named = os.environ.get("RMSPROP_GPU_CACHE_DIR")
     if named:
-        return Path(named)
+        return Path(named).absolute()
     import platformdirs
 
     try:
-        return platformdirs.user_cache_path("rmsprop_gpu", appauthor=False) / "kernels"
-    except RuntimeError:  # nobody's home
+        found = platformdirs.user_cache_path("rmsprop_gpu", appauthor=False) / "kernels"
+    except RuntimeError:
         return None
+    return found if found.is_absolute() else None  # it is not where a user has no home
 
 
 def key_of(target: object, make: FunctionType, *arguments: object) -> str | None:
@@ -84,24 +73,26 @@ def key_of(target: object, make: FunctionType, *arguments: object) -> str | None
     `target` is what it is compiled by and for.
     """
     said = [_said(x) for x in (make, *arguments)]
-    if None in said or folder() is None or _is_edited():
+    if None in said or not SOURCE or folder() is None:
         return None
-    return repr((SOURCE, said, target))
+    makers = [x for x in (make, *arguments) if isinstance(x, FunctionType)]
+    variants = [type(x) for x in arguments if isinstance(x, tuple)]  # what their properties say counts too
+    return repr((SOURCE, fingerprint(*makers, *variants), said, target))
 
 
 def _said(x: object) -> str | None:
-    """An argument in words; None for a function that is not one of ours as it stands in the sources."""
+    """An argument in words; None for what has none, as a function that does not stand in the sources."""
     if isinstance(x, type):
         return f"{x.__module__}.{x.__qualname__}"
-    if not isinstance(x, FunctionType):
-        return repr(x)
-    home = sys.modules.get(x.__module__)
-    mine = home and Path(getattr(home, "__file__", None) or "") in FILES and vars(home).get(x.__name__) is x
-    return f"{x.__module__}.{x.__name__}" if mine else None
+    if isinstance(x, FunctionType):
+        home = sys.modules.get(x.__module__)
+        mine = home and Path(getattr(home, "__file__", None) or "") in FILES and vars(home).get(x.__name__) is x
+        return f"{x.__module__}.{x.__name__}" if mine else None
+    return repr(x) if isinstance(x, (bool, int, str, tuple)) else None  # a Variant is a tuple of bools
 
 
 def _path(directory: Path, key: str) -> Path:
-    return directory / (hashlib.sha256(key.encode()).hexdigest() + _KEPT)
+    return directory / f"{hashlib.sha256(key.encode()).hexdigest()}.kernel"
 
 
 def _head(key: str, code: bytes) -> bytes:
@@ -135,7 +126,7 @@ def read(key: str | None) -> bytes | None:
 
 def _is_ours(found: os.stat_result) -> bool:
     """Is it a file that this user owns and nobody else may write to? What it holds is run."""
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(found.st_mode) or found.st_size > LIMIT:
         return False
     return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
 
@@ -147,7 +138,7 @@ def write(key: str | None, code: bytes) -> None:
         return
     with suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(suffix=_PART, dir=directory)
+        handle, part = tempfile.mkstemp(prefix=_PREFIX, suffix=".part", dir=directory)
         try:
             with open(handle, "wb") as file:
                 file.write(_head(key, code))
@@ -163,23 +154,25 @@ class _File(NamedTuple):
     used: float  # seconds since the epoch
     size: int
     path: Path
+    part: bool  # of one that is being written
 
 
 def _files(directory: Path) -> Iterator[_File]:
-    """What we have written there."""
+    """What bears our names there; others' files are left alone."""
     for path in directory.iterdir():
-        if path.suffix in (_KEPT, _PART):
+        part = bool(_PART.fullmatch(path.name))
+        if part or _KEPT.fullmatch(path.name):
             with suppress(OSError):  # another process has deleted it
                 found = path.lstat()
                 if stat.S_ISREG(found.st_mode):
-                    yield _File(found.st_mtime, found.st_size, path)
+                    yield _File(found.st_mtime, found.st_size, path, part)
 
 
 def _prune(directory: Path) -> None:
     total, now = 0, time.time()
     for file in sorted(_files(directory), reverse=True):
         total += file.size
-        if total > LIMIT or (file.path.suffix == _PART and now - file.used > ABANDONED):
+        if total > LIMIT or (file.part and now - file.used > ABANDONED):
             with suppress(OSError):
                 file.path.unlink()
 
@@ -194,7 +187,7 @@ class Usage(NamedTuple):
 def usage() -> Usage:
     """What is kept."""
     files = _all_files()
-    return Usage(sum(file.path.suffix == _KEPT for file in files), sum(file.size for file in files))
+    return Usage(sum(not file.part for file in files), sum(file.size for file in files))
 
 
 def clear() -> Usage:
@@ -211,7 +204,7 @@ def clear() -> Usage:
     return was
 
 
-def _all_files() -> list[Any]:
+def _all_files() -> list[_File]:
     directory = folder()
     try:
         return list(_files(directory)) if directory else []

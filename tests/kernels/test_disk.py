@@ -6,13 +6,14 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import platformdirs
 import pytest
 from processes import PACKAGE, ended, run, start
 
-from rmsprop_gpu.kernels import compiling, cpu, cpu_code, cpu_drive, disk, rule
+from rmsprop_gpu.kernels import compiling, cpu, cpu_code, cpu_drive, cpu_prepare, disk, intrinsics, norms, rule, table
 from rmsprop_gpu.kernels.rule import Variant
 
 # A step of each of these kinds, and how much Numba compiled for it.
@@ -183,10 +184,72 @@ def test_what_is_not_in_the_sources_is_not_kept(here, monkeypatch):
     assert key() is None  # default argument: that which stood there before
 
 
-def test_sources_that_were_edited_since_they_were_imported_are_not_trusted(here, monkeypatch):
-    assert key() is not None
-    monkeypatch.setattr(disk, "STAMPS", [(name, time - 1, size) for name, time, size in disk.STAMPS])
-    assert key() is None
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (norms, "SUM", 8),  # a constant
+        (cpu_prepare, "LANES", 64),
+        (table, "NORM", 3),
+        (cpu, "make_factors", lambda *_: None),  # a function that a maker calls
+        (rule, "fma", None),
+        (intrinsics, "_narrow", lambda *_: None),  # one behind many
+        (Variant, "prepared", property(lambda self: True)),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_whatever_a_maker_reaches_is_in_its_key(module, name, value, here, monkeypatch):
+    """As it is now: it may have been replaced, loaded again, or from a stale .pyc."""
+
+    def keys():
+        made = [(cpu._make_update_kernel, Variant(), np.float32, rule.make_rule)]
+        made += [(cpu_prepare.make_partials_kernel, Variant(norm=True), np.float32), (cpu_prepare.make_totals_kernel,)]
+        made += [(cpu_prepare.make_prepare_kernel, Variant(norm=True), np.float32)]
+        return [disk.key_of(("cpu",), *maker) for maker in made]
+
+    before = keys()
+    assert None not in before
+    assert keys() == before
+    monkeypatch.setattr(module, name, value)
+    assert keys() != before
+
+
+def test_a_kernel_of_a_stale_pyc_does_not_survive_it(tmp_path, kept):
+    """Python itself takes an old .pyc for a source of the same size and second; with it goes what it has compiled."""
+    shutil.copytree(PACKAGE, tmp_path / "rmsprop_gpu", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+import numpy as np, rmsprop_gpu
+param = np.zeros(3)
+rmsprop_gpu.RMSProp(param, lr=1.0, alpha=0.0, eps=0.0).step(np.ones(3))
+print(param[0])
+"""
+    writing = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": ""}
+    source = tmp_path / "rmsprop_gpu" / "kernels" / "rule.py"
+    assert run(code, tmp_path, **kept, **writing) == "-1.0"
+    before, text = source.stat(), source.read_text()
+    assert text.count("else fma(-s.lr, step, p)") == 1
+    source.write_text(text.replace("else fma(-s.lr, step, p)", "else fma(+s.lr, step, p)"))
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(code, tmp_path, **kept, **writing) == "-1.0"  # Python's own doing
+    for folder in (tmp_path / "rmsprop_gpu").rglob("__pycache__"):
+        shutil.rmtree(folder)
+    assert run(code, tmp_path, **kept, **writing) == "1.0"
+
+
+def test_settings_that_numba_reads_late_are_seen(kept):
+    """From the environment, which a program may change between its imports and its first step."""
+    late = "import os, rmsprop_gpu\nos.environ['NUMBA_OPT'] = '0'\n"
+    run(late + program("plain"), **kept)
+    assert run(program("plain"), **kept).startswith("True")
+    assert run(late + program("plain"), **kept).startswith("False")
+
+
+def test_the_processor_is_in_the_key(monkeypatch):
+    before = cpu_code._target()
+    codegen = cpu_code.cpu_target.target_context.codegen()
+    triple, name, features = codegen.magic_tuple()
+    for other in ((triple, "generic", features), (triple, name, features + ",-fma")):
+        monkeypatch.setattr(type(codegen), "magic_tuple", lambda self, other=other: other)
+        assert cpu_code._target() != before
 
 
 def test_eight_processes_at_once(kept):
@@ -326,16 +389,52 @@ def test_what_was_used_longest_ago_is_deleted_first(here, monkeypatch):
 
 
 def test_what_a_killed_process_was_writing_is_deleted(here):
-    for name, age in (("old.part", disk.ABANDONED + 60), ("new.part", 0)):
+    for name, age in (("rmsprop_gpu-old.part", disk.ABANDONED + 60), ("rmsprop_gpu-new.part", 0)):
         (here / name).write_bytes(b"half")
         then = os.stat(here).st_mtime - age
         os.utime(here / name, (then, then))
-    (here / "theirs").write_bytes(b"not ours")
     disk.write("a key", b"code")
-    assert {path.name for path in here.iterdir() if path.suffix != ".kernel"} == {"new.part", "theirs"}
+    assert {path.name for path in here.iterdir() if path.suffix != ".kernel"} == {"rmsprop_gpu-new.part"}
     disk.clear()
-    assert [path.name for path in here.iterdir()] == ["theirs"]
+    assert list(here.iterdir()) == []
     assert disk.usage() == (0, 0)
+
+
+def test_files_of_others_are_left_alone(here, monkeypatch):
+    """The folder may be named by mistake: what is not ours is neither counted nor deleted, however large or old."""
+    names = {"theirs", "film.mkv.part", "my.kernel", f"{'0' * 63}.kernel", f"{'0' * 64}.kernel.bak", "rmsprop_gpu-.txt"}
+    for name in names:
+        (here / name).write_bytes(bytes(1000))
+        os.utime(here / name, (1, 1))
+    monkeypatch.setattr(disk, "LIMIT", 500)
+    disk.write("a key", b"code")
+    disk.clear()
+    assert {path.name for path in here.iterdir()} == names
+    assert disk.usage() == (0, 0)
+
+
+def test_a_file_that_is_too_large_is_not_read(here):
+    disk.write("a key", b"code")
+    (path,) = here.iterdir()
+    os.truncate(path, 1 << 42)
+    assert disk.read("a key") is None
+
+
+def test_what_cannot_be_stored_is_no_reason_to_fail(here, monkeypatch):
+    def fail(*_):
+        raise TypeError("cannot be pickled")
+
+    monkeypatch.setattr(compiling, "_compiled", {})
+    monkeypatch.setattr(cpu_code, "dumps", fail)
+    assert cpu_code.address(cpu._make_update_kernel, Variant(), np.float32, rule.make_rule)
+    assert list(here.iterdir()) == []
+
+
+def test_there_is_no_cache_without_a_home(monkeypatch):
+    monkeypatch.delenv("RMSPROP_GPU_CACHE_DIR")
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/rmsprop_gpu"))
+    assert disk.folder() is None
+    assert key() is None
 
 
 def test_kernels_from_disk_can_be_looked_into(kept):
@@ -385,21 +484,31 @@ for kernel in opt.kernels().values():
 
 
 @pytest.mark.gpu
-def test_another_architecture_or_linker_is_another_cubin(monkeypatch):
+def test_another_architecture_or_library_is_another_cubin(monkeypatch):
     import numba.cuda
-    from cupy.cuda import runtime
 
     from rmsprop_gpu.kernels import cuda, cuda_code
 
     def target(**options):
         kernel = numba.cuda.jit(**options)(cuda.make_update_kernel(Variant(), np.float32))
-        return cuda_code._target(kernel)
+        return repr(cuda_code._target(kernel))
 
-    found = [target(), target(fastmath=True), target(max_registers=40)]
-    monkeypatch.setattr(cuda_code, "_linker", lambda kernel: "another")
-    found.append(target())
-    monkeypatch.undo()
-    monkeypatch.setattr(cuda_code.numba_cuda, "__version__", "0.0")
-    found.append(target())
-    assert len({repr(x) for x in found}) == len(found)
-    assert runtime.driverGetVersion() > 0
+    before = target()
+    assert target() == before
+    found = [before, target(fastmath=True), target(max_registers=40)]
+    device = SimpleNamespace(compute_capability=(8, 0))
+    for module, name, value in (
+        (cuda_code.numba.cuda, "get_current_device", lambda: device),
+        (cuda_code, "_library", lambda name: "another"),
+        (cuda_code, "_linker", lambda kernel: "another"),
+        (cuda_code.numba_cuda, "__version__", "0.0"),
+        (cuda_code.cuda.core, "__version__", "0.0"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, value)
+            found.append(target())
+    with monkeypatch.context() as patched:
+        patched.setenv("NUMBA_OPT", "1")
+        found.append(target())
+    assert len(set(found)) == len(found)
+    assert target() == before
