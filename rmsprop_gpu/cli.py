@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NoReturn
 
 import numba
@@ -123,8 +124,16 @@ def kept() -> str:
     if directory is None:
         return "off (RMSPROP_GPU_CACHE=0)" if os.environ.get("RMSPROP_GPU_CACHE") == "0" else "off: there is no home"
     said = f"{directory}: {found.kernels} kernels, {mebibytes(found.size)} of at most {mebibytes(disk.LIMIT)}"
-    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    return said if os.access(there, os.W_OK) else f"{said}; it cannot be written to"
+    return said if can_be_written(directory) else f"{said}; it cannot be written to"
+
+
+def can_be_written(directory: Path) -> bool:
+    """May files be made in this folder, or it be made where it is not there yet?"""
+    try:
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError:  # a folder above it that may not be searched
+        return False
 
 
 def mebibytes(size: int) -> str:

@@ -303,21 +303,35 @@ def test_the_cache_is_shown_and_cleared(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out == f"{folder}: 0 kernels, 0.0 MiB of at most 128.0 MiB\n"
     disk.write("one", bytes(1 << 20))
     disk.write("two", bytes(1 << 19))
-    (folder / "theirs").touch()
+    (folder / "theirs.part").touch()
     assert main(["cache"]) == 0
     assert capsys.readouterr().out == f"{folder}: 2 kernels, 1.5 MiB of at most 128.0 MiB\n"
     assert main(["cache", "--clear"]) == 0
     assert capsys.readouterr().out == f"2 kernels deleted from {folder}, 1.5 MiB\n"
-    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert [path.name for path in folder.iterdir()] == ["theirs.part"]
     monkeypatch.setenv("RMSPROP_GPU_CACHE", "0")
     assert main(["cache", "--clear"]) == 0
     assert capsys.readouterr().out == "off (RMSPROP_GPU_CACHE=0): nothing to delete\n"
 
 
-def test_a_cache_that_cannot_be_written_to_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert main(["cache"]) == 0
-    assert capsys.readouterr().out.endswith("; it cannot be written to\n")
+def test_a_cache_that_cannot_be_written_to_is_said(monkeypatch, capsys, tmp_path):
+    def said():
+        assert main(["cache"]) == 0
+        return capsys.readouterr().out
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("RMSPROP_GPU_CACHE_DIR", str(tmp_path / "kernels"))
+    assert not said().endswith("; it cannot be written to\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: False)
+        assert said().endswith("; it cannot be written to\n")
+    with monkeypatch.context() as patched:  # a folder above that may not be searched
+        patched.setattr(Path, "exists", refused)
+        assert said().endswith("; it cannot be written to\n")
+    (tmp_path / "kernels").touch()  # no folder
+    assert said().endswith("; it cannot be written to\n")
 
 
 def test_a_cache_that_cannot_be_cleared_is_an_error(monkeypatch, capsys, tmp_path):
