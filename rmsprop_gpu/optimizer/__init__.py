@@ -1,4 +1,4 @@
 """What users hold: RMSProp, AdaGrad and their functional forms, with groups, structure and the choice of a plan.
 
-It may import `state`, `conventions`, `steps` and what these stand on.
+`profiling`, `demo` and `cli` may import it; so does the package itself, which hands it to users.
 """

@@ -139,7 +139,7 @@ class Stateful:
         skipped = check_skipped(loaded, problems)
         problems.raise_any()
 
-        self._state.load(found)
+        self._state.load(found, fresh=self.steps == 0)
         self._steps[0] = int(loaded["steps"])
         self._outcome.load(skipped)
         self._groups.replace(groups)

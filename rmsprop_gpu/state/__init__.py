@@ -1,4 +1,4 @@
 """What an optimizer keeps, how it goes out and how it comes in, from other frameworks too.
 
-It may import `conventions`, `steps` and what these stand on.
+`optimizer` and whatever stands above it may import it.
 """

@@ -137,11 +137,15 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                         found.setdefault(i, {})[name] = array
         return found
 
-    def load(self, found: Mapping[int, Mapping[str, Array]]) -> None:
-        """Copy what `check` returned into the buffers where they lie; a buffer of ours that it lacks starts anew."""
+    def load(self, found: Mapping[int, Mapping[str, Array]], *, fresh: bool) -> None:
+        """Copy what `check` returned into the buffers where they lie; a buffer of ours that it lacks starts anew.
+
+        `fresh` says that no step has been taken yet, and so no page of them was written to where it should lie.
+        """
         wanted = [list(found.get(i, ())) for i in range(len(self))]
         self.ensure(wanted, [0.0] * len(self))
-        self._place({(i, name): x for i in found for name, x in self.buffers[i].items() if name in BUFFERS})
+        if fresh:
+            self._place({(i, name): x for i in found for name, x in self.buffers[i].items() if name in BUFFERS})
         for i, entry in found.items():
             with self._at(i):
                 for name, buffer in self.buffers[i].items():

@@ -8,6 +8,7 @@ from processes import run
 
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.kernels import cpu_drive, cpu_touch
+from rmsprop_gpu.state import buffers
 
 # Page faults of each thread, of two, while something is done with an optimizer over 4 Mi elements.
 FAULTS = """
@@ -104,7 +105,7 @@ def test_a_touch_writes_nowhere_else(hyper, monkeypatch):
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])
-@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("offset", [0, 3, 700])
 def test_every_page_is_written_to_once_and_no_byte_beyond(itemsize, offset, monkeypatch):
     monkeypatch.setattr(cpu_drive, "SERIAL_BELOW", 0)
     memory = np.full(100_000, 7, np.uint8)
@@ -118,3 +119,16 @@ def test_every_page_is_written_to_once_and_no_byte_beyond(itemsize, offset, monk
     assert set((base + zeros) // cpu_touch.PAGE) == set(
         range((base + start) // cpu_touch.PAGE, (base + start + size * itemsize - 1) // cpu_touch.PAGE + 1)
     )
+
+
+def test_a_state_that_steps_have_made_is_loaded_without_a_touch(monkeypatch):
+    """It lies where it should; and an interrupt must find no zeros in it."""
+    param = np.ones(100_000, np.float32)
+    opt = RMSProp(param)
+    saved, touched = opt.state_dict(), []
+    monkeypatch.setattr(buffers, "touch", lambda *_: touched.append(1))
+    opt.load_state_dict(saved)
+    assert touched == [1]
+    opt.step(param.copy())
+    opt.load_state_dict(opt.state_dict())
+    assert touched == [1]
