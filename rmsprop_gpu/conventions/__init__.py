@@ -1,4 +1,4 @@
 """Other frameworks' words, and ours as text: presets, and the update written out.
 
-It may import `hyper` and what that stands on.
+`state`, `optimizer` and whatever stands above them may import it; `steps` may not.
 """

@@ -1,4 +1,4 @@
-"""A small network that learns handwritten digits: the training, its oracle, its report.
+"""A small network that learns handwritten digits: the training, its oracle, its report, its command line.
 
-It may import everything but `cli`.
+Only `cli` may import it.
 """

@@ -34,13 +34,13 @@ _load, _ = memory(np.int64, HOST)
 
 
 class Norms(Protocol):
-    """What this backend needs to know of norms (batch.py)."""
+    """What this backend needs to know of norms (steps/batch.py)."""
 
     block: np.ndarray[Any, Any]
 
 
 class Batch(Protocol):
-    """What this backend needs to know of a batch (batch.py)."""
+    """What this backend needs to know of a batch (steps/batch.py)."""
 
     variant: Variant
     dtype: np.dtype[Any]

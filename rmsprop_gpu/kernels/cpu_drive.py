@@ -18,7 +18,7 @@ from .cpu_code import entry, unique
 from .intrinsics import HOST, call, memory
 
 SERIAL_BELOW = 32_768  # elements of a step below which waking the threads costs more than they bring
-UNIT = 64  # elements: where a tensor may be cut, so that no two threads write to one cache line
+UNIT = 64  # elements: where a tensor may be cut, so that its parts share no cache line, of its state at least
 
 WORK = 5  # int64 an item of work: kernel, batch, row, start, stop
 BOUND = 2  # int64 where a part begins: item, element

@@ -43,7 +43,7 @@ _load_int, _ = memory(np.int64, GLOBAL)
 
 
 class Batch(Protocol):
-    """What this backend needs to know of a batch (batch.py)."""
+    """What this backend needs to know of a batch (steps/batch.py)."""
 
     variant: Variant
     dtype: np.dtype[Any]

@@ -1,6 +1,6 @@
 """What a step launches, moves and takes, beside a copy of as many bytes; the model of its traffic; its machine code.
 
-It may import `optimizer` and what that stands on. `profile` here is the function: its module is `measure`.
+`demo` and `cli` may import it. `profile` here is the function: its module is `measure`.
 """
 
 from .measure import annotate, profile

@@ -4,7 +4,7 @@ NumPy arrays change in place (``resize``, ``shape``, ``dtype``, ``flags``), and 
 every array is looked at again in every step. In Python that is the most expensive part of a step over many small
 tensors; here a compiled function reads the fields of ``PyArrayObject`` (NumPy's stable C interface) behind each ``id``.
 Whether they lie where that says is verified at import; where they do not (another object header), `TRUSTED` is False,
-every array counts as odd, and the checks in ``arrays.py`` do all the work.
+every array counts as odd, and the checks in ``arrays/checks.py`` do all the work.
 """
 
 from __future__ import annotations

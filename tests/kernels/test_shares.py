@@ -86,6 +86,10 @@ def test_a_step_is_shared_so(hyper, units, monkeypatch):
     assert asked == [(1, unit) for unit in units]
 
 
+def test_a_cut_is_between_cache_lines():
+    assert cpu_drive.UNIT * 2 % 64 == 0  # of halves too
+
+
 def test_pieces_are_the_calls_of_a_kernel(monkeypatch):
     monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: 3)
     assert cpu_drive.pieces([100_000, 50_000, 150_000]) == 4  # shares meet behind the first, and within the last
