@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from .packages import misfits
 
 EXTRAS = 'the extra cuda13 or cuda12, as fits your driver (pip install "rmsprop-gpu[cuda13]")'
 DLPACK_CUDA = (2, 13)  # device types of DLPack: CUDA's own memory, and managed
@@ -77,12 +80,21 @@ def cuda_missing() -> str | None:
     ):
         if not _is_installed(name):
             return f"{why}, is not installed; install {EXTRAS}"
+    unfit = packages_that_do_not_fit()
+    if unfit:
+        return unfit
     if "cupy" not in sys.modules:
         try:
             import cupy  # noqa: F401  # only whether it loads
         except Exception as error:  # an ImportError, or what a broken driver makes of it
             return _why_cupy_does_not_load(error)
     return None
+
+
+@cache
+def packages_that_do_not_fit() -> str | None:
+    """What to install instead of them; None where all fit."""
+    return "; ".join(misfits()) or None
 
 
 def _is_installed(name: str) -> bool:
@@ -100,12 +112,12 @@ def _why_cupy_does_not_load(error: Exception) -> str:
 
 
 def cuda_devices() -> list[str]:
-    """A line for every CUDA device that works.
+    """A line for every CUDA device; the current one was found to work.
 
     Raises
     ------
     RuntimeError
-        Where none does, with the reason and what to install.
+        Where it does not, with the reason and what to install.
     """
     missing = cuda_missing()
     if missing:
@@ -119,22 +131,26 @@ def cuda_devices() -> list[str]:
         raise RuntimeError(_why_no_device(runtime, error)) from None
     if not count:
         raise RuntimeError("there is no CUDA device (CUDA_VISIBLE_DEVICES may hide it)")
-    working, reasons = [], []
-    for i in range(count):
-        try:
-            with cupy.cuda.Device(i):
-                free, total = runtime.memGetInfo()
-                cupy.zeros(1, np.uint8)  # a device may be there and have no memory left
-            properties = runtime.getDeviceProperties(i)
-        except Exception as error:  # CUDA's errors and CuPy's OutOfMemoryError have no common base
-            reasons.append(f"device {i} does not work ({error})")
-            continue
-        name = properties["name"].decode()
-        capability = f"compute capability {properties['major']}.{properties['minor']}"
-        working.append(f"{name} (device {i}), {capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
-    if not working:
-        raise RuntimeError("; ".join(reasons) + "; another program may hold its memory (nvidia-smi shows which)")
-    return working
+    # Only the current one is asked for memory: that opens a context, of some hundred MiB, and takes its time.
+    current = runtime.getDevice()
+    try:
+        free, _ = runtime.memGetInfo()
+        cupy.zeros(1, np.uint8)  # a device may be there and have no memory left
+        return [_described(runtime, i, free if i == current else None) for i in range(count)]
+    except Exception as error:  # CUDA's errors and CuPy's OutOfMemoryError have no common base
+        others = "; CUDA_VISIBLE_DEVICES may choose another one" * (count > 1)
+        raise RuntimeError(
+            f"device {current} does not work ({error}); another program may hold its memory (nvidia-smi shows which)"
+            + others
+        ) from None
+
+
+def _described(runtime: ModuleType, i: int, free: int | None) -> str:
+    """A device by its properties, and by what is free of its memory if that is known."""
+    properties = runtime.getDeviceProperties(i)
+    name, total = properties["name"].decode(), properties["totalGlobalMem"] / 2**30
+    memory = f"{total:.1f} GiB" if free is None else f"{free / 2**30:.1f} of {total:.1f} GiB free"
+    return f"{name} (device {i}), compute capability {properties['major']}.{properties['minor']}, {memory}"
 
 
 def _why_no_device(runtime: ModuleType, error: Any) -> str:
@@ -160,7 +176,7 @@ def _version(number: int) -> str:
 def available_backends() -> dict[str, str]:
     """What works here: ``{"cpu": "...", "cuda": "..."}``, where one does not, why not and what to install.
 
-    It imports CuPy where that is installed, and asks every device.
+    It imports CuPy where that is installed, and opens a context on the current device; the others are only described.
 
     Examples
     --------

@@ -1,13 +1,17 @@
 """The selector: what an array belongs to, and the reason where CUDA does not work."""
 
 import importlib.machinery
+import re
 import sys
+from importlib.metadata import PackageNotFoundError
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from rmsprop_gpu import RMSProp, array_module, available_backends, backend_of
+from rmsprop_gpu.arrays import packages, selector
 from rmsprop_gpu.arrays.selector import kind_of
 
 
@@ -19,29 +23,15 @@ class CUDARuntimeError(RuntimeError):
         self.status = status
 
 
-class Device:
-    """A device, current in a with statement."""
-
-    current = 0
-
-    def __init__(self, number):
-        self.number = number
-
-    def __enter__(self):
-        Device.current = self.number
-
-    def __exit__(self, *_):
-        Device.current = 0
-
-
-def fake_cupy(count=lambda: 1, memory=lambda: (3 << 30, 4 << 30), zeros=np.zeros):
-    """A CuPy whose runtime answers as told."""
+def fake_cupy(count=lambda: 1, memory=lambda: (3 << 30, 4 << 30), zeros=np.zeros, current=0):
+    """A CuPy whose runtime answers as told; a context on another than the current device is an error."""
     runtime = ModuleType("cupy.cuda.runtime")
     runtime.CUDARuntimeError, runtime.errorInsufficientDriver = CUDARuntimeError, 35
     runtime.getDeviceCount, runtime.runtimeGetVersion, runtime.memGetInfo = count, lambda: 13020, memory
-    runtime.getDeviceProperties = lambda i: {"name": b"GPU %d" % i, "major": 9, "minor": 0}
+    runtime.getDevice = lambda: current
+    runtime.getDeviceProperties = lambda i: {"name": b"GPU %d" % i, "major": 9, "minor": 0, "totalGlobalMem": 4 << 30}
     cuda, cupy = ModuleType("cupy.cuda"), ModuleType("cupy")
-    cuda.runtime, cuda.Device = runtime, Device
+    cuda.runtime = runtime
     cupy.cuda, cupy.zeros, cupy.ndarray = cuda, zeros, type("ndarray", (), {})
     return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cuda.runtime": runtime, "numba_cuda": SimpleNamespace()}
 
@@ -96,8 +86,8 @@ CASES = {
     "hidden devices": (fake_cupy(count=lambda: 0), "there is no CUDA device (CUDA_VISIBLE_DEVICES may hide it)"),
     "no memory": (
         fake_cupy(count=lambda: 2, zeros=raising(MemoryError("out of memory allocating 512 bytes"))),
-        "device 0 does not work (out of memory allocating 512 bytes); device 1 does not work (out of memory allocating "
-        "512 bytes); another program may hold its memory",
+        "device 0 does not work (out of memory allocating 512 bytes); another program may hold its memory (nvidia-smi "
+        "shows which); CUDA_VISIBLE_DEVICES may choose another one",
     ),
 }
 
@@ -125,21 +115,53 @@ def test_each_failure_has_its_reason(case, monkeypatch):
     assert array_module() is array_module("auto") is array_module("cpu") is np
 
 
-def test_what_works_is_said_of_each_device(monkeypatch):
-    install(monkeypatch, fake_cupy(count=lambda: 2))
-    said = "GPU {} (device {}), compute capability 9.0, 3.0 of 4.0 GiB free"
-    assert available_backends()["cuda"] == f"CuPy arrays, {said.format(0, 0)}; {said.format(1, 1)}"
+def test_the_current_device_is_asked_and_the_others_described(monkeypatch):
+    asked = []
+    install(monkeypatch, fake_cupy(lambda: 3, lambda: asked.append("memory") or (3 << 30, 4 << 30), current=1))
+    said = "GPU {0} (device {0}), compute capability 9.0, {1}"
+    lines = [said.format(0, "4.0 GiB"), said.format(1, "3.0 of 4.0 GiB free"), said.format(2, "4.0 GiB")]
+    assert available_backends()["cuda"] == f"CuPy arrays, {'; '.join(lines)}"
+    assert asked == ["memory"]
     assert array_module() is array_module("cuda") is sys.modules["cupy"]
 
 
-def test_one_device_that_works_is_enough(monkeypatch):
-    def memory():
-        if Device.current == 0:
-            raise CUDARuntimeError(2, "cudaErrorMemoryAllocation")
-        return 1 << 30, 4 << 30
+@pytest.mark.parametrize(
+    ("name", "here", "wanted"),
+    [
+        ("numba-cuda", "0.30.0", 'numba-cuda 0.30.0 does not fit; wanted >=0.30.4,<0.31 (pip install "numba-cuda>=0.3'),
+        ("numba-cuda", "0.31.0", "numba-cuda 0.31.0 does not fit; wanted >=0.30.4,<0.31"),
+        ("cuda-core", "0.7.0", 'cuda-core 0.7.0 does not fit; wanted >=1.0 (pip install "cuda-core>=1.0")'),
+        ("cupy-cuda13x", "13.6.0", "cupy-cuda13x 13.6.0 does not fit; wanted >=14"),
+    ],
+)
+def test_a_package_that_does_not_fit_is_named(name, here, wanted, monkeypatch):
+    def version(package):
+        if package != name:
+            raise PackageNotFoundError
+        return here
 
-    install(monkeypatch, fake_cupy(count=lambda: 2, memory=memory))
-    assert available_backends()["cuda"].startswith("CuPy arrays, GPU 1 (device 1)")
+    install(monkeypatch, fake_cupy())
+    monkeypatch.setattr(packages, "version", version)
+    selector.packages_that_do_not_fit.cache_clear()
+    try:
+        assert available_backends()["cuda"].startswith(f"not available: {wanted}")
+        with pytest.raises(TypeError, match=re.escape(wanted)):
+            RMSProp(Interface())
+    finally:
+        selector.packages_that_do_not_fit.cache_clear()
+
+
+@pytest.mark.parametrize("fitting", ["0.30.4", "0.30.12", "0.30.4.post1"])
+def test_a_package_that_fits_is_taken(fitting, monkeypatch):
+    monkeypatch.setattr(packages, "version", lambda name: fitting if name == "numba-cuda" else "14.0.0")
+    assert packages.misfits() == []
+
+
+def test_what_fits_is_what_the_extras_ask_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    for name, (low, high) in packages.FITTING.items():
+        wanted = f">={packages._text(low)}" + (f",<{packages._text(high)}" if high else "")
+        assert re.search(rf'"{name}(\[cu1\d\])?{re.escape(wanted)}"', text), name
 
 
 @pytest.mark.parametrize("device", ["gpu", "CUDA", None, 0])
