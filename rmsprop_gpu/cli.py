@@ -77,10 +77,17 @@ def info(_: argparse.Namespace) -> int:
     backends = available_backends()
     rows += [(f"backend {name}", text) for name, text in backends.items()]
     if not backends["cuda"].startswith("not available"):
-        rows += [("cuda", cuda_versions())]
+        rows += [("cuda", cuda_versions()), *kernels()]
     for name, text in [*rows, *threads(), ("kernels on disk", kept())]:
         print(f"{name:16} {text}")
     return OK
+
+
+def kernels() -> list[tuple[str, str]]:
+    """What compiles and links for CUDA, and whether it does: by the smallest kernel there is."""
+    from .kernels import cuda_code, cuda_fit  # they import Numba's CUDA target
+
+    return [("linked by", cuda_fit.linker()), ("kernels", cuda_code.trial() or "are compiled, linked and loaded")]
 
 
 def installed(name: str) -> str | None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..arrays.dtypes import compute_dtype
 from .cuda_code import compiled, handle
-from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel, target
+from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel
+from .cuda_target import target
 from .intrinsics import GLOBAL, make_lanes, memory, opaque
 from .norms import BLOCK, make_advance, make_factors, make_scalars
 from .rule import Variant, inline, make_rule
@@ -152,7 +153,7 @@ def functions(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, 
     import cupy
 
     with cupy.cuda.Device(device):
-        return {name: compiled(*made, dtype.type, device=device) for name, made in _makers(variant).items()}
+        return {name: compiled(*made, dtype.type) for name, made in _makers(variant).items()}
 
 
 def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, An
     import cupy
 
     with cupy.cuda.Device(device):
-        return {name: handle(*made, dtype.type, device=device) for name, made in _makers(variant).items()}
+        return {name: handle(*made, dtype.type) for name, made in _makers(variant).items()}
 
 
 def chunks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

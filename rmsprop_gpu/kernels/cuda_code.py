@@ -13,15 +13,15 @@ import cuda.bindings
 import cuda.core
 import llvmlite
 import numba
-import numba.cuda
 import numba_cuda
 import numpy as np
 from cuda import pathfinder
 from numba import types
 from numba.cuda.core import config
 
-from . import disk
+from . import cuda_fit, disk
 from .compiling import once
+from .cuda_target import target
 from .fingerprint import settings
 
 _END = b"\0"  # of the name of a kernel, behind which its code stands
@@ -33,29 +33,35 @@ def signature(function: Any) -> tuple[Any, ...]:
 
 
 def jitted(make: Any, *arguments: Any) -> Any:
-    """The ``@cuda.jit`` kernel of ``make(*arguments)``, not yet compiled for any device."""
-    kernel: Any = numba.cuda.jit
-    return kernel(make(*arguments))
+    """The ``@cuda.jit`` kernel of ``make(*arguments)``, not yet compiled for any device.
+
+    Where the function says by how many threads it is run, ``launch_bounds``, it gets registers for as many.
+    """
+    function = make(*arguments)
+    return target.jit(launch_bounds=getattr(function, "launch_bounds", None))(function)
 
 
-def compiled(make: Any, *arguments: Any, device: int) -> Any:
-    """The ``@cuda.jit`` kernel of ``make(*arguments)``, compiled for this device, which is current."""
-    return once(_compiled, make, arguments, device)
+def compiled(make: Any, *arguments: Any) -> Any:
+    """The ``@cuda.jit`` kernel of ``make(*arguments)``, compiled for the current device."""
+    return once(_compiled, make, arguments, _capability())
 
 
-def _compiled(make: Any, arguments: tuple[Any, ...], device: int) -> Any:
+def _compiled(make: Any, arguments: tuple[Any, ...], capability: tuple[int, int]) -> Any:
     kernel = once(jitted, make, *arguments)
-    kernel.compile(signature(kernel.py_func))
+    try:
+        kernel.compile(signature(kernel.py_func))
+    except Exception as error:  # of Numba, libNVVM or nvJitLink, or of what they are from the inside
+        raise RuntimeError(cuda_fit.why_not_compiled(error)) from error
     return kernel
 
 
-def handle(make: Any, *arguments: Any, device: int) -> Any:
-    """What ``cuda.core.launch`` wants of the kernel ``make(*arguments)``, on this device, which is current."""
-    return once(_kept_or_compiled, make, arguments, device)[0]
+def handle(make: Any, *arguments: Any) -> Any:
+    """What ``cuda.core.launch`` wants of the kernel ``make(*arguments)``, on any device like the current one."""
+    return once(_kept_or_compiled, make, arguments, _capability())[0]
 
 
-def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], device: int) -> tuple[Any, object]:
-    """The handle, and what has to live as long; from disk, else compiled, once an architecture, and kept there."""
+def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], capability: tuple[int, int]) -> tuple[Any, object]:
+    """The handle, and what has to live as long; from disk, else compiled, and kept there."""
     kernel = once(jitted, make, *arguments)
     name = _key(kernel, make, arguments)
     kept = disk.read(name)
@@ -66,14 +72,51 @@ def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], device: int) -> tup
             return image.get_kernel(entry.decode()), image
         except Exception:  # whatever CUDA makes of what it does not know
             pass
-    compiled(make, *arguments, device=device)
+    compiled(make, *arguments)
     made = kernel.overloads[signature(kernel.py_func)]
-    library = made._codelibrary
-    loaded = library.get_cufunc().kernel
+    try:
+        loaded = _loaded(made)
+    except Exception as error:
+        raise RuntimeError(cuda_fit.why_not_compiled(error)) from error
     if name is not None:
         with suppress(Exception):  # whatever the linker has kept of it
-            disk.write(name, made.entry_name.encode() + _END + library.get_cubin().code)
+            disk.write(name, made.entry_name.encode() + _END + made._codelibrary.get_cubin().code)
     return loaded, kernel
+
+
+def _loaded(made: Any) -> Any:
+    """The handle of a kernel that was compiled; linked here.
+
+    CUDA's own loading, by library, serves all devices of an architecture. Numba would load it for each, and unload it
+    as often when the process ends, which fails from the second time on.
+    """
+    cubin = made._codelibrary.get_cubin()
+    try:
+        return cubin.get_kernel(made.entry_name)
+    except Exception:  # a device that takes no machine code; numba-cuda may know what it takes
+        return made._codelibrary.get_cufunc().kernel
+
+
+def _capability() -> tuple[int, int]:
+    """Of the current device."""
+    major, minor = target.get_current_device().compute_capability[:2]
+    return major, minor
+
+
+def trial() -> str | None:
+    """Why a kernel cannot be compiled, linked and loaded on the current device; None where it can."""
+    try:
+        handle(_make_nothing)
+    except Exception as error:
+        return str(error)
+    return None
+
+
+def _make_nothing() -> Any:
+    def nothing(address):  # type: ignore[no-untyped-def]
+        pass
+
+    return nothing
 
 
 def _key(kernel: Any, make: Any, arguments: tuple[Any, ...]) -> str | None:
@@ -95,8 +138,7 @@ def _target(kernel: Any) -> tuple[object, ...]:
         sys.version,
     )
     options = sorted((name, repr(x)) for name, x in kernel.targetoptions.items())
-    capability = numba.cuda.get_current_device().compute_capability
-    return ("cuda", *versions, tuple(capability), _library("nvvm"), _linker(kernel), options, settings(config))
+    return ("cuda", *versions, _capability(), _library("nvvm"), _linker(kernel), options, settings(config))
 
 
 def _linker(kernel: Any) -> object:

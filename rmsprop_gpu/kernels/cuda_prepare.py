@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba.cuda
 import numpy as np
 
 from ..arrays.dtypes import compute_dtype
 from . import table
+from .cuda_target import target
 from .intrinsics import GLOBAL, memory
 from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
 from .rule import Variant, inline
@@ -18,7 +18,6 @@ SUMMING_THREADS = 1024  # the one block that adds up all partial sums: a warp a 
 WARP = 32  # threads; each has four of the lanes, so that neighbours read neighbouring elements
 ALL = 0xFFFFFFFF
 
-target: Any = numba.cuda  # what kernels call it; CUDA's words are attributes of it that no stub knows
 _load_int, _ = memory(np.int64, GLOBAL)
 _load, _store = memory(np.float64, GLOBAL)
 

@@ -10,8 +10,9 @@ import cupy
 import numpy as np
 from cupyx.profiler import benchmark
 
-from ..kernels import cuda, cuda_prepare
+from ..kernels import cuda
 from ..kernels.compiling import once
+from ..kernels.cuda_target import target
 from ..kernels.intrinsics import fma
 from ..steps.batch import Batch
 from . import machine_code
@@ -26,9 +27,9 @@ LONG_ENOUGH = 2e-4  # seconds, beside which a launch is nothing
 def _make_fma_kernel(T: Any) -> Any:
     half = T(0.5)
 
-    @cuda_prepare.target.jit
+    @target.jit
     def fma_kernel(results, rounds):  # type: ignore[no-untyped-def]
-        index = cuda_prepare.target.grid(1)
+        index = target.grid(1)
         a = T(index)
         b, c, d = a + half, a - half, a * half
         for _ in range(rounds):
@@ -99,7 +100,7 @@ class DeviceProbe:
         with cupy.cuda.Device(self._devices[0]) as device:
             blocks = 8 * device.attributes["MultiProcessorCount"]
             results = cupy.zeros(1, T)
-            stream = cuda_prepare.target.external_stream(cupy.cuda.get_current_stream().ptr)
+            stream = target.external_stream(cupy.cuda.get_current_stream().ptr)
             call = lambda: kernel[blocks, threads, stream](results, rounds)  # noqa: E731
             while (seconds := min(self._seconds(call, 3))) < LONG_ENOUGH:
                 rounds *= 2

@@ -106,7 +106,7 @@ def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Fac
     Further `options` are ptxas's. RuntimeError where a tool is absent or fails; `why_not` asks before.
     """
     from ..kernels.cuda_code import signature
-    from ..kernels.cuda_prepare import target
+    from ..kernels.cuda_target import target
 
     texts = [target.compile(k, signature(k), device=False, abi="numba", cc=cc, output="ptx")[0] for k in kernels]
     # One module of all of them: to start nvdisasm takes longer than to disassemble twenty kernels.

@@ -12,7 +12,8 @@ PACKAGE = Path(rmsprop_gpu.__file__).parent
 
 def start(code, path=PACKAGE.parent, **environment):
     """A fresh interpreter that runs this code, on the package in this folder."""
-    env = {**os.environ, "PYTHONPATH": str(path), **environment}
+    others = os.environ.get("PYTHONPATH")  # what the device may need
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), *([others] if others else [])]), **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

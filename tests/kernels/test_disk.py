@@ -498,7 +498,7 @@ def test_another_architecture_or_library_is_another_cubin(monkeypatch):
     found = [before, target(fastmath=True), target(max_registers=40)]
     device = SimpleNamespace(compute_capability=(8, 0))
     for module, name, value in (
-        (cuda_code.numba.cuda, "get_current_device", lambda: device),
+        (cuda_code.target, "get_current_device", lambda: device),
         (cuda_code, "_library", lambda name: "another"),
         (cuda_code, "_linker", lambda kernel: "another"),
         (cuda_code.numba_cuda, "__version__", "0.0"),

@@ -1,0 +1,86 @@
+"""Whether what compiles for CUDA fits together: libNVVM, nvJitLink, the driver; what to install where it does not."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+EXTRAS = 'pip install -U "rmsprop-gpu[cuda13]", or [cuda12] for an older driver'
+
+# By what an error says: what is the matter, and what helps.
+_MEANINGS = (
+    (
+        "OUTDATED_LIBRARY",
+        "nvJitLink ({nvJitLink}) is older than libNVVM ({libNVVM}), whose code it is to link; "
+        "install one as new (pip install -U nvidia-nvjitlink)",
+    ),
+    (
+        "UNSUPPORTED_PTX_VERSION",
+        "the driver, for CUDA {driver}, is too old for libNVVM ({libNVVM}); install nvJitLink, which links for older "
+        "ones (pip install -U nvidia-nvjitlink), a newer driver, or the extra cuda12",
+    ),
+    (
+        "NvvmSupportError",
+        "libNVVM is not found; install it with the extra that fits your driver (" + EXTRAS + ")",
+    ),
+    ("libnvvm", "libNVVM does not load; install it with the extra that fits your driver (" + EXTRAS + ")"),
+)
+
+
+def installed(*names: str) -> str | None:
+    """The version of the first of these distributions that is there."""
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Of all that takes part, by name; in words where it is not there."""
+    return {
+        "numpy": installed("numpy") or "not installed",
+        "numba": installed("numba") or "not installed",
+        "numba-cuda": installed("numba-cuda") or "not installed",
+        "cuda-core": installed("cuda-core") or "not installed",
+        "libNVVM": installed("nvidia-nvvm", "nvidia-cuda-nvcc-cu12") or "not of a package",
+        "nvJitLink": nvjitlink() or "not installed",
+        "driver": _driver() or "not known",
+    }
+
+
+def nvjitlink() -> str | None:
+    """The version of nvJitLink; None where it does not load."""
+    try:
+        from cuda.bindings import nvjitlink
+
+        return ".".join(map(str, nvjitlink.version()))
+    except Exception:  # the bindings' own errors have no common base
+        return None
+
+
+def _driver() -> str | None:
+    try:
+        from cupy.cuda import runtime
+
+        number = runtime.driverGetVersion()
+    except Exception:
+        return None
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def linker() -> str:
+    """What links kernels here, in words."""
+    found = nvjitlink()
+    if found:
+        return f"nvJitLink {found}, which optimizes what it links"
+    return "the driver; nvJitLink, which links for older drivers too, is not there (pip install -U nvidia-nvjitlink)"
+
+
+def why_not_compiled(error: Exception) -> str:
+    """What an error in compiling, linking or loading a kernel means, and what to install."""
+    found, said = versions(), f"{type(error).__name__}: {error}"
+    meaning = next((text for mark, text in _MEANINGS if mark.lower() in said.lower()), None)
+    what = meaning.format(**found) if meaning else f"versions that fit together come with {EXTRAS}"
+    have = ", ".join(f"{name} {number}" for name, number in found.items())
+    return f"no kernel could be compiled for CUDA: {what}. It said: {' '.join(said.split())}. Here are {have}"

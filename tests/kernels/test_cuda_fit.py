@@ -1,0 +1,129 @@
+"""What is said where the parts that compile for CUDA do not fit together. No CUDA is needed for that."""
+
+import numpy as np
+import pytest
+from processes import run, start
+
+from rmsprop_gpu.kernels import cuda_fit
+
+HERE = {
+    "numpy": "2.4.6",
+    "numba": "0.68.1",
+    "numba-cuda": "0.30.4",
+    "cuda-core": "1.2.2",
+    "libNVVM": "13.5.37",
+    "nvJitLink": "13.0",
+    "driver": "12.4",
+}
+SAID = {
+    "nvJitLink is older": (
+        "nvJitLinkError: ERROR_OUTDATED_LIBRARY",
+        "nvJitLink (13.0) is older than libNVVM (13.5.37), whose code it is to link; install one as new (pip install "
+        "-U nvidia-nvjitlink)",
+    ),
+    "the driver is too old": (
+        "CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was compiled with an unsupported toolchain",
+        "the driver, for CUDA 12.4, is too old for libNVVM (13.5.37); install nvJitLink, which links for older ones (",
+    ),
+    "there is no libNVVM": (
+        "libNVVM cannot be found. Do `conda install cudatoolkit`",
+        "libNVVM does not load; install it",
+    ),
+    "anything else": (
+        "module 'numpy' has no attribute 'row_stack'",
+        'versions that fit together come with pip install -U "rmsprop-gpu[cuda13]"',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_an_error_is_told_with_what_helps_and_all_versions(case, monkeypatch):
+    monkeypatch.setattr(cuda_fit, "versions", lambda: HERE)
+    error, meaning = SAID[case]
+    text = cuda_fit.why_not_compiled(AttributeError(error))
+    assert text.startswith(f"no kernel could be compiled for CUDA: {meaning}")
+    assert f"AttributeError: {error}" in text
+    assert text.endswith(", ".join(f"{name} {number}" for name, number in HERE.items()))
+
+
+def test_the_linker_is_told(monkeypatch):
+    monkeypatch.setattr(cuda_fit, "nvjitlink", lambda: "13.5")
+    assert cuda_fit.linker().startswith("nvJitLink 13.5")
+    monkeypatch.setattr(cuda_fit, "nvjitlink", lambda: None)
+    assert "not there (pip install -U nvidia-nvjitlink)" in cuda_fit.linker()
+
+
+def test_nothing_of_it_needs_cuda():
+    code = """
+import sys
+for name in ("cupy", "cuda", "numba_cuda"):
+    sys.modules[name] = None
+from rmsprop_gpu.kernels import cuda_fit
+print(cuda_fit.versions()["nvJitLink"], cuda_fit.versions()["driver"])
+"""
+    assert run(code) == "not installed not known"
+
+
+@pytest.mark.gpu
+def test_the_first_step_says_what_does_not_fit():
+    code = """
+import cupy
+from rmsprop_gpu import RMSProp
+from rmsprop_gpu.kernels import cuda_code
+from numba.cuda.dispatcher import CUDADispatcher
+def fail(self, *_):
+    raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+CUDADispatcher.compile = fail
+param = cupy.ones(3)
+try:
+    RMSProp(param).step(param.copy())
+except RuntimeError as error:
+    print("numba-cuda 0.30" in str(error), "row_stack" in str(error), float(param.sum()))
+print(cuda_code.trial()[:22])
+"""
+    assert run(code, RMSPROP_GPU_CACHE="0").splitlines() == ["True True 3.0", "no kernel could be com"]
+
+
+@pytest.mark.gpu
+def test_row_stack_is_there_while_numba_cuda_asks_for_it():
+    """As under NumPy 2.5, of which numba-cuda 0.30.4 does not know; where that is installed, every step shows it."""
+    code = """
+import sys
+import numpy
+from rmsprop_gpu.kernels import cuda_target
+if hasattr(numpy, "row_stack"):
+    del numpy.row_stack
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numba.cuda.np.arrayobj":
+            print("asked", hasattr(numpy, "row_stack"))
+            raise AttributeError("module 'numpy' has no attribute 'vanished'")
+sys.modules.pop("numba.cuda.np.arrayobj", None)
+sys.meta_path.insert(0, Finder())
+try:
+    cuda_target._import_what_compiles()
+except ImportError as error:
+    print(error)
+print("afterwards", hasattr(numpy, "row_stack"))
+"""
+    asked, error, afterwards = run(code).splitlines()
+    assert (asked, afterwards) == ("asked True", "afterwards False")
+    assert error.startswith(f"numba-cuda does not work with numpy {np.__version__} (module 'numpy' has no attribute")
+    assert error.endswith('install one that it knows (pip install "numpy<2.5")')
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("__import__('devices').device_count() < 2", reason="needs two CUDA devices")
+def test_a_process_that_stepped_on_two_devices_ends_quietly():
+    code = """
+import cupy
+from rmsprop_gpu import RMSProp
+for i in range(2):
+    with cupy.cuda.Device(i):
+        param = cupy.ones(3)
+        RMSProp(param, momentum=0.9, clipnorm=1.0).step(param.copy())
+        cupy.cuda.Device().synchronize()
+print("done")
+"""
+    out, err = start(code, RMSPROP_GPU_CACHE="0").communicate(timeout=120)
+    assert (out, "Traceback" in err, "Error" in err) == ("done\n", False, False), err
