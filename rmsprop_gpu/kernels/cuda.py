@@ -35,7 +35,8 @@ from .table import (
     chunk_list,
 )
 
-CHUNK = 8192  # elements: a block that moves 160 KiB forgets what it cost to read its row of the table
+CHUNKS = 1024, 8192  # elements: one round of a block; a block that moves 160 KiB forgets what it cost to read its row
+BLOCKS = 16  # of threads a multiprocessor at least, while chunks can still be shorter: it runs eight at a time
 THREADS = 256  # a block
 ORDER = ("partials_kernel", "prepare_kernel", "update_kernel")  # of the launches of a step
 VECTOR = 16  # bytes of the widest access
@@ -100,35 +101,37 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
     def update_kernel(table, grads, chunks, scalars, factors):  # type: ignore[no-untyped-def]
         chunk = chunks + np.int64(target.blockIdx.x) * (8 * CHUNK_COLUMNS)
         index, start, stop = _load_int(chunk, ROW), _load_int(chunk, START), _load_int(chunk, STOP)
-        grad = _load_int(grads, index)
-        if grad == 0:
-            return
         row = table + index * 8 * COLUMNS
-        s = scalars_of(scalars, row)
+        # What is read here is read at once, without a branch between: only what an address is made of is waited for.
+        grad, param, square_avg = _load_int(grads, index), _load_int(row, PARAM), _load_int(row, SQUARE_AVG)
+        grad_avg = _load_int(row, GRAD_AVG) if variant.centered else square_avg
+        momentum_buffer = _load_int(row, MOMENTUM_BUFFER) if variant.momentum else square_avg
+        ema = _load_int(row, EMA) if variant.ema else square_avg
+        has_grad = grad != 0
         # From here on the chunk is all there is: its addresses moved once, in 64 bits.
         grad += start * size
-        n = Index(stop - start)
-        if prepared:
-            if load_factor(factors, index * FACTOR_COLUMNS + SKIP) != zero:
-                if variant.zero_grads:
-                    i = Index(target.threadIdx.x)
-                    while i < n:
-                        store_grad(grad, i, zero)
-                        i = opaque(Index(i + THREADS))
-                return
-        elif start == 0 and target.threadIdx.x == 0:
-            advance(row, s)
+        param += start * size
+        square_avg += start * state_size
+        grad_avg += start * state_size
+        momentum_buffer += start * state_size
+        ema += start * state_size
+        n = Index(stop - start) if has_grad else Index(0)
+        if prepared and load_factor(factors, index * FACTOR_COLUMNS + SKIP) != zero:
+            if variant.zero_grads:
+                i = Index(target.threadIdx.x)
+                while i < n:
+                    store_grad(grad, i, zero)
+                    i = opaque(Index(i + THREADS))
+            return
+        s = scalars_of(scalars, row)
         f = factors_of(factors, index, s)
-
-        param = _load_int(row, PARAM) + start * size
-        square_avg = _load_int(row, SQUARE_AVG) + start * state_size
-        grad_avg = _load_int(row, GRAD_AVG) + start * state_size
-        momentum_buffer = _load_int(row, MOMENTUM_BUFFER) + start * state_size
-        ema = _load_int(row, EMA) + start * state_size
         whole = Index(n - n % width)
+        # Asked by masks of bits, this would take kernels with all buffers from 50 registers to 66.
         if (param | grad) % (width * size) != 0 or (square_avg | grad_avg | momentum_buffer | ema) % VECTOR != 0:
             whole = Index(0)
 
+        if not prepared and has_grad and start == 0 and target.threadIdx.x == 0:
+            advance(row, s)  # here, where all addresses are known; behind the loops it would cost registers
         i = Index(target.threadIdx.x * width)
         while i < whole:
             update_many(param, grad, square_avg, grad_avg, momentum_buffer, ema, i, s, f)
@@ -164,8 +167,18 @@ def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, An
         return {name: handle(*made, dtype.type) for name, made in _makers(variant).items()}
 
 
-def chunks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return chunk_list(sizes, CHUNK)
+def chunk_of(sizes: Sequence[int], multiprocessors: int) -> int:
+    """The elements of a chunk: whole rounds of a block, so many that every multiprocessor has enough blocks."""
+    shortest, longest = CHUNKS
+    rounds = -(-sum(sizes) // (BLOCKS * multiprocessors * shortest))
+    return min(max(1, rounds) * shortest, longest)
+
+
+def chunks(sizes: Sequence[int], device: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(row, start, stop) of every chunk of a batch on a device."""
+    import cupy
+
+    return chunk_list(sizes, chunk_of(sizes, cupy.cuda.Device(device).attributes["MultiProcessorCount"]))
 
 
 def sum_blocks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -140,6 +140,8 @@ def make_prepare_kernel(variant: Variant, D: Any) -> Any:
                 prepare(table_ + index * 8 * table.COLUMNS, scalars, factors, index, own, skip, inverse, norm)
             index += target.gridDim.x * threads
 
+    # With 1,024 threads there are 64 registers for each: one more, and the launch would fail.
+    prepare_kernel.launch_bounds = threads  # type: ignore[attr-defined]
     return prepare_kernel
 
 

@@ -138,8 +138,8 @@ def assert_same_steps(opt, twins, steps):
 def test_same_bits_in_whole_arrays_and_in_pieces(variant, dtype, cuda):
     rng = np.random.default_rng([VARIANTS.index(variant), DTYPES.index(dtype)])
     width = cuda.VECTOR // np.dtype(dtype).itemsize
-    sizes = [0, 1, *around(width, cuda.THREADS * width, cuda.CHUNK), 3 * cuda.CHUNK]
-    sizes += rng.integers(2, 3 * cuda.CHUNK, 2).tolist()
+    sizes = [0, 1, *around(width, cuda.THREADS * width, 8192), 3 * 8192]
+    sizes += rng.integers(2, 3 * 8192, 2).tolist()
     opt, steps = problem(variant, sizes, dtype, rng)
     params = params_of(opt)
     twins = [(on_device(variant, opt, pieces), pieces) for pieces in (undivided(params), divided(params, rng))]
@@ -179,8 +179,8 @@ def test_dtypes_and_groups_in_one_optimizer(rng):
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 10**9])
 @pytest.mark.parametrize(("variant", "dtype"), CASES, ids=kind)
 def test_any_chunk_length(variant, dtype, chunk, cuda, monkeypatch, rng):
-    opt, steps = problem(variant, [5, 0, 1, 255, min(300 * chunk + 1, cuda.CHUNK + 5)], dtype, rng)
-    monkeypatch.setattr(cuda, "CHUNK", chunk)
+    opt, steps = problem(variant, [5, 0, 1, 255, min(300 * chunk + 1, 8192 + 5)], dtype, rng)
+    monkeypatch.setattr(cuda, "chunk_of", lambda sizes, multiprocessors: chunk)
     pieces = undivided(params_of(opt))
     assert_same_steps(opt, [(on_device(variant, opt, pieces), pieces)], steps)
 
