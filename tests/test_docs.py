@@ -30,6 +30,7 @@ NEED_CUDA = {
     "rmsprop_gpu.steps.gradients",
     "rmsprop_gpu.steps.resident",
     "rmsprop_gpu.steps.streams",
+    "rmsprop_gpu.steps.uploads",
 }
 
 

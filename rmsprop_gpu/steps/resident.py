@@ -12,17 +12,13 @@ from ..arrays.layout import Array, Layout, NDArray
 from ..kernels import cuda
 from .batch import Batch, Norms, allocated
 from .streams import Order
+from .uploads import upload
 
 
 def allocate(layouts: Sequence[Layout], device: int, order: Order) -> list[Array]:
     """Zeroed CuPy arrays of these layouts, views of one aligned allocation."""
     with order.allocating(device):
         return allocated(layouts, lambda nbytes: cupy.zeros(nbytes, np.uint8))
-
-
-def upload(target: Array, source: NDArray, stream: Any) -> None:
-    """Enqueue a small copy from pageable memory, which the driver takes at the call: `source` may change afterwards."""
-    target.data.copy_from_host_async(source.ctypes.data, source.nbytes, stream)
 
 
 def _uploaded(source: NDArray, stream: Any) -> Array:

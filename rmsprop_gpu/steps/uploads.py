@@ -1,0 +1,47 @@
+"""Small copies from the host to a device: nobody waits for them, and what was copied may change at once.
+
+CUDA promises neither of a copy from pageable memory: it may wait for the stream, and on some systems the device reads
+that memory later. So each copy is made from pinned memory of its own, which is used again when the copy has been made.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+import numpy as np
+from cupy.cuda import Event, alloc_pinned_memory
+
+from ..arrays.layout import Array, NDArray
+
+SMALLEST = 1 << 12  # bytes of a slot
+
+
+class _Slot:
+    """Pinned memory, and the event behind the last copy from it."""
+
+    def __init__(self, size: int) -> None:
+        self._memory: Any = alloc_pinned_memory(size)
+        self.bytes = np.frombuffer(self._memory, np.uint8, size)
+        self.address: int = self._memory.ptr
+        self.event = Event(disable_timing=True)
+
+
+# By device and size, in the order of their last use. They are kept as long as the process: an optimizer may be gone
+# before its last copy is made.
+_slots: dict[tuple[int, int], deque[_Slot]] = {}
+_lock = threading.Lock()
+
+
+def upload(target: Array, source: NDArray, stream: Any) -> None:
+    """Enqueue a copy to an array on the current device; `source` may change afterwards."""
+    nbytes = source.nbytes
+    size = max(SMALLEST, 1 << (nbytes - 1).bit_length())
+    with _lock:
+        slots = _slots.setdefault((target.data.device_id, size), deque())
+        slot = slots.popleft() if slots and slots[0].event.done else _Slot(size)
+        slot.bytes[:nbytes] = np.frombuffer(np.ascontiguousarray(source), np.uint8)
+        target.data.copy_from_host_async(slot.address, nbytes, stream)
+        slot.event.record(stream)
+        slots.append(slot)

@@ -1,0 +1,89 @@
+"""Copies from the host that are read later: what was copied is what stood there at the call."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    from rmsprop_gpu.steps import uploads
+
+    monkeypatch.setattr(uploads, "_slots", {})
+    return uploads
+
+
+def slots(uploads):
+    return [slot for some in uploads._slots.values() for slot in some]
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 100_000])
+def test_the_source_may_change_at_once(size, uploads):
+    import cupy
+
+    stream, copies = cupy.cuda.Stream(non_blocking=True), []
+    for k in range(20):
+        source, target = np.arange(k, k + size), cupy.empty(size, np.int64)
+        with stream:
+            uploads.upload(target, source, stream)
+        source.fill(-1)
+        copies.append(target)
+    stream.synchronize()
+    for k, target in enumerate(copies):
+        assert np.array_equal(target.get(), np.arange(k, k + size))
+
+
+class Event:
+    """An event that has passed or not, as a test says."""
+
+    done = False
+
+    def __init__(self, disable_timing):
+        pass
+
+    def record(self, stream):
+        pass
+
+
+def test_memory_is_used_again_when_its_copy_was_made(uploads, monkeypatch):
+    import cupy
+
+    monkeypatch.setattr(uploads, "Event", Event)
+    target, stream = cupy.empty(8, np.int64), cupy.cuda.get_current_stream()
+    for count in (1, 2, 3):
+        uploads.upload(target, np.zeros(8, np.int64), stream)
+        assert len(slots(uploads)) == count  # none of them may be written to yet
+    first = slots(uploads)[0]
+    monkeypatch.setattr(Event, "done", True)
+    for _ in range(6):
+        uploads.upload(target, np.ones(8, np.int64), stream)
+    assert len(slots(uploads)) == 3
+    assert first in slots(uploads)
+
+
+def test_two_dimensions_and_other_dtypes_are_copied_as_they_lie(uploads):
+    import cupy
+
+    source = np.arange(12, dtype=np.float32).reshape(3, 4)
+    target = cupy.empty((3, 4), np.float32)
+    uploads.upload(target, source, cupy.cuda.get_current_stream())
+    assert np.array_equal(target.get(), source)
+
+
+def test_a_step_uploads_from_pinned_memory(uploads):
+    import cupy
+
+    from rmsprop_gpu import RMSProp
+
+    param = cupy.ones(3)
+    opt = RMSProp(param)
+    opt.step(cupy.ones(3))
+    assert slots(uploads)
+    used = len(slots(uploads))
+    cupy.cuda.Device().synchronize()
+    for k in range(50):
+        opt.step(cupy.ones(3))
+        opt.lr = 0.1 / (k + 1)
+        cupy.cuda.Device().synchronize()
+    assert len(slots(uploads)) <= used + 2
