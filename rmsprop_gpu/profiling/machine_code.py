@@ -103,22 +103,67 @@ def _ptx_opcodes(ptx: str) -> list[str]:
 def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Facts]:
     """The Facts of kernels, Python functions of int64, on a compute capability.
 
-    Further `options` are ptxas's. RuntimeError where a tool is absent or fails; `why_not` asks before.
+    They are of the code that is loaded there: linked by nvJitLink where that is installed, as numba-cuda does it, else
+    made by ptxas, which the driver has inside. Further `options` are those of ptxas, on either way. RuntimeError where
+    a tool is absent or fails; `why_not` asks before.
     """
+    from ..kernels import cuda_fit  # it imports nothing itself
+
+    make = _linked if cuda_fit.nvjitlink() else _assembled
+    # All of them at once: to start nvdisasm takes longer than to disassemble twenty kernels.
+    texts, log, cubin = make(kernels, cc, options)
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "kernels.cubin")
+        file.write_bytes(cubin)
+        code = _run("nvdisasm", "-c", "-ndf", str(file))
+    logs, codes = _sections(r"Compiling entry function '(\w+)'", log), _sections(r"^\.text\.(\w+):", code)
+    names = [_found(r"\.entry (\w+)\(", text)[1] for text in texts]
+    return [_facts(text, logs[name], codes[name]) for text, name in zip(texts, names, strict=True)]
+
+
+def _compiled(kernel: Any, cc: tuple[Any, ...], output: str) -> Any:
+    """PTX or LTO-IR, as numba-cuda makes it."""
     from ..kernels.cuda_code import signature
     from ..kernels.cuda_target import target
 
-    texts = [target.compile(k, signature(k), device=False, abi="numba", cc=cc, output="ptx")[0] for k in kernels]
-    # One module of all of them: to start nvdisasm takes longer than to disassemble twenty kernels.
+    bounds = getattr(kernel, "launch_bounds", None)
+    code, _ = target.compile(
+        kernel, signature(kernel), device=False, abi="numba", cc=cc, output=output, launch_bounds=bounds
+    )
+    return code
+
+
+def _assembled(kernels: Sequence[Any], cc: tuple[int, int], options: Sequence[str]) -> tuple[list[str], str, bytes]:
+    """The PTX of each kernel, what ptxas says, and the machine code of all."""
+    texts = [_compiled(kernel, cc, "ptx") for kernel in kernels]
     module = texts[0] + "".join(re.sub(r"(?m)^\.(version|target|address_size) .*$", "", text) for text in texts[1:])
     with TemporaryDirectory() as folder:
         ptx, cubin = Path(folder, "kernels.ptx"), Path(folder, "kernels.cubin")
         ptx.write_text(module)
         log = _run("ptxas", "-v", f"-arch=sm_{cc[0]}{cc[1]}", *options, str(ptx), "-o", str(cubin))
-        code = _run("nvdisasm", "-c", "-ndf", str(cubin))
-    logs, codes = _sections(r"Compiling entry function '(\w+)'", log), _sections(r"^\.text\.(\w+):", code)
-    names = [_found(r"\.entry (\w+)\(", text)[1] for text in texts]
-    return [_facts(text, logs[name], codes[name]) for text, name in zip(texts, names, strict=True)]
+        return texts, log, cubin.read_bytes()
+
+
+def _linked(kernels: Sequence[Any], cc: tuple[int, int], options: Sequence[str]) -> tuple[list[str], str, bytes]:
+    """The PTX of each kernel after the optimization at the link, what nvJitLink says, and the machine code of all."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    number = (*cc, "a" if cc >= (9, 0) else "")
+    names = [kernel.__qualname__ for kernel in kernels]
+    try:
+        for i, kernel in enumerate(kernels):
+            kernel.__qualname__ += f"_number{i}_"  # by which it is found again
+        inputs = [ObjectCode.from_ltoir(_compiled(kernel, number, "ltoir")) for kernel in kernels]
+    finally:
+        for kernel, name in zip(kernels, names, strict=True):
+            kernel.__qualname__ = name
+    common: dict[str, Any] = {"arch": "sm_{}{}{}".format(*number), "link_time_optimization": True}
+    linker = Linker(*inputs, options=LinkerOptions(**common, ptxas_options=["-v", *options], verbose=True))
+    cubin, log = bytes(linker.link("cubin").code), linker.get_info_log()
+    text = bytes(Linker(*inputs, options=LinkerOptions(**common, ptx=True)).link("ptx").code).decode().strip("\0")
+    entries = {m[1]: m[0] for m in re.finditer(r"(?ms)^\.visible \.entry (\w+)\(.*?^\}", text)}
+    texts = [next(x for name, x in entries.items() if f"_number{i}_" in name) for i in range(len(kernels))]
+    return texts, log, cubin
 
 
 def _run(name: str, *arguments: str) -> str:

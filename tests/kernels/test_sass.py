@@ -1,19 +1,22 @@
 """The machine code of the CUDA kernels, for all architectures, with no GPU."""
 
 import inspect
+import re
 
 import ml_dtypes
 import numpy as np
 import pytest
 from machine_code_bounds import CAPABILITIES, flaws, flaws_of_update, lanes, wanted_instructions
+from ptx_chain import chain
 from variants import cover, name
 
-from rmsprop_gpu.kernels import intrinsics, rule
+from rmsprop_gpu.kernels import cuda_fit, intrinsics, rule
 from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.profiling.machine_code import read, why_not
 
 if why_not() is None:
     from rmsprop_gpu.kernels import cuda
+    from rmsprop_gpu.kernels.cuda_prepare import grids
 
 pytestmark = [pytest.mark.sass, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -56,6 +59,50 @@ def test_kernels_of_norms_are_without_flaws(cc):
     facts = read([make(variant, dtype) for make in makers for dtype in DTYPES.values()], cc)
     assert not [list(flaws(f, np.float64)) for f in facts if any(flaws(f, np.float64))]
     assert max(f.registers for f in facts) <= 64
+
+
+linked = pytest.mark.skipif(cuda_fit.nvjitlink() is None, reason="nvJitLink, which links for real GPUs, is not there")
+
+
+@linked
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_first_element_waits_for_few_loads(dtype):
+    """For its chunk, for the addresses in its row; a tensor's first also for those of its count, and what that is."""
+    kernels = [cuda.make_update_kernel(variant, dtype) for variant in OF[9, 0]]
+    chains = {name(v): chain(facts.ptx) for v, facts in zip(OF[9, 0], read(kernels, (9, 0)), strict=True)}
+    assert max(chains.values()) <= 4, chains
+
+
+@linked
+def test_a_longer_chain_is_found(monkeypatch):
+    """As it was where the step was counted before the addresses were read."""
+    count = (
+        "        if not prepared and has_grad and start == 0 and target.threadIdx.x == 0:\n            advance(row, s)"
+    )
+    text = inspect.getsource(cuda)
+    assert text.count(count) == 1
+    first = "        row = table + index * 8 * COLUMNS\n"
+    assert text.count(first) == 1
+    early = (
+        "        if _load_int(grads, index) != 0 and start == 0:\n            advance(row, scalars_of(scalars, row))\n"
+    )
+    scope = dict(vars(cuda))
+    exec(text.replace(count, "        if False:\n            pass").replace(first, first + early), scope)
+    (facts,) = read([scope["make_update_kernel"](PLAIN, np.float32)], (9, 0))
+    assert chain(facts.ptx) > 4
+
+
+@pytest.mark.parametrize("measures", [False, True])
+def test_a_block_has_registers_for_all_its_threads(measures):
+    """A launch that needs more than 65,536 registers fails, whatever they are used for."""
+    variant = Variant(scale=True, norm=measures, finite=measures, told=True, ema=True)
+    kernels = [cuda.make_prepare_kernel(variant, dtype) for dtype in DTYPES.values()]
+    threads = {kernel.launch_bounds for kernel in kernels}
+    assert threads == {grids(variant, 1, 1)["prepare_kernel"][1]} == {1024 if measures else 256}
+    for cc in CAPABILITIES:
+        for facts in read(kernels, cc):
+            assert re.search(rf"^\.maxntid {max(threads)}\b", facts.ptx, re.MULTILINE)
+            assert facts.registers * max(threads) <= 65_536
 
 
 def planted(module, old, new):
