@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.contenders import CONTENDERS, SCALING
-from benchmarks.machine import cores, cuda_device, is_virtual, machine, versions
+from benchmarks.machine import cores, cuda_device, is_virtual, machine, versions, without_paths
 from benchmarks.measure import measure, say
 from benchmarks.report import markdown
 from benchmarks.worker import Conditions
@@ -51,11 +51,11 @@ def main(words: Sequence[str]) -> None:
         say(f"{device['name']} is a virtual device, whose times mean nothing: this is a rehearsal.")
         options.rehearse = True
     name = options.name or (device["kind"] if is_whole(options) else f"{device['kind']}-part")
-    file = RESULTS / f"{name}.json" if options.name or not options.rehearse else None
+    file = options.to / f"{name}.json" if options.name or not options.rehearse else None
 
     def save(result: dict[str, Any]) -> None:
         if file:
-            RESULTS.mkdir(exist_ok=True)
+            options.to.mkdir(parents=True, exist_ok=True)
             file.write_text(compact({"name": name, **result}))
 
     try:
@@ -76,7 +76,9 @@ def make_parser() -> Parser:
     parser.add_argument("--rounds", type=whole, default=9, help="bursts of each contender (default: %(default)s)")
     parser.add_argument("--threads", type=whole, default=cores(), help="default: all cores, %(default)s")
     parser.add_argument("--name", type=name,
-                        help="results/NAME.json and .md (default: cpu or cuda, with -part for a subset)")  # fmt: skip
+                        help="NAME.json and .md (default: cpu or cuda, with -part for a subset)")  # fmt: skip
+    parser.add_argument("--to", type=Path, default=RESULTS, metavar="FOLDER",
+                        help="where NAME.* goes (default: benchmarks/results)")  # fmt: skip
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME",
                         help=f"a subset of: {', '.join(WORKLOADS)}")  # fmt: skip
     parser.add_argument("--contenders", nargs="+", choices=names, default=names, metavar="NAME",
@@ -132,7 +134,7 @@ def run(
     conditions = Conditions(device["kind"], rounds, options.threads, options.rehearse)
     result: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *words]),
+        "command": without_paths(shlex.join(["python", "-m", "benchmarks", *words])),
         "device": device,
         "rehearsal": options.rehearse,
         "rounds": rounds,
