@@ -58,11 +58,11 @@ def folder() -> Path | None:
     named = os.environ.get("RMSPROP_GPU_CACHE_DIR")
     if named:
         return Path(named).absolute()
-    import platformdirs
-
     try:
+        import platformdirs
+
         found = platformdirs.user_cache_path("rmsprop_gpu", appauthor=False) / "kernels"
-    except RuntimeError:
+    except (ImportError, RuntimeError):
         return None
     return found if found.is_absolute() else None  # it is not where a user has no home
 

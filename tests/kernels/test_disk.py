@@ -432,6 +432,9 @@ def test_what_cannot_be_stored_is_no_reason_to_fail(here, monkeypatch):
 
 def test_there_is_no_cache_without_a_home(monkeypatch):
     monkeypatch.delenv("RMSPROP_GPU_CACHE_DIR")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "platformdirs", None)
+        assert disk.folder() is None
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/rmsprop_gpu"))
     assert disk.folder() is None
     assert key() is None
