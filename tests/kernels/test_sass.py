@@ -74,6 +74,13 @@ def test_the_first_element_waits_for_few_loads(dtype):
 
 
 @linked
+def test_plain_float32_leaves_a_multiprocessor_full():
+    """With 32 registers a thread it holds all the 2,048 threads that it can."""
+    (facts,) = read([cuda.make_update_kernel(PLAIN, np.float32)], (9, 0))
+    assert facts.registers <= 32
+
+
+@linked
 def test_a_longer_chain_is_found(monkeypatch):
     """As it was where the step was counted before the addresses were read."""
     count = (
