@@ -59,8 +59,8 @@ for dtype in DTYPES:
 
 @pytest.mark.gpu
 def test_the_model_is_what_the_device_counts(tmp_path, request):
-    """Beside the streams a launch reads 24 bytes a chunk of 8,192 elements and, once a tensor, a row of 64, numbers of
-    at most 72, an address and four counters: below a thousandth of 2^18 elements of at least 14 bytes."""
+    """Beside the streams a launch reads 24 bytes a chunk, of 1,024 elements at least, and, once a tensor, a row of 64,
+    numbers of at most 72, an address and four counters: below a thousandth of 2^18 elements of at least 14 bytes."""
     if request.config.getoption("--no-pool"):
         pytest.skip("it runs a process of its own, in which the pool stays on")
     statistics = tmp_path / "launches.jsonl"
@@ -74,5 +74,5 @@ def test_the_model_is_what_the_device_counts(tmp_path, request):
         count, model = map(int, line.split())
         step, ours = ours[:count], ours[count:]
         counted = sum(x["dram_read_bytes"] + x["dram_write_bytes"] for x in step)
-        assert model <= counted <= 1.001 * model
+        assert model <= counted <= 1.001 * model + 24 * 2**18 / 1024
     assert not ours
