@@ -74,27 +74,13 @@ def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], capability: tuple[i
             pass
     compiled(make, *arguments)
     made = kernel.overloads[signature(kernel.py_func)]
-    try:
-        loaded = _loaded(made)
-    except Exception as error:
-        raise RuntimeError(cuda_fit.why_not_compiled(error)) from error
+    # What CUDA loads serves all devices of an architecture. Asked on each, Numba would load it as often, and unload it
+    # as often when the process ends, which fails from the second time on.
+    loaded = made._codelibrary.get_cufunc().kernel
     if name is not None:
         with suppress(Exception):  # whatever the linker has kept of it
             disk.write(name, made.entry_name.encode() + _END + made._codelibrary.get_cubin().code)
     return loaded, kernel
-
-
-def _loaded(made: Any) -> Any:
-    """The handle of a kernel that was compiled; linked here.
-
-    CUDA's own loading, by library, serves all devices of an architecture. Numba would load it for each, and unload it
-    as often when the process ends, which fails from the second time on.
-    """
-    cubin = made._codelibrary.get_cubin()
-    try:
-        return cubin.get_kernel(made.entry_name)
-    except Exception:  # a device that takes no machine code; numba-cuda may know what it takes
-        return made._codelibrary.get_cufunc().kernel
 
 
 def _capability() -> tuple[int, int]:
