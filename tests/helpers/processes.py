@@ -13,7 +13,10 @@ PACKAGE = Path(rmsprop_gpu.__file__).parent
 def start(code, path=PACKAGE.parent, **environment):
     """A fresh interpreter that runs this code, on the package in this folder."""
     others = os.environ.get("PYTHONPATH")  # what the device may need
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), *([others] if others else [])]), **environment}
+    # Since 3.12 Python warns of forks beside threads; that ours live with them is what some tests are for.
+    warnings = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:This process:DeprecationWarning"]))
+    paths = os.pathsep.join([str(path), *([others] if others else [])])
+    env = {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": warnings, **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
