@@ -36,7 +36,7 @@ from .table import (
 )
 
 CHUNKS = 1024, 8192  # elements: one round of a block; a block that moves 160 KiB forgets what it cost to read its row
-BLOCKS = 16  # of threads a multiprocessor at least, while chunks can still be shorter: it runs eight at a time
+BLOCKS = 16  # of threads a multiprocessor, at most, while chunks need not be longer: it runs eight at a time
 THREADS = 256  # a block
 ORDER = ("partials_kernel", "prepare_kernel", "update_kernel")  # of the launches of a step
 VECTOR = 16  # bytes of the widest access
@@ -168,7 +168,7 @@ def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, An
 
 
 def chunk_of(sizes: Sequence[int], multiprocessors: int) -> int:
-    """The elements of a chunk: whole rounds of a block, so many that every multiprocessor has enough blocks."""
+    """The elements of a chunk: whole rounds of a block, as few as leave every multiprocessor some `BLOCKS` blocks."""
     shortest, longest = CHUNKS
     rounds = -(-sum(sizes) // (BLOCKS * multiprocessors * shortest))
     return min(max(1, rounds) * shortest, longest)
