@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections import Counter
@@ -10,17 +11,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from shutil import which
 from tempfile import TemporaryDirectory
 from typing import Any
 
 # The tools, and the packages on PyPI that hold them.
 TOOLS = {"ptxas": "nvidia-cuda-nvcc", "nvdisasm": "nvidia-cuda-nvdisasm"}
+TOOLKIT = "/usr/local/cuda"  # where it is installed, if no variable says so
 INSTALL = 'pip install "rmsprop-gpu[cuda13,sass]"'
 
 
 @cache
 def tool(name: str) -> Path:
-    """The path of ptxas or nvdisasm."""
+    """The path of ptxas or nvdisasm: of the package, else of the CUDA toolkit."""
     try:
         files = metadata.files(TOOLS[name]) or []
     except metadata.PackageNotFoundError:
@@ -29,6 +32,10 @@ def tool(name: str) -> Path:
         path = Path(str(file.locate()))
         if path.stem == name and path.exists():
             return path
+    homes = filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), TOOLKIT))
+    for place in (None, *(f"{home}/bin" for home in homes)):  # None: where programs are looked for
+        if found := which(name, path=place):
+            return Path(found)
     raise RuntimeError(f"machine code is read with {name}, which is not installed: {INSTALL}")
 
 

@@ -281,3 +281,21 @@ def test_the_double_lies_in_memory_as_the_optimizer_does(module, offset):
     assert double.strides == param.strides
     assert address_of(double) % PAGE == address_of(param) % PAGE
     assert address_of(double) != address_of(param)
+
+
+def test_tools_are_those_of_the_package_else_of_the_toolkit(monkeypatch, tmp_path):
+    def absent(name):
+        raise machine_code.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine_code.metadata, "files", absent)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    file = tmp_path / "bin" / "nvdisasm"
+    file.parent.mkdir()
+    file.write_text("#!/bin/sh\n")
+    file.chmod(0o755)
+    assert machine_code.tool.__wrapped__("nvdisasm") == file
+    file.unlink()
+    monkeypatch.setattr(machine_code, "TOOLKIT", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"nvdisasm, which is not installed: pip install .*sass"):
+        machine_code.tool.__wrapped__("nvdisasm")
