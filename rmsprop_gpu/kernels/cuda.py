@@ -35,8 +35,6 @@ from .table import (
     chunk_list,
 )
 
-CHUNKS = 1024, 8192  # elements: one round of a block; a block that moves 160 KiB forgets what it cost to read its row
-BLOCKS = 16  # of threads a multiprocessor, at most, while chunks need not be longer: it runs eight at a time
 THREADS = 256  # a block
 ORDER = ("partials_kernel", "prepare_kernel", "update_kernel")  # of the launches of a step
 VECTOR = 16  # bytes of the widest access
@@ -167,18 +165,18 @@ def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, An
         return {name: handle(*made, dtype.type) for name, made in _makers(variant).items()}
 
 
-def chunk_of(sizes: Sequence[int], multiprocessors: int) -> int:
-    """The elements of a chunk: whole rounds of a block, as few as leave every multiprocessor some `BLOCKS` blocks."""
-    shortest, longest = CHUNKS
-    rounds = -(-sum(sizes) // (BLOCKS * multiprocessors * shortest))
-    return min(max(1, rounds) * shortest, longest)
+def chunk_of(dtype: np.dtype[Any]) -> int:
+    """The elements of a chunk: a vector for each thread of a block.
+
+    A block that goes through more waits for its loads, computes and stores, again and again, and while its warps are at
+    the same point of that less is under way: on an H200 eight rounds a block moved 15 to 25 % less than one.
+    """
+    return THREADS * VECTOR // compute_dtype(dtype).itemsize
 
 
-def chunks(sizes: Sequence[int], device: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """(row, start, stop) of every chunk of a batch on a device."""
-    import cupy
-
-    return chunk_list(sizes, chunk_of(sizes, cupy.cuda.Device(device).attributes["MultiProcessorCount"]))
+def chunks(sizes: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(row, start, stop) of every chunk of a batch of parameters of this dtype."""
+    return chunk_list(sizes, chunk_of(dtype))
 
 
 def sum_blocks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -14,7 +14,7 @@ from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepar
 from .rule import Variant, inline
 
 THREADS = 256  # a block of partial sums, or of rows where nothing is summed
-SUMMING_THREADS = 1024  # the one block that adds up all partial sums: a warp a tensor
+SUMMING_THREADS = 1024  # the one block that adds up all partial sums: two warps a tensor
 WARP = 32  # threads; each has four of the lanes, so that neighbours read neighbouring elements
 ALL = 0xFFFFFFFF
 
@@ -29,13 +29,24 @@ def _make_sum(add: Any) -> Any:
     """
 
     @inline
+    def add_each(address, i, a, b, c, d):  # type: ignore[no-untyped-def]
+        a, b = add(address, i, a), add(address, i + WARP, b)
+        return a, b, add(address, i + 2 * WARP, c), add(address, i + 3 * WARP, d)
+
+    @inline
     def total(address, start, stop, thread):  # type: ignore[no-untyped-def]
         a, b, c, d = ZERO, ZERO, ZERO, ZERO
         whole = stop - (stop - start) % LANES
+        most = stop - (stop - start) % (4 * LANES)
         i = start + thread
+        while i < most:  # sixteen loads are under way at once: a warp that waits for each four is waited for
+            a, b, c, d = add_each(address, i, a, b, c, d)
+            a, b, c, d = add_each(address, i + LANES, a, b, c, d)
+            a, b, c, d = add_each(address, i + 2 * LANES, a, b, c, d)
+            a, b, c, d = add_each(address, i + 3 * LANES, a, b, c, d)
+            i += 4 * LANES
         while i < whole:
-            a, b = add(address, i, a), add(address, i + WARP, b)
-            c, d = add(address, i + 2 * WARP, c), add(address, i + 3 * WARP, d)
+            a, b, c, d = add_each(address, i, a, b, c, d)
             i += LANES
         if i < stop:
             a = add(address, i, a)
@@ -90,25 +101,29 @@ def _make_totals() -> Any:
     squares, nonfinite = map(_make_sum, make_sum_terms(GLOBAL))
 
     @inline
-    def add_up(source, sums, i, count, thread):  # type: ignore[no-untyped-def]
-        s, n = squares(source, 0, count, thread), nonfinite(source, 0, count, thread)
-        if thread == 0:
-            _store(sums + SUM * i, table.SQUARES, s)
-            _store(sums + SUM * i, table.NONFINITE, n)
+    def add_up(source, sums, i, count, warp, thread):  # type: ignore[no-untyped-def]
+        if warp % 2 == 0:
+            s = squares(source, 0, count, thread)
+            if thread == 0:
+                _store(sums + SUM * i, table.SQUARES, s)
+        else:
+            n = nonfinite(source, 0, count, thread)
+            if thread == 0:
+                _store(sums + SUM * i, table.NONFINITE, n)
 
     @inline
     def totals(norms):  # type: ignore[no-untyped-def]
         partials, segments = _load_int(norms, table.PARTIALS), _load_int(norms, table.SEGMENTS)
         sums, tensors = _load_int(norms, table.SUMS), _load_int(norms, table.TENSORS)
         warp, thread = np.int64(target.threadIdx.x) // WARP, np.int64(target.threadIdx.x) % WARP
-        i = warp
+        i = warp // 2
         while i < tensors:
             first, count = _load_int(segments, 2 * i), _load_int(segments, 2 * i + 1)
-            add_up(partials + SUM * first, sums, i, count, thread)
-            i += SUMMING_THREADS // WARP
+            add_up(partials + SUM * first, sums, i, count, warp, thread)
+            i += SUMMING_THREADS // (2 * WARP)
         target.syncthreads()
-        if warp == 0:
-            add_up(sums, sums, tensors, tensors, thread)
+        if warp < 2:
+            add_up(sums, sums, tensors, tensors, warp, thread)
         target.syncthreads()
 
     return totals

@@ -109,7 +109,7 @@ class DeviceProbe:
 
     def facts(self, batch: Batch) -> dict[str, Any]:
         """How the work of a batch is cut, and what its kernel's code holds."""
-        chunks = len(cuda.chunks(batch.sizes, batch.device or 0))
+        chunks = len(cuda.chunks(batch.sizes, batch.dtype))
         return {"chunks": chunks, "grid": chunks, "block": cuda.THREADS, "code": self._code(batch)}
 
     def _code(self, batch: Batch) -> Code:

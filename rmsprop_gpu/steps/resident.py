@@ -57,7 +57,7 @@ class Resident:
         self._sent = batch.scalars.tobytes()
         self.kernels = cuda.kernels(batch.variant, batch.dtype, device)
         with order.allocating(device) as stream:
-            chunks = cuda.chunks(batch.sizes, device)
+            chunks = cuda.chunks(batch.sizes, batch.dtype)
             nothing = np.empty((0, 3), np.int64)
             prepared, measures = batch.variant.prepared, batch.variant.measures
             sums = cuda.sum_blocks(batch.sizes) if measures else nothing

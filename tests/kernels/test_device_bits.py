@@ -180,7 +180,7 @@ def test_dtypes_and_groups_in_one_optimizer(rng):
 @pytest.mark.parametrize(("variant", "dtype"), CASES, ids=kind)
 def test_any_chunk_length(variant, dtype, chunk, cuda, monkeypatch, rng):
     opt, steps = problem(variant, [5, 0, 1, 255, min(300 * chunk + 1, 8192 + 5)], dtype, rng)
-    monkeypatch.setattr(cuda, "chunk_of", lambda sizes, multiprocessors: chunk)
+    monkeypatch.setattr(cuda, "chunk_of", lambda dtype: chunk)
     pieces = undivided(params_of(opt))
     assert_same_steps(opt, [(on_device(variant, opt, pieces), pieces)], steps)
 

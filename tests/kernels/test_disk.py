@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import platformdirs
 import pytest
 from processes import PACKAGE, ended, run, start
 
 from rmsprop_gpu.kernels import compiling, cpu, cpu_code, cpu_drive, cpu_prepare, disk, intrinsics, norms, rule, table
 from rmsprop_gpu.kernels.rule import Variant
+
+platformdirs = pytest.importorskip("platformdirs")
 
 # A step of each of these kinds, and how much Numba compiled for it.
 STEPS = """

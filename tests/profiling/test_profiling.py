@@ -85,10 +85,10 @@ def test_chunks_are_those_of_the_launch(threads, chunks, monkeypatch):
 def test_on_a_device_the_code_of_the_kernel_is_known():
     import cupy
 
-    from rmsprop_gpu.kernels.cuda import CHUNKS, THREADS, kernels
+    from rmsprop_gpu.kernels.cuda import THREADS, chunk_of, kernels
 
-    opt = RMSProp(cupy.ones(2 * CHUNKS[0] + 1, F4))
-    (launch,) = profile(opt, cupy.ones(2 * CHUNKS[0] + 1, F4), repeats=1).launches
+    opt = RMSProp(cupy.ones(2 * chunk_of(np.dtype(F4)) + 1, F4))
+    (launch,) = profile(opt, cupy.ones(2 * chunk_of(np.dtype(F4)) + 1, F4), repeats=1).launches
     assert (launch.chunks, launch.grid, launch.block) == (3, 3, THREADS)
     assert 16 <= launch.code.registers <= 255
     kernel = kernels(Variant(), np.dtype(F4), 0)["update_kernel"]

@@ -76,14 +76,14 @@ def test_the_same_bits_where_nothing_is_skipped_and_each_tensor_clipped():
 
 
 GEOMETRY = [
-    {(cuda, "chunk_of"): lambda *_: 1000, (cuda_prepare, "THREADS"): 32, (cuda_prepare, "SUMMING_THREADS"): 32},
+    {(cuda, "chunk_of"): lambda dtype: 1000, (cuda_prepare, "THREADS"): 32, (cuda_prepare, "SUMMING_THREADS"): 64},
     {
-        (cuda, "chunk_of"): lambda *_: 7,
+        (cuda, "chunk_of"): lambda dtype: 7,
         (cuda, "THREADS"): 32,
         (cuda_prepare, "THREADS"): 1024,
-        (cuda_prepare, "SUMMING_THREADS"): 96,
+        (cuda_prepare, "SUMMING_THREADS"): 192,
     },
-    {(cuda, "chunk_of"): lambda *_: 10**9, (cuda, "THREADS"): 1024},
+    {(cuda, "chunk_of"): lambda dtype: 10**9, (cuda, "THREADS"): 1024},
 ]
 
 
