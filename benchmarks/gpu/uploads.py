@@ -24,10 +24,11 @@ STEPS, TENSORS = 3, 1000  # of three elements: 8 kB of addresses
 class Busy:
     """A stream whose kernel runs for a while; `waited` says whether it has ended meanwhile."""
 
-    def __init__(self, cycles: int) -> None:
+    def __init__(self, rehearse: bool) -> None:
         import cupy
 
-        self.stream, self._spin, self._cycles = cupy.cuda.Stream(non_blocking=True), Spin(), cycles
+        self.stream, self._spin, self._rehearse = cupy.cuda.Stream(non_blocking=True), Spin(), rehearse
+        self._cycles = REHEARSED if rehearse else BUSY
         with self.stream:
             self._spin(1)
         cupy.cuda.Device().synchronize()
@@ -40,8 +41,8 @@ class Busy:
             start = time.perf_counter()
             call()
             seconds = time.perf_counter() - start
-            # Where the kernel has ended before the call, as on a device that runs it at once, nobody can tell.
-            return {"seconds": seconds, "waited": self.stream.done if runs else None}
+            # Nobody can tell where the kernel has ended before the call, or may end during it, as in a rehearsal.
+            return {"seconds": seconds, "waited": self.stream.done if runs and not self._rehearse else None}
 
 
 def pageable_copy(target: Any, source: np.ndarray, stream: Any) -> None:
@@ -93,7 +94,7 @@ def measure(record: Record, rehearse: bool) -> None:
     """The package's own way, with copies and with whole steps, and CUDA's beside it."""
     from rmsprop_gpu.steps.uploads import upload  # how a step sends addresses and numbers
 
-    busy = Busy(REHEARSED if rehearse else BUSY)
+    busy = Busy(rehearse)
     for way, copy in ((FIRST, upload), (OURS, upload), (PAGEABLE, pageable_copy)):
         for nbytes in SIZES:
             record.row({"way": way, "bytes": nbytes}, copied, busy, copy, nbytes)

@@ -29,24 +29,13 @@ def _make_sum(add: Any) -> Any:
     """
 
     @inline
-    def add_each(address, i, a, b, c, d):  # type: ignore[no-untyped-def]
-        a, b = add(address, i, a), add(address, i + WARP, b)
-        return a, b, add(address, i + 2 * WARP, c), add(address, i + 3 * WARP, d)
-
-    @inline
     def total(address, start, stop, thread):  # type: ignore[no-untyped-def]
         a, b, c, d = ZERO, ZERO, ZERO, ZERO
         whole = stop - (stop - start) % LANES
-        most = stop - (stop - start) % (4 * LANES)
         i = start + thread
-        while i < most:  # sixteen loads are under way at once: a warp that waits for each four is waited for
-            a, b, c, d = add_each(address, i, a, b, c, d)
-            a, b, c, d = add_each(address, i + LANES, a, b, c, d)
-            a, b, c, d = add_each(address, i + 2 * LANES, a, b, c, d)
-            a, b, c, d = add_each(address, i + 3 * LANES, a, b, c, d)
-            i += 4 * LANES
-        while i < whole:
-            a, b, c, d = add_each(address, i, a, b, c, d)
+        while i < whole:  # libNVVM goes through it four times at once: sixteen loads are under way
+            a, b = add(address, i, a), add(address, i + WARP, b)
+            c, d = add(address, i + 2 * WARP, c), add(address, i + 3 * WARP, d)
             i += LANES
         if i < stop:
             a = add(address, i, a)

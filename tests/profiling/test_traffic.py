@@ -10,8 +10,6 @@ import pytest
 from machine_code_bounds import wanted_instructions
 from variants import EVERY
 
-from benchmarks.machine import cuda_device, is_virtual
-
 from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.profiling.traffic import bytes_per_element, flops_per_element
 
@@ -63,7 +61,9 @@ for dtype in DTYPES:
 def test_the_model_is_what_the_device_counts(tmp_path, request):
     """Beside the streams a launch reads 24 bytes a chunk, of 512 elements at least, and, once a tensor, a row of 64,
     numbers of at most 72, an address and four counters: below a thousandth of 2^18 elements of at least 14 bytes."""
-    if not is_virtual(str(cuda_device())):
+    import cupy
+
+    if b"on the CPU" not in cupy.cuda.runtime.getDeviceProperties(0)["name"]:
         pytest.skip("only a virtual device counts the bytes of its launches")
     if request.config.getoption("--no-pool"):
         pytest.skip("it runs a process of its own, in which the pool stays on")
