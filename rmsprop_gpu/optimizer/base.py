@@ -32,7 +32,7 @@ class Optimizer(Stateful):
         for name, value in defaults.items():
             defaults[name] = hyper.checked(name, value)
         structure = parse(params)
-        self._flatten = structure.flatten
+        self._flatten, self._entries = structure.flatten, structure.entries
         problems = Problems()
         members = [[_tensor(leaf, problems) for leaf in leaves] for _, leaves in structure.groups]
         usable = [[tensor for tensor in tensors if tensor] for tensors in members]
@@ -135,15 +135,23 @@ class Optimizer(Stateful):
         ------
         TypeError, ValueError
             Naming everything that is wrong with any gradient, or with a NumPy parameter that was changed in place (the
-            memory of an array on a device cannot move). Then nothing at all was written: a step is all or nothing.
+            memory of an array on a device cannot move); and where the mapping or list of parameters, as it was given,
+            holds another array now. Then nothing at all was written: a step is all or nothing.
         RuntimeError
             Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; and where a
             step that a CUDA graph captures would need something that is not on the device yet.
         """
+        self._check_entries()
         arrays, told = self._flatten(grads), signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
         plan = self._planner.plan(told.asked)
         plan.bind(arrays, told)
         plan.launch()
+
+    def _check_entries(self) -> None:
+        problems = Problems()
+        for entries in self._entries:
+            entries.check(problems)
+        problems.raise_any()
 
     def refresh(self, step: int | None = None) -> None:
         """Send the hyperparameters as they are now to the device, for the next replay of a captured CUDA graph.

@@ -276,3 +276,49 @@ def test_gradient_again_after_a_pause_goes_on_from_its_state():
         if not pause:
             without.step(named(seed)["b"])
     assert_same_bits(opt.param_groups[0]["params"][1], without.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize(
+    ("given", "change", "place"),
+    [
+        (lambda x: dict(zip("abc", x, strict=True)), lambda p, new: p.update(b=new), '["b"]'),
+        (lambda x: OrderedDict(zip("abc", x, strict=True)), lambda p, new: p.update(b=new), '["b"]'),
+        (list, lambda p, new: p.__setitem__(1, new), "[1]"),
+        (lambda x: [{"params": list(x)}], lambda p, new: p[0]["params"].__setitem__(1, new), "[0][1]"),
+        (
+            lambda x: [{"params": x[0]}, {"params": {"w": x[1]}}],
+            lambda p, new: p[1]["params"].update(w=new),
+            '[1]["w"]',
+        ),
+    ],
+    ids=["dict", "ordered", "list", "list in a group", "dict in a group"],
+)
+def test_a_parameter_that_was_replaced_is_not_trained_in_silence(given, change, place):
+    arrays = random(1, *SIZES)
+    params = given(arrays)
+    opt = RMSProp(params)
+    change(params, arrays[1].copy())
+    with refused(ValueError, f"params{place} is another object than", f"(params{place}[...] = ...)", of=[*arrays, opt]):
+        opt.step(None)
+
+
+def test_a_mapping_may_be_sorted_anew_grow_shrink_and_be_written_in_place():
+    params = named(1)
+    opt = RMSProp(params)
+    params["a"] -= 1
+    params["z"] = np.ones(3)
+    params["a"] = params.pop("a")
+    opt.step(named(2))
+    del params["b"]
+    opt.step(named(2))
+    assert opt.steps == 2
+
+
+def test_what_makes_its_entries_when_asked_is_not_watched():
+    class Views(dict):
+        def __getitem__(self, name):
+            return super().__getitem__(name)[:]
+
+    opt = RMSProp(Views(named(1)))
+    opt.step(named(2))
+    assert opt.steps == 1
