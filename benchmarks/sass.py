@@ -60,7 +60,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Machine code of the update kernels",
         "",
-        f"By `{result['command']}`: what ptxas makes of each kernel, for plain RMSProp and over the",
+        f"By `{result['command']}`: each kernel as it is linked, for plain RMSProp and over the",
         f"{rows[0]['variants']} Variants of a cover of all pairs of switches. Instructions are those of the loop",
         "over vectors, whether they are executed or not (the slow ways of division and root too), divided by the",
         "elements that a thread takes at a time. Wanted: 40 registers and 42 instructions for plain float32,",
