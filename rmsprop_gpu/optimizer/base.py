@@ -138,14 +138,24 @@ class Optimizer(Stateful):
             memory of an array on a device cannot move); and where the mapping or list of parameters, as it was given,
             holds another array now. Then nothing at all was written: a step is all or nothing.
         RuntimeError
-            Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; and where a
-            step that a CUDA graph captures would need something that is not on the device yet.
+            Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; where a step
+            that a CUDA graph captures would need something that is not on the device yet; and inside another step of
+            the same optimizer, out of another thread, a signal handler or its own `lr`. (That may assign what the next
+            step is to take; and reading, `state_dict` say, finds a whole step out of a handler.)
         """
-        self._check_entries()
-        arrays, told = self._flatten(grads), signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
-        plan = self._planner.plan(told.asked)
-        plan.bind(arrays, told)
-        plan.launch()
+        turn, token = self._groups.changes.turn, object()
+        try:
+            if turn.setdefault(0, token) is not token:
+                turn.take_over(token, "a step")
+            self._check_entries()
+            arrays = self._flatten(grads)
+            told = signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
+            plan = self._planner.plan(told.asked)
+            plan.bind(arrays, told)
+            plan.launch()
+        finally:
+            if turn.get(0) is token:
+                del turn[0]
 
     def _check_entries(self) -> None:
         problems = Problems()
@@ -172,6 +182,7 @@ class Optimizer(Stateful):
             say), which a captured graph cannot follow: capture it anew.
         """
         self._refuse_capture("refresh")
+        self._groups.changes.turn.refuse("a refresh")
         self._planner.refresh(step)
 
     def kernels(self) -> dict[str, Any]:

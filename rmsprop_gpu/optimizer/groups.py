@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,20 @@ import numpy as np
 from .. import hyper
 from ..arrays.checks import Problems, Tensor, a, quoted
 from ..arrays.dtypes import compute_dtype
+from .turn import Turn
 
 
 @dataclass
 class Changes:
-    """Whether any group was assigned to since the last step; groups and optimizer share it, so neither holds the other.
+    """Whether any group was assigned to since the last step, and whether a step runs.
+
+    Groups and optimizer share it, so neither holds the other.
 
     With a reference back, the memory of a deleted optimizer would wait for the garbage collector.
     """
 
     pending: bool = True
+    turn: Turn = field(default_factory=Turn)
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -50,6 +54,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Several at once: all of them, or with an error none."""
+        self._changes.turn.refuse("an assignment")
         changes = {}
         for name, value in dict(*args, **kwargs).items():
             if name not in self._values:
@@ -201,6 +206,7 @@ class Groups:
 
     @lr.setter
     def lr(self, value: float | hyper.Schedule) -> None:
+        self.changes.turn.refuse("an assignment")
         value = hyper.checked("lr", value)
         self.replace([group.with_(lr=value) for group in self.all])
 

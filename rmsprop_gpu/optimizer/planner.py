@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class Planner:
 
     def send(self) -> None:
         """Send numbers that were assigned or loaded, where replays of a graph read them without asking us."""
+        if self._changes.turn:  # a schedule assigns: that counts from the next step on
+            return
         hypers = self._groups.hypers()
         if self._order is None or self._plan is None or self._order.capturing() or _scheduled(hypers):
             return
@@ -125,9 +128,9 @@ class Planner:
                 found[kernel_name(name, dtype, variant)] = function
         return found
 
-    def allocate(self) -> None:
-        """Make the state that the hyperparameters need and that is not there yet."""
-        groups, of_tensor = self._groups.hypers(), self._groups.of_tensor
+    def allocate(self, groups: list[dict[str, Any]] | None = None) -> None:
+        """Make the state that the hyperparameters need, by default those of now, and that is not there yet."""
+        groups, of_tensor = groups or self._groups.hypers(), self._groups.of_tensor
         variants = {(i, dtype): hyper.variant(groups[i], self._adagrad) for i, dtype in self._kinds}
         batches = batched(self._tensors, of_tensor, variants)
         self._state.order = [i for rows in batches.values() for i in rows]
@@ -148,7 +151,12 @@ class Planner:
     def _rates(self, hypers: Sequence[Mapping[str, Any]], step: int) -> list[float]:
         """The learning rate of each group; groups that share a schedule ask it once together."""
         schedules = {id(h["lr"]): h["lr"] for h in hypers}
-        answers = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
+        turn = self._changes.turn
+        before, turn.asking = turn.asking, get_ident()
+        try:
+            answers = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
+        finally:
+            turn.asking = before
         return [answers[id(h["lr"])] for h in hypers]
 
     def _settings(self, hypers: Sequence[Mapping[str, Any]], rates: Sequence[float], asked: Asked) -> Settings:
@@ -171,7 +179,7 @@ class Planner:
                 settings = self._settings(hypers, self._rates(hypers, int(self._steps[0])), asked)
             if self._plan is None or changed or asked != self._asked:
                 if self._plan is None or variants_of(settings) != self._plan.variants:  # so is what state they need
-                    self.allocate()
+                    self.allocate(hypers)
                     self._plan = self._plan_for(settings, asked, changed)
                 self._scheduled, self._asked = _scheduled(hypers), asked
                 self._written[self._plan] = hypers

@@ -71,7 +71,8 @@ class Stateful:
             ``"param_groups"``, a list of dicts of hyperparameters, with names as ``"params"``.
         """
         self._refuse_capture("state_dict")
-        self._planner.allocate()  # what was assigned since the last step
+        if not self._groups.changes.turn:
+            self._planner.allocate()  # what was assigned since the last step
         return {
             "optimizer": type(self).__name__,
             "version": VERSION,
@@ -139,12 +140,20 @@ class Stateful:
         skipped = check_skipped(loaded, problems)
         problems.raise_any()
 
-        self._state.load(found, fresh=self.steps == 0)
-        self._steps[0] = int(loaded["steps"])
-        self._outcome.load(skipped)
-        self._groups.replace(groups)
+        turn, token = self._groups.changes.turn, object()
+        try:
+            if turn.setdefault(0, token) is not token:
+                turn.take_over(token, "a load")
+            self._state.load(found, fresh=self.steps == 0)
+            self._steps[0] = int(loaded["steps"])
+            self._outcome.load(skipped)
+            self._groups.replace(groups)
+            if self._order:
+                self._order.broken = None  # if it was between two steps, it is not now
+        finally:
+            if turn.get(0) is token:
+                del turn[0]
         if self._order:
-            self._order.broken = None  # if it was between two steps, it is not now
             self._planner.send()
         return report
 

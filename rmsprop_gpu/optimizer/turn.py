@@ -1,0 +1,54 @@
+"""A step, or a load, is one thing: nothing that changes its optimizer may happen inside of it."""
+
+from __future__ import annotations
+
+import sys
+from threading import get_ident
+
+HELD_IN = {"step", "_load"}  # the functions that have a turn, in a local variable `token`
+
+
+class Turn(dict[int, object]):
+    """Whose turn it is: empty, or under 0 the token of the step that runs.
+
+    ``turn.setdefault(0, token) is token`` takes it, which no other thread and no signal handler can come between.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asking: int | None = None  # the thread whose step asks a schedule: that may assign, for the next step
+
+    def take_over(self, token: object, what: str) -> None:
+        """Refuse `what`, unless the step whose turn it is has ended without giving it back: Ctrl-C may hit anywhere."""
+        before = self.get(0)
+        if before is not None and _is_held(before):
+            raise RuntimeError(self._refusal(what))
+        self[0] = token
+
+    def refuse(self, what: str) -> None:
+        """Refuse an assignment while a step runs, but for one by the step's own schedule."""
+        token = self.get(0)
+        if token is None or self.asking == get_ident():
+            return
+        if _is_held(token):
+            raise RuntimeError(self._refusal(what))
+        self.pop(0, None)
+
+    @staticmethod
+    def _refusal(what: str) -> str:
+        return (
+            f"{what} was asked for inside a step of the same optimizer (by another thread, a signal handler or its own "
+            "schedule), which would mix the two; nothing was changed. Let threads share a lock, and let handlers leave "
+            "a note for the loop"
+        )
+
+
+def _is_held(token: object) -> bool:
+    """Does any thread stand in the function whose token it is?"""
+    for innermost in sys._current_frames().values():
+        frame = innermost
+        while frame is not None:
+            if frame.f_code.co_name in HELD_IN and frame.f_locals.get("token") is token:
+                return True
+            frame = frame.f_back  # type: ignore[assignment]
+    return False
