@@ -214,13 +214,13 @@ def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool =
     return array if len(problems) == before else None
 
 
-def check_grad_apart(array: Array, label: str, others: Iterable[tuple[str, Array]], problems: Problems) -> None:
-    """Refuse a gradient that shares memory with what the step writes."""
+def check_read_apart(array: Array, label: str, others: Iterable[tuple[str, Array]], problems: Problems) -> None:
+    """Refuse what a step reads where it shares memory with what the step writes."""
     mine = shadow(array)
     for name, other in others:
         if np.shares_memory(mine, shadow(other)):
             problems.add(
-                ValueError, f"{label} overlaps {name} in memory; wanted a gradient apart from what a step writes"
+                ValueError, f"{label} overlaps {name} in memory; wanted an array apart from what a step writes"
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import Problems, Tensor, check_grad, check_grad_apart
+from ..arrays.checks import Problems, Tensor, check_grad, check_read_apart
 from ..arrays.dtypes import compute_dtype
 from ..extras import extra
 from ..optimizer.base import Optimizer
@@ -180,7 +180,7 @@ def _with_gradient(opt: Optimizer, grads: Sequence[Any]) -> list[Tensor]:
     for tensor, grad in pairs:
         array = check_grad(grad, tensor, problems)
         if array is not None:
-            check_grad_apart(array, tensor.grad_label, written.near(array), problems)
+            check_read_apart(array, tensor.grad_label, written.near(array), problems)
     problems.raise_any()
     if not any(tensor.layout.size for tensor, _ in pairs):
         raise ValueError("grads has no element to update a parameter with; wanted at least one")

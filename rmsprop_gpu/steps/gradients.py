@@ -9,7 +9,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint
+from ..arrays.checks import Problems, Tensor, check_grad, check_grads_disjoint, check_read_apart
 from ..arrays.interop import cupy_array
 from ..arrays.layout import Array, address_of
 from .batch import Written
@@ -80,7 +80,7 @@ class Gradients:
             array = check_grad(grad, tensor, problems, written=self._zeros)
             if array is None:
                 continue
-            check_grad_apart(array, tensor.grad_label, self._written.near(array), problems)
+            check_read_apart(array, tensor.grad_label, self._written.near(array), problems)
             views.append(array)
             if tensor.layout.matches(array):
                 column[i] = address_of(array) if array.size else EMPTY

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import Problems, Tensor, check_grad, check_grad_apart, check_grads_disjoint, check_unchanged
+from ..arrays.checks import Problems, Tensor, check_grad, check_grads_disjoint, check_read_apart, check_unchanged
 from ..arrays.layout import Layout, NDArray, address_of, is_aligned
 from ..kernels import cpu, cpu_touch
 from . import headers
@@ -126,7 +126,7 @@ class HostSteps:
                 array = check_grad(grad, tensor, problems, written=self._zeros)
                 if array is None:
                     continue
-                check_grad_apart(array, tensor.grad_label, self._written.near(array), problems)
+                check_read_apart(array, tensor.grad_label, self._written.near(array), problems)
                 if isinstance(grad, np.ndarray) and tensor.layout.matches(array) and is_aligned(array):
                     self._column[i] = address_of(array)
                 else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from ..arrays.checks import Tensor
+from ..arrays.checks import Problems, Tensor, check_read_apart
 from ..arrays.layout import Array, NDArray
 from ..hyper import NOTHING_ASKED, Asked
 from ..kernels.rule import Variant
@@ -95,15 +95,15 @@ class Plan:
             )
             for (device, dtype, variant), rows in by_batch.items()
         ]
-        ordered, written = [tensors[i] for i in self._order], Written(tensors, buffers)
+        ordered, self._written = [tensors[i] for i in self._order], Written(tensors, buffers)
         self._write(settings)
         self.steps: Steps
         if order is None:
-            self.steps = HostSteps(ordered, self.batches, written, steps)
+            self.steps = HostSteps(ordered, self.batches, self._written, steps)
         else:
             from .device import DeviceSteps  # it imports CuPy and Numba's CUDA target
 
-            self.steps = DeviceSteps(ordered, self.batches, written, steps, order)
+            self.steps = DeviceSteps(ordered, self.batches, self._written, steps, order)
 
     def _write(self, settings: Settings) -> None:
         for batch in self.batches:
@@ -122,6 +122,11 @@ class Plan:
 
     def bind(self, grads: list[Any], signals: Signals = SILENCE) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
+        if signals.arrays:
+            problems = Problems()
+            for name, _, array in signals.arrays:  # a batch may count before another has read them
+                check_read_apart(array, name, self._written.near(array), problems)
+            problems.raise_any()
         self.steps.bind(grads if self._in_order else [grads[i] for i in self._order], signals)
 
     def launch(self) -> None:

@@ -32,7 +32,8 @@ class Signals(NamedTuple):
 
     asked: Asked = NOTHING_ASKED
     words: tuple[int, ...] = (0,) * table.TOLD_WORDS
-    arrays: tuple[Any, ...] = ()  # held until the step is enqueued: the words hold their addresses
+    # (name, as it was given, as CuPy or NumPy has it), held until the step is enqueued: the words hold their addresses.
+    arrays: tuple[tuple[str, Any, Any], ...] = ()
     numbers: tuple[str, ...] = ()  # those that were told as numbers, which a CUDA graph would keep for ever
 
 
@@ -55,8 +56,9 @@ def signals(
     problems.raise_any()
     given = grad_scale is not None, found_inf is not None
     asked = Asked(told=any(given), scaled=given[0], zero_grads=bool(zero_grads))
-    arrays = tuple(x for words, x in (scale, found) if words[0] > table.NUMBER)
-    named = tuple(n for n, (words, _) in (("grad_scale", scale), ("found_inf", found)) if words[0] == table.NUMBER)
+    both = ("grad_scale", scale), ("found_inf", found)
+    arrays = tuple((name, *x) for name, (words, x) in both if words[0] > table.NUMBER)
+    named = tuple(name for name, (words, _) in both if words[0] == table.NUMBER)
     return Signals(asked, (*scale[0], *found[0]), arrays, named)
 
 

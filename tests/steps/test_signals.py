@@ -118,3 +118,17 @@ def test_steps_that_take_turns_keep_their_plans():
         opt.step(grad, zero_grads=bool(i % 2))
         seen.append(id(opt._planner._plan))
     assert len(set(seen)) == 2
+
+
+@pytest.mark.parametrize("what", ["step", "bias_weight", "param", "square_avg"])
+def test_a_signal_that_the_step_itself_writes_is_refused(xp, what):
+    """Its own counter, say: one batch counts before the next reads it, and half of the model is skipped."""
+    params = [xp.ones(3, F4), xp.ones(3, np.float64)]
+    opt = RMSProp(params, bias_correction=True)
+    grads = [xp.ones(3, F4), xp.ones(3, np.float64)]
+    opt.step(grads)
+    given = params[0][:1] if what == "param" else opt.state[0][what].reshape(-1)[:1]
+    label = "params[0]" if what == "param" else f"state[0].{what}"
+    name = "found_inf" if what == "step" else "grad_scale"
+    with refusing(opt, ValueError, f"{name} overlaps {label} in memory", "apart from what a step writes"):
+        opt.step(grads, **{name: given})
