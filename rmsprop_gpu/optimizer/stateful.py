@@ -67,8 +67,9 @@ class Stateful:
         -------
         dict
             ``"optimizer"``, ``"version"``, ``"steps"``, ``"skipped_steps"`` (on one device an array there, so that
-            nobody waits); ``"state"``, by name the arrays of each parameter, on its device (no copies of the host);
-            ``"param_groups"``, a list of dicts of hyperparameters, with names as ``"params"``.
+            nobody waits); ``"state"``, by name the arrays of each parameter, on its device (no copies of the host), in
+            C order however the parameter lies; ``"param_groups"``, a list of dicts of hyperparameters, with names as
+            ``"params"``.
         """
         self._refuse_capture("state_dict")
         if not self._groups.changes.turn:

@@ -106,11 +106,11 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         return allocate_on_device(layouts, device, self._order)
 
     def snapshot(self) -> dict[str, dict[str, Array]]:
-        """Copies of everything, by name, where the state lies."""
+        """Copies of everything, by name, where the state lies; in C order, since bytes in a file have no strides."""
         copies = {}
         for i, tensor in enumerate(self._tensors):
             with self._at(i):
-                copies[tensor.key] = {name: x.copy(order="K") for name, x in self.buffers[i].items()}
+                copies[tensor.key] = {name: x.copy(order="C") for name, x in self.buffers[i].items()}
         return copies
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:

@@ -233,6 +233,35 @@ def test_saved_arrays_may_lie_in_any_order(layout):
         assert_same_bits(copy.state[key]["square_avg"], opt.state[key]["square_avg"])
 
 
+ORDERS = {
+    "F": lambda x: x.copy(order="F"),
+    "transposed": lambda x: x.transpose(1, 2, 0).copy(order="C").transpose(2, 0, 1),
+}
+
+
+def by_its_bytes(x):
+    """What comes back of an array whose memory was written as it lies, without its strides."""
+    return x.ravel(order="K").reshape(x.shape)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_state_dict_survives_who_writes_memory_as_it_lies(order, xp):
+    given = {"centered": True, "momentum": 0.9, "use_ema": True}
+    params = [ORDERS[order](xp.arange(24.0).reshape(2, 3, 4)) for _ in range(2)]
+    grads = [xp.arange(24.0)[::-1].reshape(2, 3, 4) * k for k in (1, 2)]
+    opt, copy = (RMSProp({"w": param}, **given) for param in params)
+    opt.step({"w": grads[0]})
+    saved = opt.state_dict()
+    copy.load_state_dict({**saved, "state": {"w": {n: by_its_bytes(x) for n, x in saved["state"]["w"].items()}}})
+    params[1][...] = params[0]
+    for name, x in opt.state["w"].items():
+        assert copy.state["w"][name].strides == x.strides
+        assert bool((copy.state["w"][name] == x).all())
+    for o in (opt, copy):
+        o.step({"w": grads[1]})
+    assert bool((params[0] == params[1]).all())
+
+
 def test_counters_of_numpy_are_counters():
     opt = run(build(), 1)
     saved = opt.state_dict()

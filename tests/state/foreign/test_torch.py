@@ -203,3 +203,9 @@ def test_steps_may_be_given_for_torch():
     opt = RMSProp(two_groups(half.params))
     opt.load_foreign("torch", torch_state(half), steps=50)
     assert (opt.steps, opt.state["w"]["step"]) == (50, 2)
+
+
+def test_what_goes_to_torch_is_contiguous():
+    pytest.importorskip("torch")
+    state = RMSProp(np.asfortranarray(start()["w"]), momentum=0.5).to_foreign("torch")["state"]
+    assert all(x.is_contiguous() for x in state[0].values())
