@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .. import hyper
 from ..arrays.checks import Problems, Tensor, quoted
@@ -158,11 +158,13 @@ class Stateful:
             self._planner.send()
         return report
 
-    def load_foreign(self, framework: str, state: Any, *, steps: int | None = None) -> None:
+    def load_foreign(
+        self, framework: str, state: Any, *, steps: int | None = None, match: Literal["name", "order"] = "name"
+    ) -> None:
         """Continue a run that was started in torch, Keras or optax, on the same trajectory.
 
-        Parameters are matched by name where both sides have the same names, by order (groups in order) where they have
-        none in common, and refused in between. Load the parameters yourself: they are no part of an optimizer's state.
+        Parameters are matched by name, group by group, where both sides have names, and by order where one side has
+        none. Load the parameters yourself: they are no part of an optimizer's state.
 
         Parameters
         ----------
@@ -187,6 +189,10 @@ class Stateful:
             The count of steps where the state has none: optax without ``bias_correction`` or schedule (0 if not given;
             needed where `bias_correction` or a callable `lr` here read it). For torch, what a callable `lr` is given
             later; by default the largest step of a parameter.
+        match : {"name", "order"}
+            ``"name"``: names that differ are refused, showing both lists; ``_orig_mod.`` and ``module.``, which
+            ``torch.compile`` and ``DataParallel`` put before all names, do not count. ``"order"``: the first parameter
+            there is the first here, whatever they are called.
 
         Raises
         ------
@@ -212,7 +218,12 @@ class Stateful:
         """
         self._refuse_capture("load_foreign")
         problems = Problems()
-        mine = foreign.Mine(type(self).__name__, self._adagrad, self._groups.members, self._groups.hypers())
+        if match not in ("name", "order"):
+            raise ValueError(f"match is {match!r}; wanted 'name' or 'order'")
+        groups = self._groups
+        mine = foreign.Mine(
+            type(self).__name__, self._adagrad, groups.members, groups.hypers(), by_order=match == "order"
+        )
         state_dict = foreign.translated(framework, state, steps, mine, problems)
         self._groups.loaded(state_dict["param_groups"], problems)  # so that one error names what is wrong there too
         problems.raise_any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ class Mine(NamedTuple):
     adagrad: bool
     members: list[list[Tensor]]
     hyper: list[dict[str, Any]]
+    by_order: bool = False  # whatever the names are
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -88,7 +90,7 @@ def by_kind(
         if name not in BUFFERS:
             problems.add(ValueError, f"{entries[0].label} has no counterpart here: no {quoted(name)} is kept")
             continue
-        order = order_of([entry.param for entry in entries], keys, set(keys), f"state's {quoted(name)}", problems)
+        order = order_of([entry.param for entry in entries], keys, f"state's {quoted(name)}", mine, problems)
         for tensor, at in zip(mine.tensors, order, strict=False):
             array = taken(entries[at].value, entries[at].label, name, tensor, problems)
             if array is not None and name == "momentum_buffer":
@@ -98,18 +100,45 @@ def by_kind(
     return {**frame, "steps": steps}
 
 
-def order_of(names: Sequence[Any], keys: Sequence[str], known: set[str], label: str, problems: Problems) -> list[int]:
-    """Which of the foreign names each key of ours is: by name where they are the same, by order where none is known."""
+# What a wrapper (torch.compile, DataParallel) puts before all names of a model.
+_PREFIXES = ("_orig_mod.", "module.")
+
+
+def unwrapped(names: Sequence[str], among: Sequence[Any]) -> list[str]:
+    """The names without the known prefixes that all names `among` which they stand share."""
+    names, among = list(names), [name for name in among if not is_index(name)]
+    while prefix := next((p for p in _PREFIXES if among and all(n.startswith(p) and n != p for n in among)), None):
+        names, among = ([name.removeprefix(prefix) for name in them] for them in (names, among))
+    return names
+
+
+def order_of(
+    names: Sequence[Any], keys: Sequence[str], label: str, mine: Mine, problems: Problems, among: Sequence[Any] = ()
+) -> list[int]:
+    """Which of the foreign names each key of ours is: by name where both sides have names, else by order.
+
+    Indices, from whatever list, are no names. `among` are the names of all groups.
+    """
     if len(names) != len(keys):
         problems.add(ValueError, f"{label} has {len(names)} parameters; wanted {len(keys)}")
         return []
-    if set(names) == set(keys) and len(set(keys)) == len(keys):
-        return [list(names).index(key) for key in keys]
-    if len(set(names)) == len(names) and any(name in known for name in names):
-        found, wanted = ", ".join(map(repr, names)), ", ".join(map(repr, keys))
-        problems.add(ValueError, f"{label} is of the parameters {found}; wanted {wanted}, or no name of these")
-        return []
-    return list(range(len(keys)))
+    named = not all(map(is_index, names)) and not all(map(is_index, keys))
+    if mine.by_order or (not named and set(names) != set(keys)):
+        return list(range(len(keys)))
+    theirs, ours = list(map(str, names)), list(keys)
+    if set(theirs) != set(ours):
+        theirs = unwrapped(theirs, among or names)
+        ours = unwrapped(ours, [tensor.key for tensor in mine.tensors])
+    if set(theirs) == set(ours) and len(set(ours)) == len(ours):
+        return [theirs.index(key) for key in ours]
+    found, wanted = ", ".join(map(repr, names)), ", ".join(map(repr, keys))
+    problems.add(ValueError, f'{label} is of the parameters {found}; wanted {wanted}, or match="order"')
+    return []
+
+
+def is_index(name: Any) -> bool:
+    """Is this the place of a parameter in a list, or in lists of lists, and no name?"""
+    return not isinstance(name, str) or re.fullmatch(r"(\d+([/.]\d+)*)?", name) is not None
 
 
 def buffers_of(h: Mapping[str, Any], mine: Mine) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from ...arrays.checks import Problems, a, quoted
-from .common import Entry, Mine, agreed, by_kind, count, number
+from .common import Entry, Mine, agreed, by_kind, count, is_index, number
 
 # States that say nothing but a count or a learning rate, and may hold another one.
 _OPTAX_PASSED = {
@@ -55,6 +57,12 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
             problems.add(ValueError, f"state has no count, which {wants} in param_groups[{i}] needs; wanted steps=")
     keys = [tensor.key for tensor in mine.tensors]
     for name, entries in found.items():
+        paths = [entry.param for entry in entries]
+        late = _sorted_as_text(paths)
+        if late and all(map(is_index, keys)) and set(paths) != set(keys) and not mine.by_order:
+            text = f"has {quoted(late[0])} before {quoted(late[1])}, as text is sorted, and params has no names"
+            wanted = 'wanted names, or match="order" for that order'
+            problems.add(ValueError, f"state's {quoted(name)} {text}; {wanted}")
         dotted = [entry._replace(param=entry.param.replace("/", ".")) for entry in entries]
         if {entry.param for entry in dotted} == set(keys):
             found[name] = dotted
@@ -72,6 +80,19 @@ def _nodes(x: Any, label: str) -> Iterator[tuple[str, Any]]:
             yield from _nodes(entry, f"{label}[{i}]")
     else:
         yield label, x
+
+
+def _sorted_as_text(names: list[str]) -> tuple[str, str] | None:
+    """Two neighbours that numbers would put the other way: Dense_10 before Dense_2."""
+
+    def parts(name: str) -> list[str]:
+        return re.split(r"(\d+)", name)
+
+    for before, name in pairwise(names):
+        differing = next(((x, y) for x, y in zip(parts(before), parts(name), strict=False) if x != y), ("", ""))
+        if all(x.isdecimal() for x in differing) and int(differing[0]) > int(differing[1]):
+            return before, name
+    return None
 
 
 def _leaves(tree: Any, path: tuple[str, ...], label: str) -> Iterator[Entry]:

@@ -44,7 +44,7 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
     if len(groups) != len(mine.members):
         problems.add(ValueError, f'state["param_groups"] has {len(groups)} groups; wanted {len(mine.members)}')
         return empty(mine)
-    known, used = {tensor.key for tensor in mine.tensors}, set()
+    used, every = set(), [name for group in groups for name in _names(group)]
     frame, counts = empty(mine), [0]
     for i, (group, tensors) in enumerate(zip(groups, mine.members, strict=True)):
         label = f'state["param_groups"][{i}]'
@@ -54,8 +54,9 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
         h = frame["param_groups"][i] = {**frame["param_groups"][i], **_torch_hyper(group, mine, i, label, problems)}
         ids = list(group["params"])
         used |= set(ids)
-        names = list(group.get("param_names") or ids)
-        order = order_of(names if len(names) == len(ids) else ids, [t.key for t in tensors], known, label, problems)
+        names = _names(group)
+        keys = [tensor.key for tensor in tensors]
+        order = order_of(names if len(names) == len(ids) else ids, keys, label, mine, problems, every)
         for tensor, at in zip(tensors, order, strict=False):
             place, entry = f'state["state"][{ids[at]!r}]', entries.get(ids[at])
             if entry is not None and not isinstance(entry, Mapping):
@@ -68,6 +69,12 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
         if key not in used:
             problems.add(ValueError, f'state["state"][{key!r}] belongs to no parameter of state["param_groups"]')
     return {**frame, "steps": max(counts) if steps is None else steps}
+
+
+def _names(group: Any) -> list[Any]:
+    """The names of named parameters, else their ids."""
+    lists = [group.get(key) for key in ("param_names", "params")] if isinstance(group, Mapping) else []
+    return next((list(names) for names in lists if isinstance(names, (list, tuple)) and names), [])
 
 
 def _torch_hyper(group: Mapping[str, Any], mine: Mine, i: int, label: str, problems: Problems) -> dict[str, Any]:

@@ -41,6 +41,14 @@ def test_what_is_no_state_is_refused(framework, state):
         opt.load_foreign(framework, state)
 
 
+@pytest.mark.parametrize("match", ["index", None, True, ["name"]])
+def test_match_is_one_of_two_words(match):
+    half = Oracle(alpha=0.9).run(range(2))
+    opt = RMSProp(two_groups(half.params))
+    with refused(ValueError, f"match is {match!r}; wanted 'name' or 'order'", of=[opt]):
+        opt.load_foreign("torch", torch_state(half), match=match)
+
+
 @pytest.mark.parametrize("steps", [-1, 1.0, True, "x"])
 def test_steps_is_a_count(steps):
     half = Oracle(alpha=0.9).run(range(2))

@@ -54,7 +54,12 @@ def test_a_run_of_keras_continues_here(case, named):
     key = "m/{}" if named else "{}"
     params = {key.format(name): half.params[name] for name in (reversed(SHAPES) if named else SHAPES)}
     opt = RMSProp(params, **given)
-    opt.load_foreign("keras", {v.path: np.asarray(v) for v in variables} if named else variables)
+    if named:
+        opt.load_foreign("keras", {v.path: np.asarray(v) for v in variables})
+    else:
+        with refused(ValueError, "of the parameters 'm_w', 'm_b'; wanted 'w', 'b', or match=\"order\"", of=[opt]):
+            opt.load_foreign("keras", variables)
+        opt.load_foreign("keras", variables, match="order")
     assert (opt.steps, opt.lr, opt.state[key.format("b")]["step"]) == (SWITCH, 0.125, SWITCH)
     for step in range(SWITCH, END):
         opt.step({key.format(name): g for name, g in gradient(step).items()})
@@ -105,7 +110,7 @@ def test_a_callable_lr_stays_with_keras():
 
     half = Oracle(**LIKE_KERAS).run(range(2))
     opt = RMSProp(half.params, lr=rate, **LIKE_KERAS)
-    opt.load_foreign("keras", keras_variables(half))
+    opt.load_foreign("keras", keras_variables(half, prefix=""))
     assert (opt.lr, opt.steps) == (rate, 2)
 
 
@@ -171,8 +176,8 @@ def test_arrays_without_a_path_are_no_variables():
 
 
 def with_averages(oracle):
-    averages = {f"rm_sprop/m_{name}_average": np.full_like(p, 0.5) for name, p in oracle.params.items()}
-    return {v.path: np.asarray(v) for v in keras_variables(oracle)} | averages
+    averages = {f"rm_sprop/{name}_average": np.full_like(p, 0.5) for name, p in oracle.params.items()}
+    return {v.path: np.asarray(v) for v in keras_variables(oracle, prefix="")} | averages
 
 
 def test_the_average_of_the_parameters_is_loaded():
@@ -186,11 +191,11 @@ def test_the_average_of_the_parameters_is_loaded():
 def test_averages_on_one_side_alone_are_refused_with_keras():
     half = Oracle(**LIKE_KERAS).run(range(2))
     opt = RMSProp(half.params, **LIKE_KERAS)
-    with refused(ValueError, 'state["rm_sprop/m_w_average"] has no use with use_ema=False', of=[opt]):
+    with refused(ValueError, 'state["rm_sprop/w_average"] has no use with use_ema=False', of=[opt]):
         opt.load_foreign("keras", with_averages(half))
     opt = RMSProp(half.params, **LIKE_KERAS, use_ema=True)
     with refused(ValueError, 'state lacks the arrays of "ema", which use_ema=True', of=[opt]):
-        opt.load_foreign("keras", keras_variables(half))
+        opt.load_foreign("keras", keras_variables(half, prefix=""))
 
 
 def test_averages_of_keras_itself_continue_here(keras):

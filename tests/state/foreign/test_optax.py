@@ -90,6 +90,34 @@ def test_trees_of_optax_match_by_path_or_in_the_order_of_jax(params):
     assert [opt.state[i]["square_avg"][0] for i in range(len(want))] == want
 
 
+LAYERS = [f"Dense_{i}" for i in range(11)]  # Dense_10 comes before Dense_2, as text
+TREE = {layer: {"kernel": np.full(2, i + 1.0)} for i, layer in enumerate(LAYERS)}
+IN_ORDER_OF_JAX = [1, 2, 11, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def averages(opt):
+    """Which layer each was of."""
+    return [int(opt.state[i]["square_avg"][0]) for i in range(len(opt.state))]
+
+
+def test_layers_of_other_names_are_refused_unless_order_is_asked_for():
+    opt = RMSProp({f"layer{i}": np.ones(2) for i in range(11)})
+    texts = ["'Dense_1/kernel', 'Dense_10/kernel', 'Dense_2/kernel'", "wanted 'layer0', 'layer1'", 'or match="order"']
+    with refused(ValueError, *texts, of=[opt]):
+        opt.load_foreign("optax", (ScaleByRmsState(TREE), EmptyState()))
+    opt.load_foreign("optax", (ScaleByRmsState(TREE), EmptyState()), match="order")
+    assert averages(opt) == IN_ORDER_OF_JAX
+
+
+def test_a_list_does_not_take_layers_that_are_sorted_as_text_unasked():
+    """Whoever made the list may have counted."""
+    opt = RMSProp([np.ones(2) for _ in LAYERS])
+    with refused(ValueError, '"Dense_10/kernel" before "Dense_2/kernel"', 'or match="order"', of=[opt]):
+        opt.load_foreign("optax", (ScaleByRmsState(TREE), EmptyState()))
+    opt.load_foreign("optax", (ScaleByRmsState(TREE), EmptyState()), match="order")
+    assert averages(opt) == IN_ORDER_OF_JAX
+
+
 def test_steps_of_optax_are_counted_or_given():
     half = Oracle(**LIKE_OPTAX, bias_correction=True).run(range(2))
     first, empty, last = optax_state(half)

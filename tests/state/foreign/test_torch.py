@@ -1,6 +1,7 @@
 """States of torch: a run continues here, and goes back."""
 
 import sys
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -131,11 +132,45 @@ def test_names_of_torch_go_before_order(way):
     opt = RMSProp({"x": np.ones(2), "y": np.ones(2)})
     opt.load_foreign("torch", saved)
     assert (opt.state["x"]["square_avg"][0], opt.state["y"]["square_avg"][0]) == (1, 2)
-    by_order = RMSProp({"p": np.ones(2), "q": np.ones(2)})
-    by_order.load_foreign("torch", saved)
-    assert (by_order.state["p"]["square_avg"][0], by_order.state["q"]["square_avg"][0]) == (2, 1)
-    with refused(ValueError, "of the parameters 'y', 'x'; wanted 'x', 'z'", of=[RMSProp(np.ones(2))]):
-        RMSProp({"x": np.ones(2), "z": np.ones(2)}).load_foreign("torch", saved)
+    for names in ("pq", "xz"):
+        by_order = RMSProp({name: np.ones(2) for name in names})
+        text = f"of the parameters 'y', 'x'; wanted {names[0]!r}, {names[1]!r}, or match=\"order\""
+        with refused(ValueError, text, of=[by_order]):
+            by_order.load_foreign("torch", saved)
+        by_order.load_foreign("torch", saved, match="order")
+        assert [by_order.state[name]["square_avg"][0] for name in names] == [2, 1]
+    unnamed = RMSProp([np.ones(2), np.ones(2)])
+    unnamed.load_foreign("torch", saved)
+    assert [unnamed.state[i]["square_avg"][0] for i in range(2)] == [2, 1]
+
+
+def named_groups(*groups):
+    """A state_dict of torch of one element a parameter, whose average counts the parameters from 1."""
+    h = {"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
+    ids = iter(range(9))
+    made = [{**h, "params": [next(ids) for _ in names], "param_names": names} for names in groups]
+    state = {i: {"step": 1, "square_avg": np.full(1, i + 1.0)} for group in made for i in group["params"]}
+    return {"state": state, "param_groups": made}
+
+
+WRAPPERS = ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), list(permutations(WRAPPERS, 2)))
+def test_what_wrappers_put_before_all_names_does_not_count(theirs, ours):
+    """Of the same shape and in another order here."""
+    opt = RMSProp([{"params": {f"{ours}{name}": np.ones(1) for name in names}} for names in ("cab", "d")])
+    opt.load_foreign("torch", named_groups([f"{theirs}{name}" for name in "abc"], [f"{theirs}d"]))
+    assert [opt.state[f"{ours}{name}"]["square_avg"][0] for name in "abcd"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("names", [["module.a", "b"], ["model.a", "model.b"], ["module.", "module.b"]])
+def test_other_prefixes_and_those_of_some_count(names):
+    one, two = (RMSProp([{"params": {n: np.ones(1) for n in group}} for group in x]) for x in (["ab"], ["a", "b"]))
+    with refused(ValueError, f"{names[0]!r}, {names[1]!r}; wanted 'a', 'b', or match", of=[one]):
+        one.load_foreign("torch", named_groups(names))
+    with refused(ValueError, f"{names[0]!r}; wanted 'a', or match", of=[two]):
+        two.load_foreign("torch", named_groups(*([name] for name in names)))
 
 
 def test_named_groups_that_hold_others_are_refused():
