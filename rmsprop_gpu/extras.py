@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+NAME = "rmsprop-gpu"  # on no index: pip install NAME would find nothing, or somebody else's
 
 
 class MissingExtraError(ImportError):
@@ -12,9 +19,43 @@ class MissingExtraError(ImportError):
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Name the extra where an import inside fails."""
+    """Name the extra, and the command that installs it, where an import inside fails."""
     try:
         yield
     except ImportError as error:
         why = " ".join(str(error).split())  # some have several lines
-        raise MissingExtraError(f'{why}; it comes with pip install "rmsprop-gpu[{name}]"') from None
+        raise MissingExtraError(f"{why}; it comes with the extra {name}: {command(name)}") from None
+
+
+def command(*names: str, upgrade: bool = False) -> str:
+    """What installs these extras, from where this package was installed; in words if that is no longer there."""
+    pip, extras = "pip install -U" if upgrade else "pip install", f"[{','.join(names)}]"
+    source = _source()
+    url, path = source.get("url", ""), _path(source)
+    if "vcs_info" in source:
+        vcs = source["vcs_info"]
+        return f'{pip} "{NAME}{extras} @ {vcs["vcs"]}+{url}@{vcs["commit_id"]}"'
+    if path and path.is_dir():
+        editable = " -e" * source.get("dir_info", {}).get("editable", False)
+        return f'{pip}{editable} "{path}{extras}"'
+    if "archive_info" in source and (path is None or path.is_file()):
+        return f'{pip} "{NAME}{extras} @ {url}"'
+    return f'in a checkout, {pip} ".{extras}"'
+
+
+def _source() -> dict[str, Any]:
+    """Where this package was installed from, as installers write it (PEP 610); empty if that is not known."""
+    try:
+        text = distribution(NAME).read_text("direct_url.json")
+        found = json.loads(text) if text else {}
+    except (PackageNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _path(source: dict[str, Any]) -> Path | None:
+    """The folder or file that a source is; None if it is elsewhere."""
+    from urllib.request import url2pathname  # slow to import, and only an error wants it
+
+    url = urlsplit(source.get("url", ""))
+    return Path(url2pathname(url.path)) if url.scheme == "file" else None

@@ -18,6 +18,7 @@ from rmsprop_gpu import cli
 from rmsprop_gpu.cli import main
 from rmsprop_gpu.demo import train
 from rmsprop_gpu.demo.train import Run
+from rmsprop_gpu.extras import command
 from rmsprop_gpu.kernels import disk
 
 COMMAND = (sys.executable, "-m", "rmsprop_gpu")
@@ -219,7 +220,7 @@ def test_a_missing_library_names_the_extra(module, monkeypatch, capsys, tmp_path
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("rmsprop-gpu: ")
-    assert err.endswith('pip install "rmsprop-gpu[demo]"\n')
+    assert err.endswith(f"; it comes with the extra demo: {command('demo')}\n")
     assert err.count("\n") == 1
 
 

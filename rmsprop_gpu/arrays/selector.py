@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import command
 from .packages import misfits
 
-EXTRAS = 'the extra cuda13 or cuda12, as fits your driver (pip install "rmsprop-gpu[cuda13]")'
 DLPACK_CUDA = (2, 13)  # device types of DLPack: CUDA's own memory, and managed
 
 
@@ -79,7 +79,7 @@ def cuda_missing() -> str | None:
         ("numba_cuda", "numba-cuda, which compiles the kernels"),
     ):
         if not _is_installed(name):
-            return f"{why}, is not installed; install {EXTRAS}"
+            return f"{why}, is not installed; install {_extras()}"
     unfit = packages_that_do_not_fit()
     if unfit:
         return unfit
@@ -108,7 +108,11 @@ def _why_cupy_does_not_load(error: Exception) -> str:
     reason = said[-1] if said else type(error).__name__
     if "libcuda" in reason:
         return f"there is no NVIDIA driver ({reason}); install one, CuPy and Numba bring the rest"
-    return f"CuPy does not load ({reason}); it wants the wheel that fits your CUDA version: {EXTRAS}"
+    return f"CuPy does not load ({reason}); it wants the wheel that fits your CUDA version: {_extras()}"
+
+
+def _extras() -> str:
+    return f"the extra cuda13 or cuda12, as fits your driver ({command('cuda13')})"
 
 
 def cuda_devices() -> list[str]:
@@ -157,7 +161,7 @@ def _why_no_device(runtime: ModuleType, error: Any) -> str:
     if error.status == runtime.errorInsufficientDriver:
         return (
             f"the NVIDIA driver is too old for CUDA {_version(runtime.runtimeGetVersion())} ({error}); "
-            'install a newer one, or the extra for an older CUDA (pip install "rmsprop-gpu[cuda12]")'
+            f"install a newer one, or the extra for an older CUDA ({command('cuda12')})"
         )
     return f"CUDA finds no device ({error}); an NVIDIA GPU and its driver are needed"
 

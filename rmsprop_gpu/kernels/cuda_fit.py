@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-EXTRAS = 'pip install -U "rmsprop-gpu[cuda13]", or [cuda12] for an older driver'
+from ..extras import command
 
 # By what an error says: what is the matter, and what helps.
 _MEANINGS = (
@@ -20,9 +20,9 @@ _MEANINGS = (
     ),
     (
         "NvvmSupportError",
-        "libNVVM is not found; install it with the extra that fits your driver (" + EXTRAS + ")",
+        "libNVVM is not found; install it with the extra that fits your driver ({extras})",
     ),
-    ("libnvvm", "libNVVM does not load; install it with the extra that fits your driver (" + EXTRAS + ")"),
+    ("libnvvm", "libNVVM does not load; install it with the extra that fits your driver ({extras})"),
 )
 
 
@@ -81,6 +81,7 @@ def why_not_compiled(error: Exception) -> str:
     """What an error in compiling, linking or loading a kernel means, and what to install."""
     found, said = versions(), f"{type(error).__name__}: {error}"
     meaning = next((text for mark, text in _MEANINGS if mark.lower() in said.lower()), None)
-    what = meaning.format(**found) if meaning else f"versions that fit together come with {EXTRAS}"
+    extras = f"{command('cuda13', upgrade=True)}, or [cuda12] for an older driver"
+    what = meaning.format(**found, extras=extras) if meaning else f"versions that fit together come with {extras}"
     have = ", ".join(f"{name} {number}" for name, number in found.items())
     return f"no kernel could be compiled for CUDA: {what}. It said: {' '.join(said.split())}. Here are {have}"

@@ -15,10 +15,11 @@ from shutil import which
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..extras import command
+
 # The tools, and the packages on PyPI that hold them.
 TOOLS = {"ptxas": "nvidia-cuda-nvcc", "nvdisasm": "nvidia-cuda-nvdisasm"}
 TOOLKIT = "/usr/local/cuda"  # where it is installed, if no variable says so
-INSTALL = 'pip install "rmsprop-gpu[cuda13,sass]"'
 
 
 @cache
@@ -36,7 +37,11 @@ def tool(name: str) -> Path:
     for place in (None, *(f"{home}/bin" for home in homes)):  # None: where programs are looked for
         if found := which(name, path=place):
             return Path(found)
-    raise RuntimeError(f"machine code is read with {name}, which is not installed: {INSTALL}")
+    raise RuntimeError(f"machine code is read with {name}, which is not installed; {_extras()}")
+
+
+def _extras() -> str:
+    return f"it comes with the extras cuda13 and sass: {command('cuda13', 'sass')}"
 
 
 @cache
@@ -45,7 +50,7 @@ def why_not() -> str | None:
     try:
         from ..kernels import cuda  # noqa: F401
     except ImportError as error:
-        return f"kernels are compiled by numba-cuda, which is not installed ({error}): {INSTALL}"
+        return f"kernels are compiled by numba-cuda, which is not installed ({error}); {_extras()}"
     try:
         list(map(tool, TOOLS))
     except RuntimeError as error:

@@ -13,6 +13,7 @@ from paths import ROOT
 from rmsprop_gpu import RMSProp, array_module, available_backends, backend_of
 from rmsprop_gpu.arrays import packages, selector
 from rmsprop_gpu.arrays.selector import kind_of
+from rmsprop_gpu.extras import command
 
 
 class CUDARuntimeError(RuntimeError):
@@ -77,7 +78,7 @@ CASES = {
     "old driver": (
         fake_cupy(count=raising(CUDARuntimeError(35, "cudaErrorInsufficientDriver: driver version is insufficient"))),
         "the NVIDIA driver is too old for CUDA 13.2 (cudaErrorInsufficientDriver: driver version is insufficient); "
-        'install a newer one, or the extra for an older CUDA (pip install "rmsprop-gpu[cuda12]")',
+        f"install a newer one, or the extra for an older CUDA ({command('cuda12')})",
     ),
     "no device": (
         fake_cupy(count=raising(CUDARuntimeError(100, "cudaErrorNoDevice: no CUDA-capable device is detected"))),

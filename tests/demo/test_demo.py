@@ -213,5 +213,5 @@ def test_the_same_seed_gives_the_same_run():
 
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(MissingExtraError, match=r'^import of sklearn.*pip install "rmsprop-gpu\[demo\]"$'):
+    with pytest.raises(MissingExtraError, match=r'^import of sklearn.*the extra demo: .*pip install .*\[demo\]"$'):
         Run(Settings()).load()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from processes import run, start
 
+from rmsprop_gpu.extras import command
 from rmsprop_gpu.kernels import cuda_fit
 
 HERE = {
@@ -27,11 +28,12 @@ SAID = {
     ),
     "there is no libNVVM": (
         "libNVVM cannot be found. Do `conda install cudatoolkit`",
-        "libNVVM does not load; install it",
+        "libNVVM does not load; install it with the extra that fits your driver "
+        f"({command('cuda13', upgrade=True)}, or [cuda12] for an older driver)",
     ),
     "anything else": (
         "module 'numpy' has no attribute 'row_stack'",
-        'versions that fit together come with pip install -U "rmsprop-gpu[cuda13]"',
+        f"versions that fit together come with {command('cuda13', upgrade=True)}, or [cuda12] for an older driver",
     ),
 }
 
@@ -58,6 +60,7 @@ def test_nothing_of_it_needs_cuda():
 import sys
 for name in ("cupy", "cuda", "numba_cuda"):
     sys.modules[name] = None
+from rmsprop_gpu.extras import command
 from rmsprop_gpu.kernels import cuda_fit
 print(cuda_fit.versions()["nvJitLink"], cuda_fit.versions()["driver"])
 """
