@@ -96,14 +96,77 @@ def test_quiet_prints_the_final_lines_only(capsys):
     assert err == ""
     assert out.startswith("test accuracy")
     assert "epoch" not in out
-    for text in ("17,226 parameters in 6 tensors", "45 steps of RMSProp", "28 bytes an element", "GB/s", "oracle"):
+    for text in ("17,226 parameters in 6 tensors", "45 steps of RMSProp", "us for three lines without the switches,"):
+        assert text in out
+    assert re.search(r"^updates +match the float64 reference to rounding *$", out, re.MULTILINE)
+    assert not re.search("oracle|bytes", out)
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_verbose_says_the_traffic_and_the_deviation(capsys):
+    assert main(["demo", "--quiet", "--epochs", "1", "--momentum", "0.9", "--verbose"]) == 0
+    out = capsys.readouterr().out
+    for text in ("28 bytes an element", "GB/s", "off the oracle by", "  found in", "is the parameter's rounding"):
         assert text in out
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_no_check_says_nothing_of_the_oracle(capsys):
-    assert main(["demo", "--quiet", "--epochs", "1", "--no-check"]) == 0
-    assert "oracle" not in capsys.readouterr().out
+    assert main(["demo", "--quiet", "--epochs", "1", "--no-check", "--verbose"]) == 0
+    assert not re.search("oracle|reference", capsys.readouterr().out)
+
+
+def test_updates_that_do_not_match_are_said_to_be_off(monkeypatch, capsys):
+    init = Run.__init__
+
+    def other(self, settings):
+        init(self, settings)
+        self.oracle._hyper["eps"] = 1e-3  # the oracle and the optimizer differ: either may be the wrong one
+
+    monkeypatch.setattr(Run, "__init__", other)
+    assert main(["demo", "--quiet", "--epochs", "1"]) == 0
+    said = r"^updates +off the float64 reference by [\d.]+ of the largest update *$"
+    assert re.search(said, capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_kernels_are_compiled_once(tmp_path):
+    """A new process each time: the first compiles, the second finds them; where none are kept, none are said to be."""
+    words = ("demo", "--quiet", "--epochs", 1, "--no-check")
+    for kept, said in (("1", "compiled, and kept on disk"), ("1", "found on disk"), ("0", "compiled")):
+        done = run(*words, RMSPROP_GPU_CACHE=kept, RMSPROP_GPU_CACHE_DIR=str(tmp_path))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.search(rf"s of it for the kernels: {said} *$", done.stdout, re.MULTILINE)
+
+
+def test_results_go_to_standard_output(tmp_path):
+    done = run("demo", "--epochs", 1, "--json", "-", "--plot", tmp_path / "a.svg")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["epochs"] == 1
+    assert "epoch   1 " in done.stderr
+    assert "test accuracy  " in done.stderr
+    assert not (ROOT / "-").exists()
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF"), ("a", b"\x89PNG")])
+def test_a_plot_is_what_its_name_says(name, begins, tmp_path):
+    file = tmp_path / name
+    assert main(["demo", "--quiet", "--epochs", "1", "--no-check", "--plot", str(file)]) == 0
+    assert file.read_bytes().startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--nesterov", "--nesterov is without effect, since momentum is 0.0"),
+        ("--lr-in-momentum --momentum 0", "--lr-in-momentum is without effect, since momentum is 0.0"),
+        ("--decoupled-weight-decay", "--decoupled-weight-decay is without effect, since weight_decay is 0.0"),
+        ("--eps-in-sqrt --eps 0", "--eps-in-sqrt is without effect, since eps is 0.0"),
+        ("--nesterov --momentum 0.5 --centered --eps-in-sqrt --decoupled-weight-decay --weight-decay 0.1", ""),
+    ],
+)
+def test_a_switch_without_effect_is_named(words, said, capsys):
+    assert main(["demo", "--quiet", "--epochs", "1", "--no-check", *words.split()]) == 0
+    assert capsys.readouterr().err == (f"rmsprop-gpu: {said}\n" if said else "")
 
 
 def test_options_reach_the_optimizer(tmp_path):
@@ -139,7 +202,7 @@ def test_options_reach_the_optimizer(tmp_path):
         ("demo --optimizer adam", "--optimizer: invalid choice: 'adam'"),
         ("demo --optimizer adagrad --centered", "--centered is no hyperparameter of adagrad; it has --lr, --eps"),
         ("demo --optimizer adagrad --momentum 0", "--momentum is no hyperparameter of adagrad"),
-        ("demo --plot {tmp}/a.pdf", "a.pdf does not end in .png"),
+        ("demo --plot {tmp}/a.docx", "a.docx: Format 'docx' is not supported (supported formats: "),
         ("demo --plot {tmp}/no/a.png", "a.png cannot be written: No such file or directory"),
         ("demo --json {tmp}/no/a.json", "a.json cannot be written: No such file or directory"),
         ("demo --json {tmp}", "cannot be written: Is a directory"),

@@ -10,18 +10,21 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import AdaGrad, RMSProp, __version__
+from ..conventions.explain import WORDS
 from ..extras import extra
-from .report import plot, print_summary
+from .report import image_format, plot, print_summary
 from .train import LR, Run, Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 OK, FAILED, BAD_USE, INTERRUPTED = 0, 1, 2, 130
+STDOUT = "-"  # as the file of --json
 
 NUMBERS = {
     "alpha": "decay of the average of squared gradients",
@@ -60,9 +63,13 @@ def add_demo(commands: Any) -> None:
         demo.add_argument(f"--{name}", type=count, default=default, metavar="N", help=text)
     text = "of the split, the start, the order and the noise (default: 0)"
     demo.add_argument("--seed", type=seed, default=0, metavar="N", help=text)
-    demo.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves of loss and accuracy")
-    demo.add_argument("--json", type=Path, metavar="FILE", help="write all results")
+    text = "draw the curves of loss and accuracy: a .png, or what else matplotlib writes"
+    demo.add_argument("--plot", type=Path, metavar="FILE", help=text)
+    text = "write all results; - is standard output, and the lines for people go to standard error then"
+    demo.add_argument("--json", metavar="FILE", help=text)
     demo.add_argument("--quiet", action="store_true", help="print the final lines only")
+    text = "say in the final lines how much memory was moved, and how far the updates were from the oracle's"
+    demo.add_argument("--verbose", action="store_true", help=text)
     demo.add_argument("--no-check", action="store_true", help="do not compare each update with the float64 oracle")
 
     group = demo.add_argument_group("hyperparameters, as of rmsprop_gpu.RMSProp and AdaGrad")
@@ -97,7 +104,9 @@ def run(options: argparse.Namespace) -> int:
     check_files(options)
     with extra("demo"):
         from rich.console import Console
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=options.json == STDOUT)
+    for line in without_effect(training):
+        print(f"rmsprop-gpu: {line}", file=sys.stderr)
     training.load()
     if not options.quiet:
         train, test = training.digits
@@ -113,11 +122,16 @@ def run(options: argparse.Namespace) -> int:
             raise
 
     summary = training.summary()
-    print_summary(summary, console)
+    print_summary(summary, console, options.verbose)
     if options.json:
         text = json.dumps({"version": __version__, **summary})
         valid = json.loads(text, parse_constant=lambda _: None)  # JSON has no NaN
-        options.json.write_text(json.dumps(valid, indent=2) + "\n")
+        text = json.dumps(valid, indent=2) + "\n"
+        if options.json == STDOUT:
+            sys.stdout.write(text)
+            sys.stdout.flush()  # a reader that is gone is found here
+        else:
+            Path(options.json).write_text(text)
     if options.plot:
         plot(summary, options.plot)
     done = f"after {len(training.history)} of {options.epochs} epochs"
@@ -150,6 +164,14 @@ def make_run(options: argparse.Namespace) -> Run:
         raise RefusedError(f"--device {options.device}: {error}") from None
 
 
+def without_effect(training: Run) -> Iterator[str]:
+    """A line for each switch that was given and changes nothing, in the words of `opt.explain()`."""
+    group = training.opt.param_groups[0]
+    for name in training.settings.hyper:
+        if name in WORDS and (said := WORDS[name](group, training.lr)).startswith("without effect"):
+            yield f"{option(name)} is {said}"
+
+
 def option(name: str) -> str:
     """How a hyperparameter is called on the command line."""
     return "--" + name.replace("_", "-")
@@ -159,13 +181,17 @@ def check_files(options: argparse.Namespace) -> None:
     """Find before the training what would spoil its end."""
     if options.plot:
         with extra("demo"):
-            import matplotlib.figure  # noqa: F401  # only whether it is there
-        if options.plot.suffix.lower() != ".png":
-            raise RefusedError(f"--plot {options.plot} does not end in .png", BAD_USE)
-    if options.plot and options.json and options.plot.absolute() == options.json.absolute():
+            from matplotlib.figure import Figure
+        try:  # some formats need more: Pillow, LaTeX
+            figure = Figure(layout="constrained")
+            figure.subplots()
+            figure.savefig(BytesIO(), format=image_format(options.plot))
+        except Exception as error:  # of matplotlib, of what it calls
+            raise RefusedError(f"--plot {options.plot}: {' '.join(str(error).split())}", BAD_USE) from None
+    results = None if options.json in (None, STDOUT) else Path(options.json)
+    if options.plot and results and options.plot.absolute() == results.absolute():
         raise RefusedError(f"--plot and --json both name {options.plot}", BAD_USE)
-    for name in ("plot", "json"):
-        path: Path | None = getattr(options, name)
+    for name, path in (("plot", options.plot), ("json", results)):
         if path:
             try:
                 new = not os.path.lexists(path)

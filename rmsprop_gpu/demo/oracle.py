@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,6 +40,7 @@ class Oracle:
         if "alpha" in given:
             self._hyper["one_minus_alpha"] = float(np.float32(1 - given["alpha"]))
         self._roundings = 2 if given["weight_decay"] and given["decoupled_weight_decay"] else 1
+        self._alpha, self._momentum = given.get("alpha", 1.0), given.get("momentum", 0.0)
         self._state: dict[str, reference.State] = {}
         self.deviation = Deviation()
 
@@ -64,3 +65,20 @@ class Oracle:
                 worst.largest, worst.rounding = float(error.flat[at]), float(rounding.flat[at])
                 worst.relative, worst.place = worst.largest / scale, f"{name}, step {step + 1:,}"
             worst.beyond = float(np.maximum(worst.beyond, (error - rounding).max() / scale))
+
+    def bound(self, steps: int) -> float:
+        """What float32 may do to an update beyond the rounding of its parameter, relative to the update.
+
+        In units of 2**-24: the rule rounds g / (sqrt(v) + eps) three times, decoupled decay three times more, and the
+        root halves the error of v. That is a rounding a step and two for the square that entered, as long as a square
+        counts: after 10 / (1 - alpha) steps its weight is exp(-10). Momentum sums 1 / (1 - momentum) updates. Where
+        v - m^2 cancels (centered) rounding may do more.
+        """
+        counting = min(steps, math.ceil(10 / (1 - self._alpha))) if self._alpha < 1 else steps
+        roundings = (3 + (counting + 2) / 2 + 3 * (self._roundings - 1)) / (1 - self._momentum)
+        return float(roundings * 2.0**-24)
+
+    def summary(self, steps: int) -> dict[str, Any]:
+        """The deviation after so many steps, and whether it is rounding alone."""
+        matches = self.deviation.beyond <= self.bound(steps)  # a NaN does not
+        return {**asdict(self.deviation), "matches": matches}

@@ -10,21 +10,30 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_summary(s: dict[str, Any], console: Console) -> None:
-    """The final lines."""
+def print_summary(s: dict[str, Any], console: Console, verbose: bool = False) -> None:
+    """The final lines; `verbose` adds the traffic, and how far the updates are from the oracle's."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    update, us, speed = s["update_seconds"], s["update_seconds_median"] * 1e6, s["gb_per_second"]
-    size, place = s["bytes_a_step"] / s["parameters"], "a CUDA device" if s["device"] == "cuda" else "the CPU"
+    us, plain = s["update_seconds_median"] * 1e6, s["three_lines_seconds_median"] * 1e6
+    place, library = ("a CUDA device", "CuPy") if s["device"] == "cuda" else ("the CPU", "NumPy")
+    what = "three lines without the switches" if s["switches"] else "the same in three lines"
     rows = [
         ("test accuracy", f"{s['accuracy']:.2%} of {s['digits']['test']} digits, training loss {s['loss']:.2g}"),
         ("model", f"{s['parameters']:,} parameters in {s['tensors']} tensors, on {place}"),
-        ("time", f"{s['seconds']:.1f} s, {s['compile_seconds']:.1f} s of it to compile"),
-        ("update", f"{update:.3f} s for {s['steps']:,} steps of {s['optimizer']}, {us:.0f} us a step (median)"),
-        ("memory traffic", f"{s['bytes_moved'] / 1e6:,.0f} MB, {size:.0f} bytes an element, {speed:.1f} GB/s"),
+        ("time", f"{s['seconds']:.1f} s, {s['compile_seconds']:.1f} s of it for the kernels: {s['kernels']}"),
+        ("update", f"{us:.0f} us, the median of {s['steps']:,} steps of {s['optimizer']}"),
+        (f"in {library}", f"{plain:.0f} us for {what}, {plain / us:.1f} times as long"),
     ]
-    if d := s["deviation"]:
+    d = s["deviation"]
+    if d:
+        off = f"off the float64 reference by {d['beyond']:.1g} of the largest update"
+        rows += [("updates", "match the float64 reference to rounding" if d["matches"] else off)]
+    if verbose:
+        size, speed, seconds = s["bytes_a_step"] / s["parameters"], s["gb_per_second"], s["update_seconds"]
+        traffic = f"{s['bytes_moved'] / 1e6:,.0f} MB, {size:.0f} bytes an element"
+        rows += [("memory traffic", f"{traffic}, {speed:.1f} GB/s over {seconds:.3f} s")]
+    if verbose and d:
         rows += [
             ("off the oracle by", f"{d['largest']:.2g} at most, {d['relative']:.1g} of the largest update there"),
             ("  found in", d["place"]),
@@ -39,6 +48,7 @@ def print_summary(s: dict[str, Any], console: Console) -> None:
 def plot(s: dict[str, Any], path: Path) -> None:
     """The curves of loss and accuracy, their finding as title."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -51,6 +61,12 @@ def plot(s: dict[str, Any], path: Path) -> None:
     right.set(xlabel="epoch", ylabel="digits of the test set read correctly (%)")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     name, n, lr = s["optimizer"], len(epochs), s["hyperparameters"]["lr"]
     figure.suptitle(f"{name} (lr {lr:g}): {s['accuracy']:.1%} of {s['digits']['test']} unseen digits after {n} epochs")
-    figure.savefig(path, dpi=150, format="png")
+    figure.savefig(path, dpi=150, format=image_format(path))
+
+
+def image_format(path: Path) -> str:
+    """What the name of a file says; png if it says nothing, as with matplotlib, but under that name."""
+    return path.suffix[1:].lower() or "png"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rmsprop_gpu import reference
-from rmsprop_gpu.demo import train
+from rmsprop_gpu.demo import report, train
 from rmsprop_gpu.demo.oracle import Deviation, Oracle
 from rmsprop_gpu.demo.train import Run, Settings
 from rmsprop_gpu.extras import MissingExtraError
@@ -61,7 +61,9 @@ def test_default_run_counts(default_run):
 
 
 def test_default_run_deviates_by_rounding(default_run):
-    deviation = Deviation(**default_run["deviation"])
+    found = dict(default_run["deviation"])
+    assert found.pop("matches") is True
+    deviation = Deviation(**found)
     # Half an ulp of a parameter below 1 is at most 2**-25; the largest weight at the start is 0.8 or so.
     assert 0 < deviation.rounding <= 2.0**-24
     assert 0 < deviation.largest <= 1.1 * deviation.rounding
@@ -80,7 +82,49 @@ def test_few_steps_deviate_by_few_roundings(optimizer, hyper):
     run = trained(optimizer=optimizer, hyper=hyper, epochs=2, batch_size=360)
     # Decoupled decay: lr * weight_decay is rounded once, for the oracle its factors are: 3 roundings more at most.
     bound = beyond_bound(8) + 3 * 2.0**-24 * bool(hyper.get("weight_decay"))
-    assert 0 < run.oracle.deviation.beyond < bound
+    assert 0 < run.oracle.deviation.beyond < bound == run.oracle.bound(8)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adagrad"])
+@pytest.mark.parametrize("beyond", [1e-2, np.nan])
+def test_what_is_more_than_rounding_does_not_match(optimizer, beyond):
+    oracle = Run(Settings(optimizer=optimizer)).oracle
+    assert oracle.summary(1000)["matches"]
+    oracle.deviation.beyond = beyond
+    assert not oracle.summary(1000)["matches"]
+    assert not oracle.summary(100_000)["matches"]
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adagrad"])
+@pytest.mark.parametrize("hyper", [{}, {"lr": 0.01, "eps": 1e-3, "initial_scale": 0.5}])
+def test_three_lines_do_the_same(optimizer, hyper):
+    run = trained(optimizer=optimizer, hyper=hyper, epochs=2, batch_size=360, check=False)
+    for name, param in run.params.items():
+        # 8 steps, each of some five roundings of an update (below 0.1) and one of the parameter (below 2).
+        np.testing.assert_allclose(run._plain[name], param, rtol=0, atol=8 * (5 * 0.1 + 2) * 2.0**-24)
+    summary = run.summary()
+    assert summary["switches"] == []
+    assert 0 < summary["three_lines_seconds_median"] < 0.1
+    assert run.opt.steps == len(run._plain_times) == 8
+
+
+def test_the_three_lines_have_no_switches():
+    run = trained(hyper={"momentum": 0.5, "lr": 0.1}, epochs=1, batch_size=720, check=False)
+    assert run.summary()["switches"] == ["momentum"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 60])
+def test_ticks_are_whole_epochs(epochs, monkeypatch, tmp_path):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn, savefig = [], figure.savefig
+    monkeypatch.setattr(figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k)))
+    history = [{"epoch": i + 1, "loss": 1 / (i + 1), "accuracy": 0.5} for i in range(epochs)]
+    summary = {"history": history, "optimizer": "RMSProp", "hyperparameters": {"lr": 0.1}, "accuracy": 0.5}
+    report.plot({**summary, "digits": {"test": TEST}}, tmp_path / "a.png")
+    for axes in drawn[0].axes:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks == [round(tick) for tick in ticks] != []
 
 
 @pytest.mark.parametrize(
@@ -101,6 +145,7 @@ def test_a_wrong_update_is_seen(name, value):
     for _ in run.epochs():
         pass
     assert run.oracle.deviation.beyond > 10 * beyond_bound(8)
+    assert not run.summary()["deviation"]["matches"]
 
 
 def test_deviation_is_where_it_is_largest():
