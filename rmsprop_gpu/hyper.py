@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from .arrays.real import one_real
 from .kernels.rule import Scalars, Variant
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -71,19 +71,22 @@ NOTHING_ASKED = Asked()
 
 
 def number(name: str, value: object) -> float | None:
-    """A hyperparameter that is a number, as a float; None where that means "off"."""
+    """A hyperparameter that is one real number, of whatever library, as a float; None where that means "off"."""
     wanted, allowed = _NUMBERS[name]
     if value is None and (name in CLIPS or name == "weight_decay"):
         return None if name in CLIPS else 0.0
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+    found = value if type(value) is float else one_real(value)
+    if found is None:
         raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted {wanted}")
     try:
-        x = float(value)
+        x = float(found)
     except OverflowError:  # a whole number or fraction beyond all floats
-        x = math.inf if value > 0 else -math.inf  # type: ignore[operator]  # all real numbers compare
+        x = math.inf if found > 0 else -math.inf
+    except ValueError:  # a signaling NaN of Decimal
+        x = math.nan
     if not allowed(x):
         raise ValueError(f"{name} is {written(value)}; wanted {wanted}")
-    if x == 0 and value != 0 and name == "eps":
+    if x == 0 and found != 0 and name == "eps":
         raise ValueError(f"eps is {written(value)}, which is 0 in float64; wanted 0 itself or a larger number")
     return x
 

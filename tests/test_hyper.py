@@ -26,13 +26,15 @@ FLAGS = [
 CLIPS = ["clipvalue", "clipnorm", "global_clipnorm"]
 
 NO_NUMBERS = [
-    *("0.1", b"0.1", "", True, np.True_, 0.5j, np.complex64(0.5), Decimal("0.5")),
-    *([0.5], (0.5,), np.array(0.5), np.array([0.5]), {"lr": 0.5}, {0.5}, ...),
+    *("0.1", b"0.1", "", True, np.True_, 0.5j, np.complex64(0.5), np.array(0.5j)),
+    *([0.5], (0.5,), np.array([0.5]), np.ones((2, 2)), {"lr": 0.5}, {0.5}, ...),
+    *(np.array("0.5"), np.array(True), np.array(None), np.ma.masked, np.timedelta64(3, "ns")),
 ]
 NO_FLAGS = [0, 1, 1.0, "yes", "", None, [], np.array(True), np.int64(1)]
 
 NEVER = [-1e-9, -1, -math.inf, math.nan, np.float32("nan"), Fraction(-1, 3), np.float64(-1), -(10**400)]
-INFINITE = [math.inf, np.float32("inf"), 10**400, Fraction(10**400, 3)]
+NEVER += [np.array(-1.0), Decimal("-0.1"), Decimal("NaN"), Decimal("sNaN")]
+INFINITE = [math.inf, np.float32("inf"), 10**400, Fraction(10**400, 3), np.array(math.inf), Decimal("1e999")]
 OUT_OF_RANGE = {
     "lr": [*NEVER, *INFINITE],
     "alpha": [*NEVER, *INFINITE, 1, 1.0, np.float32(1), Fraction(10**30 - 1, 10**30), 1.1],
@@ -124,6 +126,14 @@ def test_adagrad_has_no_averages(name):
         ("lr", np.longdouble("0.25"), 0.25),
         ("lr", np.int8(3), 3.0),
         ("lr", Fraction(1, 4), 0.25),
+        ("lr", Decimal("0.1"), 0.1),
+        ("lr", np.array(0.25), 0.25),
+        ("lr", np.array(3, np.uint8), 3.0),
+        ("lr", np.array(0.5, np.float16), 0.5),
+        ("lr", np.array(Decimal("0.1")), 0.1),
+        ("alpha", np.array(0.5, np.float32), 0.5),
+        ("momentum", Decimal(1), 1.0),
+        ("clipvalue", Decimal("1e400"), math.inf),
         ("alpha", 0, 0.0),
         ("alpha", np.float64(0.99), 0.99),
         ("eps", 0, 0.0),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .. import hyper
+from ..arrays.real import one_real
 
 
 class _Required:
@@ -28,6 +29,13 @@ OURS = {
     "decoupled_decay": "decoupled_weight_decay",
     "eps_inside_sqrt": "eps_in_sqrt",
 }
+
+
+def _same(value: Any, allowed: Any) -> bool:
+    """Is a value the one that is allowed? A number may come as any library has it, but 0 is not False."""
+    if (number := one_real(allowed)) is not None:
+        return bool(one_real(value) == number)
+    return type(value) is type(allowed) and bool(value == allowed)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Preset:
         arguments = {**self.arguments, **given}
         for key, allowed in self.neutral.items():
             value = arguments.pop(key)
-            if not any(type(value) is type(x) and value == x for x in allowed):
+            if not any(_same(value, x) for x in allowed):
                 wanted = " or ".join(map(repr, allowed))
                 raise ValueError(f"{key} is {hyper.written(value)}; wanted {wanted}: {name}'s {key} is not done here")
         return self.translate({key: self._checked(key, value) for key, value in arguments.items()})

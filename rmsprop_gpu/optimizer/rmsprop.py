@@ -28,7 +28,9 @@ class RMSProp(Optimizer):
         Of float32, float64, float16 or bfloat16 (``ml_dtypes``), any shape, each one dense block of memory in any order
         of its dimensions. A group is a mapping with ``"params"`` and the hyperparameters that differ.
     lr : float or callable
-        Learning rate, >= 0. A callable is given `steps`, the count of steps so far.
+        Learning rate, >= 0. A callable is given `steps`, the count of steps so far, as the schedules of optax and Keras
+        are. What it returns, and every number here, may be any one real number: a 0-d array of NumPy, JAX, torch or
+        CuPy (for one on a device the host waits), a Decimal.
     alpha : float
         Decay of the averages, 0 <= alpha < 1 (Keras and TensorFlow: rho; optax: decay; the definition: beta).
     eps : float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from ..arrays.checks import Problems, Tensor, plain_array
 from ..arrays.interop import copied
 from ..arrays.layout import Array, Layout, device_of
+from ..arrays.real import one_real, whole
 from ..arrays.selector import kind_of
 from ..kernels.table import COUNTERS
 from .kinds import layout_of
@@ -27,14 +29,16 @@ class LoadReport(NamedTuple):
 
 def check_skipped(saved: Mapping[str, Any], problems: Problems) -> int:
     """The count of skipped steps in a state dict, which those of earlier versions lack."""
-    x = saved.get("skipped_steps", 0)
-    if kind_of(x) is not None and getattr(x, "shape", None) == () and x.dtype == np.int64:
-        with where(x):
-            x = int(x)
-    if not isinstance(x, (int, np.integer)) or isinstance(x, bool) or not 0 <= x < 2**62:
-        problems.add(TypeError, f'state_dict["skipped_steps"] is {_brief(x)}; wanted a count >= 0')
+    return _count(saved.get("skipped_steps", 0), "skipped_steps", problems)
+
+
+def _count(x: Any, name: str, problems: Problems) -> int:
+    """A count in a state dict, whatever number it comes as: npz makes 0-d arrays of them, others int32."""
+    count = whole(x)
+    if count is None or not 0 <= count < 2**62:
+        problems.add(TypeError, f'state_dict["{name}"] is {_brief(x)}; wanted a count >= 0')
         return 0
-    return int(x)
+    return count
 
 
 def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[str, Any]:
@@ -45,17 +49,19 @@ def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[
     kinds: dict[str, tuple[Any, str]] = {
         "state": (Mapping, "a mapping"),
         "param_groups": ((list, tuple), "a list"),
-        "steps": ((int, np.integer), "a count >= 0"),
     }
     for name, (kind, wanted) in kinds.items():
         x: Any = saved.get(name)
-        if not isinstance(x, kind) or isinstance(x, bool) or (name == "steps" and not 0 <= x < 2**62):
+        if not isinstance(x, kind):
             problems.add(TypeError, f'state_dict["{name}"] is {_brief(x)}; wanted {wanted}')
-    for name, want in (("optimizer", optimizer), ("version", VERSION)):
-        x = saved.get(name)
-        if type(x) is not type(want) or x != want:
-            problems.add(ValueError, f'state_dict["{name}"] is {_brief(x)}; wanted {want!r}')
-    return saved
+    steps = _count(saved.get("steps"), "steps", problems)
+    x = saved.get("optimizer")
+    if not isinstance(x, str) or x != optimizer:
+        problems.add(ValueError, f'state_dict["optimizer"] is {_brief(x)}; wanted {optimizer!r}')
+    x = saved.get("version")
+    if whole(x) != VERSION:
+        problems.add(ValueError, f'state_dict["version"] is {_brief(x)}; wanted {VERSION!r}')
+    return {**saved, "steps": steps}
 
 
 def _brief(x: Any) -> str:
@@ -63,13 +69,21 @@ def _brief(x: Any) -> str:
 
 
 def _counter(x: object, dtype: np.dtype[Any]) -> object:
-    """A plain number as an array of this dtype, where that has its value; else as it is."""
-    whole = isinstance(x, (int, np.integer)) and not isinstance(x, bool) and abs(x) < 2**53
-    if whole or (isinstance(x, (float, np.floating)) and dtype.kind == "f"):
-        exact = np.float64(x)  # type: ignore[arg-type]  # a number, as was just asked
-        with np.errstate(over="ignore"):
+    """One real number as an array of this dtype, where that has its value; else as it is.
+
+    A count may be an array of any integers; a weight that is one has its dtype, as averages have.
+    """
+    if kind_of(x) is not None and (dtype.kind == "f" or str(getattr(x, "dtype", "")) == str(dtype)):
+        return x  # on a device nobody waits for it
+    found = one_real(x)
+    if found is not None and (dtype.kind == "f" or isinstance(found, numbers.Integral)):
+        try:
+            exact = np.float64(float(found))
+        except (OverflowError, ValueError):
+            return x
+        with np.errstate(over="ignore", invalid="ignore"):
             rounded = exact.astype(dtype)
-        if rounded.astype(np.float64) == exact:
+        if exact == found and rounded.astype(np.float64) == exact:
             return np.asarray(rounded)
     return x
 

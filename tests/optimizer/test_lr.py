@@ -54,6 +54,8 @@ def test_schedule_equals_assigning_its_values():
         (None, TypeError, "lr(1): lr is None"),
         (True, TypeError, "lr(1): lr is True"),
         (1j, TypeError, "lr(1): lr is 1j"),
+        (np.array([0.1]), TypeError, "lr(1): lr is array([0.1])"),
+        (np.array(-0.5), ValueError, "lr(1): lr is array(-0.5)"),
         (ZeroDivisionError("mine"), ZeroDivisionError, "mine"),
     ],
     ids=repr,

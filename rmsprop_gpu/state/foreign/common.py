@@ -11,6 +11,7 @@ import numpy as np
 
 from ...arrays import dtypes
 from ...arrays.checks import Problems, Tensor, a, plain_array, quoted
+from ...arrays.real import one_real
 from ...arrays.selector import is_cuda, kind_of
 from ...kernels.table import BUFFERS
 from ..kinds import needed
@@ -151,9 +152,9 @@ def counters(step: int, tensor: Tensor, h: Mapping[str, Any], mine: Mine) -> dic
     """``step``, and ``bias_weight``: after that many steps a moving average of ones is 1 - alpha**step."""
     if mine.adagrad:
         return {"step": step}
-    alpha = h["alpha"]
-    usable = isinstance(alpha, (int, float)) and 0 <= alpha < 1  # else a problem of the hyperparameters
-    weight = 1.0 - float(alpha) ** step if usable else 0.0
+    alpha = one_real(h["alpha"])
+    # What is no alpha is a problem of the hyperparameters.
+    weight = 1.0 - float(alpha) ** step if alpha is not None and 0 <= alpha < 1 else 0.0
     return {"step": step, "bias_weight": np.asarray(weight, dtypes.compute_dtype(tensor.layout.dtype))}
 
 

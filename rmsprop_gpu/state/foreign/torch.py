@@ -10,6 +10,7 @@ import numpy as np
 
 from ...arrays import dtypes
 from ...arrays.checks import Problems, Tensor, a, quoted
+from ...arrays.real import one_real
 from ...extras import extra
 from ...kernels.table import BUFFERS
 from ..kinds import needed
@@ -90,8 +91,6 @@ def _torch_hyper(group: Mapping[str, Any], mine: Mine, i: int, label: str, probl
         problems.add(ValueError, f'{label}["lr_decay"] is {group["lr_decay"]!r}; wanted 0, or here a callable lr')
     ours = mine.hyper[i]
     values = {n: group[n] for n in (*wanted, "maximize") if n in group and n in ours}
-    if hasattr(values.get("lr"), "item"):  # torch takes a tensor
-        values["lr"] = values["lr"].item()
     fixed = {n: value for n, value in _TORCH_FIXED.items() if n in ours}
     if mine.adagrad:
         fixed["initial_scale"] = group.get("initial_accumulator_value", 0)
@@ -104,7 +103,7 @@ def _torch_entry(
     """The step and the buffers of one parameter; without an entry, as torch leaves one without gradient, new ones."""
     wanted = [name for name in buffers_of(h, mine) if name in _TORCH_BUFFERS]  # it has no averages of parameters
     if not entry:
-        fill = h["initial_scale"] if isinstance(h["initial_scale"], (int, float)) else 0.0
+        fill = one_real(h["initial_scale"]) or 0.0  # what is none is a problem of the hyperparameters
         compute = dtypes.compute_dtype(tensor.layout.dtype)
         new = {name: np.zeros(tensor.layout.shape, compute) for name in wanted}
         if mine.adagrad:
