@@ -168,8 +168,8 @@ def check_disjoint(labelled: Iterable[tuple[str, int, int]], problems: Problems)
             highest, owner = start + nbytes, label
 
 
-def check_unchanged(tensor: Tensor, problems: Problems) -> None:
-    """Is the NumPy parameter what it was when the optimizer was built?"""
+def check_unchanged(tensor: Tensor, problems: Problems, *, written: bool = True) -> None:
+    """Is the NumPy parameter what it was when the optimizer was built, and can it be `written` to?"""
     array, layout = np.asarray(tensor.array), tensor.layout
     same = array.dtype == layout.dtype and array.dtype.isnative and layout.matches(array)
     if not same or address_of(array) != tensor.address:
@@ -180,7 +180,7 @@ def check_unchanged(tensor: Tensor, problems: Problems) -> None:
             ValueError,
             f"{tensor.label} was changed in place: it has {found}{moved}; the optimizer was built for {want}",
         )
-    elif not array.flags.writeable:
+    elif written and not array.flags.writeable:
         problems.add(ValueError, f"{tensor.label} has become read-only; wanted an array that can be updated in place")
 
 

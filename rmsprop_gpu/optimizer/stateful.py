@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .. import hyper
-from ..arrays.checks import Problems, Tensor, quoted
+from ..arrays.checks import Problems, Tensor, check_unchanged, quoted
 from ..arrays.layout import NDArray
 from ..state import foreign
 from ..state.buffers import Averages, State
@@ -139,6 +139,9 @@ class Stateful:
         ]
         found = self._state.check(loaded["state"], names, problems)
         skipped = check_skipped(loaded, problems)
+        for tensor in self._tensors:
+            if tensor.device is None:  # new averages start from the parameter
+                check_unchanged(tensor, problems, written=False)
         problems.raise_any()
 
         turn, token = self._groups.changes.turn, object()

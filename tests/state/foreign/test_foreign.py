@@ -1,5 +1,7 @@
 """States of any other framework: what is refused of each, averages that start anew, and runs that go on on a device."""
 
+import warnings
+
 import numpy as np
 import pytest
 from foreign_runs import (
@@ -138,3 +140,26 @@ def test_no_state_is_loaded_into_a_graph():
                 opt.load_foreign("torch", {})
         finally:
             stream.end_capture()
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_a_parameter_that_was_reshaped_in_place_takes_nothing(use_ema):
+    """Averages that start anew are copies of the parameters: the first would be loaded, the second could not be."""
+    params = [np.ones((2, 3)), np.ones((2, 2))]
+    opt = RMSProp(params, use_ema=use_ema)
+    state = {i: {"step": 3.0, "square_avg": np.full(x.shape, 0.25)} for i, x in enumerate(params)}
+    group = {
+        "lr": 0.1,
+        "alpha": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0,
+        "momentum": 0,
+        "centered": False,
+        "params": [0, 1],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy deprecates it
+        params[1].shape = (4,)
+    with refused(ValueError, "params[1] was changed in place: it has shape (4,)", of=[opt, *params]):
+        opt.load_foreign("torch", {"state": state, "param_groups": [{**group, "params": [0, 1]}]})
+    assert opt.steps == 0
