@@ -109,3 +109,10 @@ def test_readme_lists_every_preset_with_its_defaults():
                 found = [words[1] for words in cells if words and words[0] == f"`{key}`"]
                 want = ["required"] if default is REQUIRED else [] if default is None else [default]
                 assert [x if x == "required" else float(x) for x in found] == want, (name, key)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
+    files = [link for link in links if "://" not in link]
+    assert [link for link in files if not (ROOT / page).parent.joinpath(link).exists()] == []

@@ -76,7 +76,10 @@ def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], capability: tuple[i
     made = kernel.overloads[signature(kernel.py_func)]
     # What CUDA loads serves all devices of an architecture. Asked on each, Numba would load it as often, and unload it
     # as often when the process ends, which fails from the second time on.
-    loaded = made._codelibrary.get_cufunc().kernel
+    try:
+        loaded = made._codelibrary.get_cufunc().kernel  # on a second architecture this is what links and loads
+    except Exception as error:
+        raise RuntimeError(cuda_fit.why_not_compiled(error)) from error
     if name is not None:
         with suppress(Exception):  # whatever the linker has kept of it
             disk.write(name, made.entry_name.encode() + _END + made._codelibrary.get_cubin().code)

@@ -6,6 +6,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..extras import command
 
+MISSING = "libNVVM does not load; install it with the extra that fits your driver ({extras})"
+LOST = "the device can no longer be used by this process, since a kernel before has failed on it; start it anew"
+NOT_TAKEN = (
+    "the driver, for CUDA {driver}, does not take what was made for it by nvJitLink ({nvJitLink}); install a newer "
+    "driver, or the extra cuda12"
+)
 # By what an error says: what is the matter, and what helps.
 _MEANINGS = (
     (
@@ -22,7 +28,14 @@ _MEANINGS = (
         "NvvmSupportError",
         "libNVVM is not found; install it with the extra that fits your driver ({extras})",
     ),
-    ("libnvvm", "libNVVM does not load; install it with the extra that fits your driver ({extras})"),
+    *((mark, MISSING) for mark in ("libNVVM cannot be found", "libNVVM is not available", "libnvvm.so", "nvvm64")),
+    (
+        "OUT_OF_MEMORY",
+        "the device has no memory left for it; wanted less on the device, in CuPy's pool say "
+        "(cupy.get_default_memory_pool().free_all_blocks())",
+    ),
+    *((mark, LOST) for mark in ("ILLEGAL_ADDRESS", "MISALIGNED_ADDRESS", "LAUNCH_FAILED", "CONTEXT_IS_DESTROYED")),
+    *((mark, NOT_TAKEN) for mark in ("INVALID_IMAGE", "NO_BINARY_FOR_GPU")),
 )
 
 

@@ -46,8 +46,13 @@ COUNTERS = {"step": STEP, "bias_weight": BIAS_WEIGHT}
 
 def chunk_list(sizes: Sequence[int], chunk: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """(row, start, stop) of every chunk; a tensor without elements has one empty chunk, which counts its step."""
-    counts = [max(1, -(-size // chunk)) for size in sizes]
-    rows = np.repeat(np.arange(len(sizes)), counts)
-    starts = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * chunk
-    stops = np.minimum(starts + chunk, np.asarray(sizes, np.int64)[rows])
-    return np.stack([rows, starts, stops], axis=1).astype(np.int64)
+    lengths = np.asarray(sizes, np.int64)
+    counts = np.maximum(1, -(-lengths // chunk))
+    made = np.empty((int(counts.sum()), 3), np.int64)
+    rows, starts, stops = made.T
+    rows[:] = np.repeat(np.arange(len(sizes)), counts)
+    starts[:] = np.arange(len(made))
+    starts -= np.repeat(np.cumsum(counts) - counts, counts)
+    starts *= chunk
+    np.minimum(starts + chunk, lengths[rows], out=stops)
+    return made

@@ -123,7 +123,10 @@ def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Fac
 
     make = _linked if cuda_fit.nvjitlink() else _assembled
     # All of them at once: to start nvdisasm takes longer than to disassemble twenty kernels.
-    texts, log, cubin = make(kernels, cc, options)
+    try:
+        texts, log, cubin = make(kernels, cc, options)
+    except Exception as error:  # of nvJitLink or Numba, which have no common base
+        raise RuntimeError(f"no machine code for {cc[0]}.{cc[1]}: {type(error).__name__}: {error}") from error
     with TemporaryDirectory() as folder:
         file = Path(folder, "kernels.cubin")
         file.write_bytes(cubin)

@@ -6,6 +6,7 @@ that memory later. So each copy is made from pinned memory of its own, which is 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from typing import Any
@@ -16,6 +17,7 @@ from cupy.cuda import Event, alloc_pinned_memory
 from ..arrays.layout import Array, NDArray
 
 SMALLEST = 1 << 12  # bytes of a slot
+LOOKS = 4  # slots that are asked before there is another
 
 
 class _Slot:
@@ -28,10 +30,22 @@ class _Slot:
         self.event = Event(disable_timing=True)
 
 
-# By device and size, in the order of their last use. They are kept as long as the process: an optimizer may be gone
-# before its last copy is made.
+# By device and size, in the order of their last use. They are kept, pinned, as long as the process: an optimizer may be
+# gone before its last copy is made.
 _slots: dict[tuple[int, int], deque[_Slot]] = {}
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child that steps is to be told that CUDA is lost, not to wait for ever
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+def _free(slots: deque[_Slot]) -> _Slot | None:
+    """One whose copy was made, of the first few; of one stream they are made in order, but one stream may be busy."""
+    for _ in range(min(LOOKS, len(slots))):
+        slot = slots.popleft()
+        if slot.event.done:
+            return slot
+        slots.append(slot)
+    return None
 
 
 def upload(target: Array, source: NDArray, stream: Any) -> None:
@@ -40,7 +54,7 @@ def upload(target: Array, source: NDArray, stream: Any) -> None:
     size = max(SMALLEST, 1 << (nbytes - 1).bit_length())
     with _lock:
         slots = _slots.setdefault((target.data.device_id, size), deque())
-        slot = slots.popleft() if slots and slots[0].event.done else _Slot(size)
+        slot = _free(slots) or _Slot(size)
         slot.bytes[:nbytes] = np.frombuffer(np.ascontiguousarray(source), np.uint8)
         target.data.copy_from_host_async(slot.address, nbytes, stream)
         slot.event.record(stream)

@@ -31,6 +31,20 @@ SAID = {
         "libNVVM does not load; install it with the extra that fits your driver "
         f"({command('cuda13', upgrade=True)}, or [cuda12] for an older driver)",
     ),
+    "there is no libNVVM for pathfinder": (
+        'Failure finding "libnvvm.so": No such file: libnvvm.so*',
+        "libNVVM does not load; install it with the extra that fits your driver ",
+    ),
+    "libNVVM is there, and does not take the code": (
+        "libNVVM error: parse failed",
+        f"versions that fit together come with {command('cuda13', upgrade=True)}",
+    ),
+    "no memory": ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", "the device has no memory left for it; wanted less on"),
+    "a lost device": ("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal", "the device can no longer be used by this process"),
+    "no code for the driver": (
+        "CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid",
+        "the driver, for CUDA 12.4, does not take what was made for it by nvJitLink (",
+    ),
     "anything else": (
         "module 'numpy' has no attribute 'row_stack'",
         f"versions that fit together come with {command('cuda13', upgrade=True)}, or [cuda12] for an older driver",

@@ -299,3 +299,15 @@ def test_tools_are_those_of_the_package_else_of_the_toolkit(monkeypatch, tmp_pat
     monkeypatch.setattr(machine_code, "TOOLKIT", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"nvdisasm, which is not installed; .* and sass: .*pip install .*13,sass"):
         machine_code.tool.__wrapped__("nvdisasm")
+
+
+def test_whatever_a_linker_raises_is_told_as_one_kind_of_error(monkeypatch):
+    """So that a profile falls back to the PTX."""
+
+    def fail(*_):
+        raise ValueError("no such architecture")
+
+    monkeypatch.setattr(machine_code, "_linked", fail)
+    monkeypatch.setattr(machine_code, "_assembled", fail)
+    with pytest.raises(RuntimeError, match=r"no machine code for 13\.7: ValueError: no such architecture"):
+        machine_code.read([], (13, 7))

@@ -1,5 +1,9 @@
 """Copies from the host that are read later: what was copied is what stood there at the call."""
 
+import os
+import threading
+import warnings
+
 import numpy as np
 import pytest
 
@@ -87,3 +91,41 @@ def test_a_step_uploads_from_pinned_memory(uploads):
         opt.lr = 0.1 / (k + 1)
         cupy.cuda.Device().synchronize()
     assert len(slots(uploads)) <= used + 2
+
+
+def test_a_busy_stream_does_not_keep_another_from_memory_that_is_free(uploads, monkeypatch):
+    """One slot waits for a stream that is busy, and stands first: those behind it are used again all the same."""
+    import cupy
+
+    monkeypatch.setattr(uploads, "Event", Event)
+    target, stream = cupy.empty(8, np.int64), cupy.cuda.get_current_stream()
+    uploads.upload(target, np.zeros(8, np.int64), stream)
+    (busy,) = slots(uploads)
+    busy.event.done = False
+    monkeypatch.setattr(Event, "done", True)
+    for _ in range(300):
+        uploads.upload(target, np.ones(8, np.int64), stream)
+    assert len(slots(uploads)) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_child_that_was_forked_during_an_upload_does_not_wait_for_ever(uploads):
+    taken, go = threading.Event(), threading.Event()
+
+    def hold():
+        with uploads._lock:
+            taken.set()
+            go.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert taken.wait(60)
+    threading.Timer(0.2, go.set).start()  # the fork waits for the lock
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's own, of threads and forks
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if uploads._lock.acquire(timeout=5) else 1)
+    _, status = os.waitpid(child, 0)
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
