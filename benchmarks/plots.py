@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # A colour and a marker a contender in all pictures: torch is orange, JAX and we are blue, the rest grey. They are
 # tableau-colorblind10 and two darker ones; within a hue the lightness differs. CuPy is to a device what NumPy is to the
-# host, and no picture has both.
+# host, and no picture has both. Quartiles are a line across the marker, which makes a "+" of a "|".
 STYLES = {
     OURS: ("#006BA4", "o"),
     "numpy": ("#595959", "x"),
@@ -30,7 +30,7 @@ STYLES = {
     OPTAX: ("#5F9ED1", "v"),
     "keras": ("#A2C8EC", "p"),
     C_OPENMP: ("#222222", "*"),
-    COPY: ("#ABABAB", "|"),
+    COPY: ("#ABABAB", "d"),
 }
 DARK = "#222222"
 LOOK: dict[str, Any] = {
@@ -135,7 +135,7 @@ def dot(axes: Axes, name: str, found: dict[str, float], y: float) -> None:
 
 def marker_look(marker: str) -> dict[str, Any]:
     """A white edge parts filled markers that touch; strokes have to be thick instead."""
-    if marker in "x+|":
+    if marker in "x+":
         return {"markersize": 7, "markeredgewidth": 2}
     return {"markersize": 11 if marker == "*" else 7.5, "markeredgewidth": 0.7, "markeredgecolor": "white"}
 
@@ -152,12 +152,13 @@ def short(number: float) -> str:
 
 
 def ratios_title(workloads: dict[str, Any], ratios: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The finding on ResNet-50, or on the first workload there is: torch's fastest RMSProp, or else the next rival."""
+    """On ResNet-50, or the first workload there is: torch's fastest and slowest RMSProp, or else the other rivals'."""
     where = "resnet50" if "resnet50" in ratios else next(iter(ratios))
     medians = {name: found["median"] for name, found in ratios[where].items()}
     torchs = [name for name in (*TORCH, COMPILED) if name in medians]
-    name = min(torchs or [name for name in medians if name != COPY] or medians, key=medians.__getitem__)
-    return f"{subject(workloads[where])}: {name} takes {digits(medians[name])} times as long as {OURS}"
+    rivals = sorted(torchs or [name for name in medians if name != COPY] or medians, key=medians.__getitem__)
+    ends = [f"{name} takes {digits(medians[name])} times" for name in dict.fromkeys((rivals[0], rivals[-1]))]
+    return f"{subject(workloads[where])}: " + ",\n".join(ends) + f" as long as {OURS}"
 
 
 def subject(workload: dict[str, Any]) -> str:

@@ -242,7 +242,11 @@ def test_titles_say_what_was_found(draw):
     plots = importlib.import_module("benchmarks.plots")
     workloads = result_of("resnet50", {**TIMES, "torch for-loop": 0.024})["workloads"]
     ratios = {name: plots.rivals_of(workload["results"]) for name, workload in workloads.items()}
-    assert plots.ratios_title(workloads, ratios) == "ResNet-50: torch for-loop takes 2.4 times as long as rmsprop_gpu"
+    assert plots.ratios_title(workloads, ratios) == (
+        "ResNet-50: torch for-loop takes 2.4 times,\ntorch foreach takes 2.6 times as long as rmsprop_gpu"
+    )
+    alone = {"resnet50": {"torch foreach": ratios["resnet50"]["torch foreach"]}}
+    assert plots.ratios_title(workloads, alone) == "ResNet-50: torch foreach takes 2.6 times as long as rmsprop_gpu"
     by_size = {25_000_000: plots.timed(workloads["resnet50"]["results"]), 1000: {}}
     assert plots.sizes_title(by_size) == "One tensor of 25 M: rmsprop_gpu moves 50 GB/s, 100 % of a plain copy"
 
@@ -268,6 +272,12 @@ def test_every_contender_has_a_colour_and_a_marker_of_its_own(draw):
     for names in contenders.values():
         known = [styles[name] for name in names if not name.startswith(f"{OURS}, ")]  # ours in other ways
         assert len(set(known)) == len(known)
+
+
+def test_no_marker_becomes_another_one_with_its_quartile_line(draw):
+    markers = {marker for _, marker in importlib.import_module("benchmarks.plots").STYLES.values()}
+    assert "+" in markers  # numexpr's, which keeps its shape under a line across it
+    assert not markers & {"|", "_"}
 
 
 # What a number is made of
