@@ -84,3 +84,23 @@ def test_absolute_paths_are_recognised(text):
 @pytest.mark.parametrize("text", ["lr / (sqrt(v) + eps)", r"$\eta / \sqrt{t}$", "a/b/c", "https://a.b/c/d", "7 // 2"])
 def test_other_slashes_are_left_alone(text):
     assert not ABSOLUTE_PATH.search(text)
+
+
+def test_what_to_remember_comes_before_all_code():
+    kinds = [
+        ("".join(cell["source"]), cell["cell_type"]) for cell in read(ROOT / "notebooks/02_why_rmsprop.ipynb")["cells"]
+    ]
+    first = next(i for i, (_, kind) in enumerate(kinds) if kind == "code")
+    assert [text.startswith("## What to remember") for text, _ in kinds[:first]].count(True) == 1
+
+
+def test_optimizers_differ_in_hue():
+    """AdaGrad is an orange, and nobody else is."""
+    colors = pytest.importorskip("matplotlib.colors")
+    style = pytest.importorskip("matplotlib.style").library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
+    text = "".join(code(read(ROOT / "notebooks/02_why_rmsprop.ipynb"))["source"])
+    named = re.findall(r'"(\w[\w ]*)": \{"color": "([^"]+)"', text)
+    assert len(named) == 4
+    rgb = [colors.to_rgb(style[int(color[1])] if color[0] == "C" else color) for _, color in named]
+    hues = [hue for hue, saturation, _ in map(colors.rgb_to_hsv, rgb) if saturation > 0.2]
+    assert min(abs(a - b) for i, a in enumerate(hues) for b in hues[:i]) > 0.1
