@@ -9,9 +9,20 @@ from typing import Any
 import numpy as np
 
 from . import dtypes
-from .interop import UnusableError, cupy_array
-from .layout import Array, Layout, address_of, device_of, interval_of, is_aligned, is_dense, layout_of, shadow
-from .selector import is_cuda, is_masked
+from .interop import UnusableError, cupy_array, host_array
+from .layout import (
+    Array,
+    Layout,
+    address_of,
+    device_of,
+    interval_of,
+    is_aligned,
+    is_dense,
+    layout_of,
+    pointer_of,
+    shadow,
+)
+from .selector import is_cuda, is_masked, is_on_host
 
 
 def quoted(name: object) -> str:
@@ -69,6 +80,11 @@ class Tensor:
     address: int  # the lowest
     device: int | None  # CUDA's number of it; None is the host's memory
 
+    @property
+    def header(self) -> Array:
+        """The array whose header a step looks at: the caller's own, which may change, or our view of another's."""
+        return self.array if isinstance(self.array, np.ndarray) else self.view
+
 
 def place(device: int | None) -> str:
     return "in host memory" if device is None else f"on cuda:{device}"
@@ -81,13 +97,14 @@ def plain_array(x: Any, label: str, problems: Problems) -> Array | None:
         return None
     if isinstance(x, np.ndarray):
         return np.asarray(x)
-    if not is_cuda(x):
+    on_device = is_cuda(x)
+    if not on_device and not is_on_host(x):
         problems.add(TypeError, f"{label} is {a(type(x))}; wanted a NumPy or CuPy array")
         return None
     try:
-        return cupy_array(x)
+        return cupy_array(x) if on_device else host_array(x)
     except UnusableError as error:
-        problems.add(TypeError, f"{label} is {a(type(x))} on a CUDA device: {error}")
+        problems.add(TypeError, f"{label} is {a(type(x))}{' on a CUDA device' * on_device}: {error}")
         return None
 
 
@@ -170,7 +187,7 @@ def check_disjoint(labelled: Iterable[tuple[str, int, int]], problems: Problems)
 
 def check_unchanged(tensor: Tensor, problems: Problems, *, written: bool = True) -> None:
     """Is the NumPy parameter what it was when the optimizer was built, and can it be `written` to?"""
-    array, layout = np.asarray(tensor.array), tensor.layout
+    array, layout = np.asarray(tensor.header), tensor.layout
     same = array.dtype == layout.dtype and array.dtype.isnative and layout.matches(array)
     if not same or address_of(array) != tensor.address:
         found = f"shape {array.shape}, strides {array.strides}, dtype {dtype_name(array.dtype)}"
@@ -182,6 +199,13 @@ def check_unchanged(tensor: Tensor, problems: Problems, *, written: bool = True)
         )
     elif written and not array.flags.writeable:
         problems.add(ValueError, f"{tensor.label} has become read-only; wanted an array that can be updated in place")
+
+
+def check_unmoved(tensor: Tensor, problems: Problems) -> None:
+    """Is the memory of another library's parameter where it was when the optimizer was built?"""
+    if tensor.layout.size and tensor.array.data_ptr() != pointer_of(tensor.view):
+        found = f"{tensor.label} was changed in place: its memory is another"
+        problems.add(ValueError, f"{found}; wanted that for which the optimizer was built")
 
 
 def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool = False) -> Array | None:

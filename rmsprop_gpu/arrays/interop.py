@@ -1,4 +1,4 @@
-"""Arrays of other libraries on a CUDA device as CuPy's, in place, and copies from one place to another."""
+"""Arrays of other libraries as NumPy's or CuPy's, in place, and copies from one place to another."""
 
 from __future__ import annotations
 
@@ -6,12 +6,37 @@ from typing import Any
 
 import numpy as np
 
-from .layout import reach
+from .layout import NDArray, reach
 from .selector import cuda_missing
 
 
 class UnusableError(TypeError):
-    """A device array that cannot be used, with the reason."""
+    """An array that cannot be used, with the reason."""
+
+
+def host_array(x: Any) -> NDArray:
+    """The NumPy array over the memory of another library's array of the host, without a copy."""
+    try:
+        if hasattr(x, "block_until_ready"):  # of JAX, which may still be computing it
+            x.block_until_ready()
+        if hasattr(x, "is_neg") and x.is_neg():  # of torch; DLPack knows nothing of it
+            raise TypeError("its values are the negatives of its memory; wanted x.resolve_neg()")
+        if getattr(x, "__array_interface__", None) is not None:
+            return np.asarray(x, copy=False)
+        return np.from_dlpack(x)
+    except Exception as error:  # whatever another library raises
+        raise UnusableError(f"it does not hand out its memory ({error}){_way(x)}") from None
+
+
+def _way(x: Any) -> str:
+    """What to give instead of an array that does not hand out its memory, where that is known."""
+    if getattr(x, "requires_grad", False):
+        return "; wanted p.detach()"
+    if getattr(x, "is_sparse", False):
+        return "; wanted x.to_dense()"
+    if str(getattr(x, "dtype", "")) == "torch.bfloat16":
+        return "; wanted x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)"
+    return "; wanted np.asarray(x)" if hasattr(x, "__array__") and hasattr(x, "block_until_ready") else ""
 
 
 def cupy_array(x: Any) -> Any:

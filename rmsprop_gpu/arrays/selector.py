@@ -15,6 +15,7 @@ from ..extras import command
 from .packages import misfits
 
 DLPACK_CUDA = (2, 13)  # device types of DLPack: CUDA's own memory, and managed
+DLPACK_HOST = (1, 3)  # the host's own memory, and what CUDA has pinned of it
 
 
 def is_masked(x: object) -> bool:
@@ -38,21 +39,31 @@ def is_cuda(x: Any) -> bool:
         return False
 
 
+def is_on_host(x: Any) -> bool:
+    """Is this an array of another library in host memory? It is asked, no library is imported."""
+    if isinstance(x, (type, np.ndarray, np.generic)):
+        return False
+    try:
+        return getattr(x, "__array_interface__", None) is not None or x.__dlpack_device__()[0] in DLPACK_HOST
+    except Exception:  # no DLPack, or none for such an array
+        return False
+
+
 def kind_of(x: object) -> str | None:
     """``"cpu"``, ``"cuda"``, or None for what is no array that can be updated."""
     if isinstance(x, np.ndarray):
         return None if is_masked(x) else "cpu"
-    return "cuda" if is_cuda(x) else None
+    return "cuda" if is_cuda(x) else "cpu" if is_on_host(x) else None
 
 
 def backend_of(array: object) -> str:
-    """The backend that updates this array: ``"cpu"`` for NumPy arrays, ``"cuda"`` for arrays on a CUDA device.
+    """The backend that updates this array: ``"cpu"`` for those in host memory, ``"cuda"`` for those on a CUDA device.
 
     Parameters
     ----------
     array : array
-        NumPy's, CuPy's, Numba's, or any with ``__cuda_array_interface__`` or DLPack on a CUDA device. It is only looked
-        at; nothing is copied, moved or imported.
+        NumPy's, CuPy's, Numba's, or any with ``__cuda_array_interface__``, ``__array_interface__`` or DLPack. It is
+        only looked at; nothing is copied, moved or imported.
 
     Raises
     ------

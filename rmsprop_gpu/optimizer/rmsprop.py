@@ -24,7 +24,8 @@ class RMSProp(Optimizer):
     Parameters
     ----------
     params : array, sequence of arrays, mapping from name to array, or list of groups
-        NumPy arrays, or arrays on CUDA devices: CuPy's, or any with ``__cuda_array_interface__`` or DLPack, in place.
+        NumPy arrays, or arrays on CUDA devices: CuPy's, or any with ``__cuda_array_interface__`` or DLPack, in place;
+        in host memory too arrays of others, with ``__array_interface__`` or DLPack (of torch ``p.detach()``).
         Of float32, float64, float16 or bfloat16 (``ml_dtypes``), any shape, each one dense block of memory in any order
         of its dimensions. A group is a mapping with ``"params"`` and the hyperparameters that differ.
     lr : float or callable

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import Problems, Tensor, check_grad, check_grads_disjoint, check_read_apart, check_unchanged
+from ..arrays.checks import (
+    Problems,
+    Tensor,
+    check_grad,
+    check_grads_disjoint,
+    check_read_apart,
+    check_unchanged,
+    check_unmoved,
+    plain_array,
+)
 from ..arrays.layout import Layout, NDArray, address_of, is_aligned
 from ..kernels import cpu, cpu_touch
 from . import headers
@@ -63,14 +72,18 @@ class HostSteps:
             sums = np.zeros((len(norms.segments) + 1, 2))
             norms.settle(np.zeros((norms.partials, 2)), norms.segments, sums)
         self._make_block()
+        # Those of other libraries whose memory may become another (torch's): looked at in every step.
+        self._movable = [t for t in tensors if t.array is not t.header and hasattr(t.array, "data_ptr")]
+        self._views: list[NDArray] = []  # of gradients of other libraries, held until the step is done
         run = cpu.make_launch(batches, steps)
-        self.launch = _and_zero(run, self._odd) if self._zeros else run
+        self._run = _and_zero(run, self._odd) if self._zeros else run
+        self.launch = self._run
 
     def _make_block(self) -> None:
         """The block of addresses that the compiled check of all headers reads."""
         records = [headers.record(tensor) for tensor in self._tensors]
         offsets = np.cumsum([0, *map(len, records)], dtype=np.int64)
-        ids = np.array([id(t.array) for t in self._tensors], np.int64)
+        ids = np.array([id(t.header) for t in self._tensors], np.int64)
         flat = np.array([word for record in records for word in record], np.int64)
         self._grad_ids = np.zeros(len(ids), np.int64)
         self._verdicts = np.full(len(ids), headers.PARAM_CHANGED | headers.GRAD_ODD, np.int64)
@@ -86,6 +99,11 @@ class HostSteps:
     def bind(self, grads: list[Any], signals: Signals) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
         self._odd.clear()
+        if self._movable:
+            self._check_unmoved()
+        if self._views:
+            self._views.clear()
+            self.launch = self._run
         self._grad_ids[:] = np.fromiter(map(id, grads), np.int64, len(grads))
         try:
             if not headers.TRUSTED or self._check(*self._check_arguments):
@@ -99,6 +117,18 @@ class HostSteps:
             for batch in self._batches:
                 batch.told[:] = signals.words
 
+    def _run_and_release(self) -> None:
+        """The step; what its gradients were read by is held no longer."""
+        self._run()
+        self._views.clear()
+        self.launch = self._run
+
+    def _check_unmoved(self) -> None:
+        problems = Problems()
+        for tensor in self._movable:
+            check_unmoved(tensor, problems)
+        problems.raise_any()
+
     def _touch(self) -> bool:
         """Might gradients that lie as their parameters do share memory?"""
         at = np.flatnonzero((self._column != 0) & (self._nbytes > 0))
@@ -109,13 +139,13 @@ class HostSteps:
     def _check_apart(self, grads: list[Any]) -> None:
         """What is written to must not be another's gradient."""
         problems = Problems()
-        pairs = [(t.grad_label, np.asarray(g)) for t, g in zip(self._tensors, grads, strict=True) if g is not None]
-        check_grads_disjoint(pairs, problems)
+        given = [(t.grad_label, g) for t, g in zip(self._tensors, grads, strict=True) if g is not None]
+        check_grads_disjoint([(label, plain_array(g, label, problems)) for label, g in given], problems)
         problems.raise_any()
 
     def _examine(self, grads: list[Any]) -> None:
         """Look at the odd ones in Python: refuse them, or take them the slow way."""
-        problems, copies = Problems(), []
+        problems, copies, views = Problems(), [], []
         for i in self._verdicts.nonzero()[0].tolist():
             tensor, grad, verdict = self._tensors[i], grads[i], self._verdicts[i]
             if verdict & headers.PARAM_CHANGED:
@@ -127,11 +157,15 @@ class HostSteps:
                 if array is None:
                     continue
                 check_read_apart(array, tensor.grad_label, self._written.near(array), problems)
-                if isinstance(grad, np.ndarray) and tensor.layout.matches(array) and is_aligned(array):
+                if not isinstance(grad, np.generic) and tensor.layout.matches(array) and is_aligned(array):
                     self._column[i] = address_of(array)
+                    if not isinstance(grad, np.ndarray):
+                        views.append(array)
                 else:
                     copies.append((i, array))
         problems.raise_any()
+        if views:
+            self._views, self.launch = views, self._run_and_release
         for i, array in copies:
             if i not in self._dense:
                 (self._dense[i],) = allocate([self._tensors[i].layout])

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arrays.checks import Problems, a, dtype_name, place, plain_array
 from ..arrays.layout import device_of, is_aligned, pointer_of
-from ..arrays.selector import is_cuda
+from ..arrays.selector import kind_of
 from ..hyper import NOTHING_ASKED, Asked, written
 from ..kernels import table
 
@@ -71,7 +71,7 @@ def _signal(x: Any, name: str, devices: list[int], problems: Problems) -> tuple[
     wanted = f"a number, or an array of one element {where}"
     if isinstance(x, (numbers.Real, np.bool_)):
         return (table.NUMBER, _bits(x, name, problems)), None
-    if not isinstance(x, np.ndarray) and not is_cuda(x):
+    if not isinstance(x, np.ndarray) and kind_of(x) is None:
         problems.add(TypeError, f"{name} is {a(type(x))}; wanted {wanted}")
         return nothing
     array = plain_array(x, name, problems)
