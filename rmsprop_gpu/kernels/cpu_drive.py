@@ -25,8 +25,9 @@ BOUND = 2  # int64 where a part begins: item, element
 
 _load, _store = memory(np.int64, HOST)
 
-# Numba's workqueue layer aborts the process when two threads enter a parallel region.
-in_parallel = threading.Lock()
+# Numba's workqueue layer aborts the process when two threads enter a parallel region. One thread may come again before
+# it has entered, or after: in a signal handler or finalizer, which Python runs between its own instructions alone.
+in_parallel = threading.RLock()
 
 
 def _make_driver(parallel: bool) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,19 @@ class _Slot:
 # By device and size, in the order of their last use. They are kept, pinned, as long as the process: an optimizer may be
 # gone before its last copy is made.
 _slots: dict[tuple[int, int], deque[_Slot]] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler, or a finalizer, may step another optimizer in the middle of a copy
 if hasattr(os, "register_at_fork"):  # a child that steps is to be told that CUDA is lost, not to wait for ever
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def _free(slots: deque[_Slot]) -> _Slot | None:
     """One whose copy was made, of the first few; of one stream they are made in order, but one stream may be busy."""
-    for _ in range(min(LOOKS, len(slots))):
-        slot = slots.popleft()
-        if slot.event.done:
-            return slot
-        slots.append(slot)
+    with suppress(IndexError):  # there is none, or a handler has taken it
+        for _ in range(LOOKS):
+            slot = slots.popleft()  # from here on no handler's
+            if slot.event.done:
+                return slot
+            slots.append(slot)
     return None
 
 

@@ -95,3 +95,30 @@ def test_pieces_are_the_calls_of_a_kernel(monkeypatch):
     assert cpu_drive.pieces([100_000, 50_000, 150_000]) == 4  # shares meet behind the first, and within the last
     assert cpu_drive.pieces([100_000, 100_000, 100_000]) == 3
     assert cpu_drive.pieces([10, 20]) == 2
+
+
+def test_a_handler_may_step_another_optimizer_in_the_middle_of_a_step(monkeypatch):
+    """Between the lock and the parallel region: the process hung, waiting for its own thread."""
+    lock, handled = type(cpu_drive.in_parallel)(), []
+    params, want = [np.ones(100, np.float32) for _ in range(2)], np.ones(100, np.float32)
+    first, second = map(RMSProp, params)
+    grad = np.ones(100, np.float32)
+
+    class Interrupted:
+        def __enter__(self):
+            assert lock.acquire(timeout=5), "it waits for itself"
+            if not handled:
+                handled.append(True)
+                second.step(grad)
+
+        def __exit__(self, *error):
+            lock.release()
+
+    monkeypatch.setattr(cpu_drive, "in_parallel", Interrupted())
+    monkeypatch.setattr(cpu_drive, "parts_of", lambda size: 2)
+    first.step(grad)
+    assert handled
+    monkeypatch.undo()
+    RMSProp(want).step(grad)
+    for param in params:
+        assert param.tobytes() == want.tobytes()

@@ -129,3 +129,28 @@ def test_a_child_that_was_forked_during_an_upload_does_not_wait_for_ever(uploads
     _, status = os.waitpid(child, 0)
     thread.join()
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_handler_may_copy_in_the_middle_of_a_copy(uploads, monkeypatch):
+    """As a signal handler that steps another optimizer: in the same thread it waited for itself, for ever."""
+    import cupy
+
+    stream, inner = cupy.cuda.get_current_stream(), cupy.empty(8, np.int64)
+    outer, handled = cupy.empty(8, np.int64), []
+
+    class Interrupted(Event):
+        @property
+        def done(self):
+            if not handled:
+                handled.append(True)
+                uploads.upload(inner, np.arange(8), stream)
+            return True
+
+    monkeypatch.setattr(uploads, "Event", Interrupted)
+    for _ in range(2):  # the second asks whether the first has been made
+        uploads.upload(outer, np.arange(8) + 8, stream)
+    stream.synchronize()
+    assert handled
+    assert np.array_equal(inner.get(), np.arange(8))
+    assert np.array_equal(outer.get(), np.arange(8) + 8)
+    assert len({slot.address for slot in slots(uploads)}) == len(slots(uploads)) == 2
