@@ -185,6 +185,33 @@ class Optimizer(Stateful):
         self._groups.changes.turn.refuse("a refresh")
         self._planner.refresh(step)
 
+    def compile(self, *, grad_scale: bool = False, found_inf: bool = False, zero_grads: bool = False) -> None:
+        """Compile what a step needs, or load it from disk, without taking one: the first step is then as fast as any.
+
+        For the hyperparameters as they are; a switch that changes later, as a momentum that was 0, needs other kernels.
+
+        Parameters
+        ----------
+        grad_scale, found_inf, zero_grads : bool
+            Whether the steps to come are given these.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp(np.ones(3), momentum=0.9)
+        >>> opt.compile(zero_grads=True)
+        >>> opt.steps
+        0
+        """
+        self._refuse_capture("compilation")
+        given = {"grad_scale": grad_scale, "found_inf": found_inf, "zero_grads": zero_grads}
+        for name, value in given.items():
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted True or False")
+        told = bool(grad_scale or found_inf)
+        self._planner.compile(hyper.Asked(told=told, scaled=bool(grad_scale), zero_grads=bool(zero_grads)))
+
     def kernels(self) -> dict[str, Any]:
         """What a step launches: Numba's functions themselves, compiled, to look inside.
 

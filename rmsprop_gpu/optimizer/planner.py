@@ -119,6 +119,16 @@ class Planner:
         if self._scheduled:
             self._steps[0] = at + 1
 
+    def compile(self, asked: Asked) -> None:
+        """Make the plan of a step that asks for this, which compiles; no schedule is asked, and no number is sent."""
+        if self._order:
+            self._order.refuse_broken()
+        hypers = self._groups.hypers()
+        hyper.check_shared(hypers, self._devices)
+        rates = [0.0 if callable(h["lr"]) else h["lr"] for h in hypers]
+        self.allocate()
+        self._plan_for(self._settings(hypers, rates, asked), asked, False)
+
     def kernels(self) -> dict[str, Any]:
         """The jitted functions that a step would launch with the hyperparameters as they are, by name; compiled."""
         found = {}
