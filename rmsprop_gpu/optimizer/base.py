@@ -205,6 +205,7 @@ class Optimizer(Stateful):
         0
         """
         self._refuse_capture("compilation")
+        self._groups.changes.turn.refuse("compilation")
         given = {"grad_scale": grad_scale, "found_inf": found_inf, "zero_grads": zero_grads}
         for name, value in given.items():
             if not isinstance(value, (bool, np.bool_)):
