@@ -11,6 +11,7 @@ import numpy as np
 from .. import hyper
 from ..arrays.checks import Problems, Tensor, a, quoted
 from ..arrays.dtypes import compute_dtype
+from ..conventions.group_keys import refusal
 from .turn import Turn
 
 
@@ -32,12 +33,16 @@ class ParamGroup(MutableMapping[str, Any]):
 
     An assignment is validated at once, and takes effect at the next step; a wrong one changes nothing. The keys are
     fixed. ``"params"`` and ``"initial_scale"``, which only the start of the state can follow, cannot be assigned.
+    Keys that others have put into the group (a ``"name"``, what a scheduler needs) are kept, and no step reads them.
     """
 
     def __init__(
         self, values: Mapping[str, Any], params: tuple[Any, ...], dtypes: set[np.dtype[Any]], changes: Changes
     ) -> None:
-        self._values, self._params, self._changes = dict(values), params, changes
+        ours = {*hyper.RMSPROP}
+        self._values = {name: value for name, value in values.items() if name in ours}
+        self.kept = {name: value for name, value in values.items() if name not in ours}  # of others
+        self._params, self._changes = params, changes
         self._dtypes = dtypes  # of the arithmetic
         self._check(self._values)
 
@@ -47,7 +52,9 @@ class ParamGroup(MutableMapping[str, Any]):
             hyper.scalars(values, 0.0 if callable(values["lr"]) else values["lr"], dtype)
 
     def __getitem__(self, name: str) -> Any:
-        return self._params if name == "params" else self._values[name]
+        if name == "params":
+            return self._params
+        return self.kept[name] if name in self.kept else self._values[name]
 
     def __setitem__(self, name: str, value: object) -> None:
         self.update({name: value})
@@ -57,6 +64,9 @@ class ParamGroup(MutableMapping[str, Any]):
         self._changes.turn.refuse("an assignment")
         changes = {}
         for name, value in dict(*args, **kwargs).items():
+            if name in self.kept:
+                changes[name] = value
+                continue
             if name not in self._values:
                 raise KeyError(f"{name!r} is no hyperparameter here; there are {', '.join(self._values)}")
             changes[name] = hyper.checked(name, value)
@@ -70,14 +80,15 @@ class ParamGroup(MutableMapping[str, Any]):
         raise TypeError(f"a hyperparameter cannot be deleted ({name!r}); assign its neutral value instead")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(("params", *self._values))
+        return iter(("params", *self._values, *self.kept))
 
     def __len__(self) -> int:
-        return 1 + len(self._values)
+        return 1 + len(self._values) + len(self.kept)
 
     def replace(self, values: Mapping[str, Any]) -> None:
-        """Take values that were validated together."""
-        self._values = dict(values)
+        """Take values that were validated together; what others have put here stays unless it is among them."""
+        self.kept.update({name: value for name, value in values.items() if name not in self._values})
+        self._values = {name: values[name] for name in self._values}
         self._changes.pending = True
 
     def loaded(self, entry: Any, keys: list[str], label: str, problems: Problems) -> dict[str, Any]:
@@ -89,8 +100,10 @@ class ParamGroup(MutableMapping[str, Any]):
         entry = {**hyper.SINCE, **entry}
         for name in [n for n in self._values if n not in entry]:
             problems.add(ValueError, f"{label} lacks {name!r}")
-        for name in [n for n in entry if n not in self._values and n != "params"]:
-            problems.add(ValueError, f"{label} has {name!r}, which is no hyperparameter here")
+        others = {n: v for n, v in entry.items() if n not in self._values and n != "params"}
+        for name in others:
+            if why := refusal(name):
+                problems.add(ValueError, f"{label} has {name!r}, {why}")
         values = {**self._values, **{n: v for n, v in entry.items() if n in self._values}}
         ours = self._values["lr"]
         if (values["lr"] is None) != callable(ours):
@@ -115,7 +128,7 @@ class ParamGroup(MutableMapping[str, Any]):
                 self._check(values)
             except ValueError as error:
                 problems.add(ValueError, f"{label}: {error}")
-        return values if len(problems) == before else self.hyper()
+        return {**values, **others} if len(problems) == before else self.hyper()
 
     def with_(self, **changes: Any) -> dict[str, Any]:
         """The hyperparameters with some in the place of others, validated together."""
@@ -128,7 +141,7 @@ class ParamGroup(MutableMapping[str, Any]):
         return dict(self._values)
 
     def __repr__(self) -> str:
-        return repr({"params": f"<{len(self._params)} arrays>", **self._values})
+        return repr({"params": f"<{len(self._params)} arrays>", **self._values, **self.kept})
 
 
 class Groups:
@@ -161,11 +174,12 @@ class Groups:
         self, i: int, overrides: Mapping[str, Any], tensors: Sequence[Tensor], defaults: Mapping[str, Any]
     ) -> ParamGroup:
         for name in overrides:
-            if name not in defaults:
-                raise TypeError(f"params[{i}] has {name!r}; wanted hyperparameters among {', '.join(defaults)}")
+            if name not in defaults and (why := refusal(name)):
+                raise TypeError(f"params[{i}] has {name!r}, {why}; wanted hyperparameters among {', '.join(defaults)}")
         computes = {compute_dtype(t.layout.dtype) for t in tensors}
         try:
-            values = {**defaults, **{name: hyper.checked(name, value) for name, value in overrides.items()}}
+            own = {n: hyper.checked(n, value) if n in defaults else value for n, value in overrides.items()}
+            values = {**defaults, **own}
             return ParamGroup(values, tuple(t.array for t in tensors), computes, self.changes)
         except (TypeError, ValueError) as error:
             if not overrides:

@@ -27,7 +27,8 @@ class RMSProp(Optimizer):
         NumPy arrays, or arrays on CUDA devices: CuPy's, or any with ``__cuda_array_interface__`` or DLPack, in place;
         in host memory too arrays of others, with ``__array_interface__`` or DLPack (of torch ``p.detach()``).
         Of float32, float64, float16 or bfloat16 (``ml_dtypes``), any shape, each one dense block of memory in any order
-        of its dimensions. A group is a mapping with ``"params"`` and the hyperparameters that differ.
+        of its dimensions. A group is a mapping with ``"params"`` and the hyperparameters that differ; a key
+        that is none anywhere (a name, what a scheduler needs) is kept and ignored.
     lr : float or callable
         Learning rate, >= 0. A callable is given `steps`, the count of steps so far, as the schedules of optax and Keras
         are. What it returns, and every number here, may be any one real number: a 0-d array of NumPy, JAX, torch or

@@ -81,8 +81,8 @@ class Stateful:
             "skipped_steps": self._outcome.snapshot(),
             "state": self._state.snapshot(),
             "param_groups": [
-                {"params": names, **h, "lr": None if callable(h["lr"]) else h["lr"]}
-                for names, h in zip(self._groups.keys, self._groups.hypers(), strict=True)
+                {"params": names, **h, "lr": None if callable(h["lr"]) else h["lr"], **group.kept}
+                for names, group, h in zip(self._groups.keys, self._groups.all, self._groups.hypers(), strict=True)
             ],
         }
 

@@ -18,11 +18,11 @@ def gradients():
     return {name: np.full(shape, 0.1 * (1 + i)) for i, (name, shape) in enumerate(SHAPES.items())}
 
 
-def stepped(make=RMSProp, params=None, **given):
+def stepped(make=RMSProp, params=None, *, grouped=False, **given):
     params = weights() if params is None else params
     opt = make(params, **{**GIVEN, **given})
     for _ in range(2):
-        opt.step(gradients())
+        opt.step([gradients()] if grouped else gradients())
     return opt, params
 
 
@@ -128,3 +128,58 @@ def test_presets_take_it():
     params = weights()
     opt = RMSProp.from_preset("keras", params, weight_decay=0.1, no_decay=BARE)
     assert [len(group["params"]) for group in opt.param_groups] == [2, 2]
+
+
+OTHERS = {"name": "head", "initial_lr": 0.5, "lr_scale": [1, 2], "swa_lr": 0.1, "max_momentum": 0.9, "layer_id": 3}
+
+
+@pytest.mark.parametrize("make", [RMSProp, AdaGrad])
+def test_keys_of_others_are_kept_and_change_no_step(make):
+    (opt, params), (plain, bare) = (
+        stepped(make, [{"params": weights(), "lr": 0.2, **own}], no_decay=BARE, weight_decay=0.5, grouped=True)
+        for own in (OTHERS, {})
+    )
+    for group, want in zip(opt.param_groups, plain.param_groups, strict=True):
+        assert dict(group) == {**dict(want), **OTHERS, "params": group["params"]}
+        assert group.hyper() == want.hyper()
+    for name in SHAPES:
+        assert np.array_equal(params[0]["params"][name], bare[0]["params"][name])
+
+
+def test_keys_of_others_come_with_a_load_and_stay_without_one():
+    there = RMSProp([{"params": weights(), **OTHERS}])
+    saved = there.state_dict()
+    assert {name: saved["param_groups"][0][name] for name in OTHERS} == OTHERS
+    opt = RMSProp([{"params": weights(), "name": "mine", "tag": 1}])
+    opt.load_state_dict(saved, strict=False)
+    assert (opt.param_groups[0]["name"], len(opt.param_groups[0])) == ("mine", len(there.param_groups[0]) - 4)
+    opt.load_state_dict(saved)
+    assert {name: opt.param_groups[0][name] for name in (*OTHERS, "tag")} == {**OTHERS, "tag": 1}
+    opt.lr = 0.5
+    opt.param_groups[0].update(initial_lr=0.25, alpha=0.5)
+    assert [opt.param_groups[0][name] for name in ("initial_lr", "alpha", "name")] == [0.25, 0.5, "head"]
+
+
+REFUSED = {
+    **dict.fromkeys(["betas", "rho", "dampening", "beta_1", "b1", "foreach"], "is a hyperparameter, but none here"),
+    "momentun": "close to 'momentum'",
+    "weightdecay": "close to 'weight_decay'",
+    "alfa": "close to 'alpha'",
+    "esp": "close to 'eps'",
+    "LR": "close to 'lr'",
+    "learning-rate": "close to 'learning_rate'",
+    "lr_in_momentun": "close to 'lr_in_momentum'",
+}
+
+
+@pytest.mark.parametrize("make", [RMSProp, AdaGrad])
+@pytest.mark.parametrize("name", REFUSED)
+def test_hyperparameters_of_others_and_misspelt_ones_say_what_they_are(name, make):
+    with pytest.raises(TypeError, match=f"params.0. has '{name}', .*{REFUSED[name]}"):
+        make([{"params": weights(), name: 0.5}])
+    opt = make(weights())
+    saved = opt.state_dict()
+    saved["param_groups"][0][name] = 0.5
+    with pytest.raises(ValueError, match=f"param_groups.0. has '{name}', .*{REFUSED[name]}"):
+        opt.load_state_dict(saved)
+    assert len(opt.param_groups[0]) == 1 + len(opt.param_groups[0].hyper())

@@ -11,6 +11,7 @@ import numpy as np
 from ...arrays import dtypes
 from ...arrays.checks import Problems, Tensor, a, quoted
 from ...arrays.real import one_real
+from ...conventions.group_keys import refusal
 from ...extras import extra
 from ...kernels.table import BUFFERS
 from ..kinds import needed
@@ -29,11 +30,8 @@ _TORCH = {
     False: ("lr", "alpha", "eps", "weight_decay", "momentum", "centered"),
     True: ("lr", "eps", "weight_decay", "lr_decay"),
 }
-# How torch computes, and what its schedulers leave in the groups: nothing that the next step reads.
-_TORCH_IGNORED = {
-    "params", "param_names", "capturable", "foreach", "differentiable", "fused",
-    "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum",
-}  # fmt: skip
+# How torch computes: nothing that changes a step.
+_TORCH_IGNORED = {"params", "param_names", "capturable", "foreach", "differentiable", "fused"}
 
 
 def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
@@ -84,9 +82,11 @@ def _torch_hyper(group: Mapping[str, Any], mine: Mine, i: int, label: str, probl
     for name in wanted:
         if name not in group:
             problems.add(ValueError, f"{label} lacks {name!r}")
-    for name in group:
-        if name not in (*wanted, "maximize", "initial_accumulator_value") and name not in _TORCH_IGNORED:
-            problems.add(ValueError, f"{label} has {name!r}, which has no counterpart here")
+    known = {*wanted, "maximize", "initial_accumulator_value", *_TORCH_IGNORED}
+    others = {name: value for name, value in group.items() if name not in known}
+    for name in others:
+        if why := refusal(name):
+            problems.add(ValueError, f"{label} has {name!r}, {why}")
     if mine.adagrad and group.get("lr_decay"):
         problems.add(ValueError, f'{label}["lr_decay"] is {group["lr_decay"]!r}; wanted 0, or here a callable lr')
     ours = mine.hyper[i]
@@ -94,7 +94,7 @@ def _torch_hyper(group: Mapping[str, Any], mine: Mine, i: int, label: str, probl
     fixed = {n: value for n, value in _TORCH_FIXED.items() if n in ours}
     if mine.adagrad:
         fixed["initial_scale"] = group.get("initial_accumulator_value", 0)
-    return {**fixed, "maximize": False, **values}
+    return {**fixed, "maximize": False, **values, **{n: x for n, x in others.items() if not refusal(n)}}
 
 
 def _torch_entry(
@@ -141,8 +141,10 @@ def to_torch(snapshot: Callable[[], Mapping[str, Any]], hyper: Sequence[Mapping[
 
     groups: list[dict[str, Any]] = []
     state: dict[int, dict[str, Any]] = {}
-    for h, keys in zip(hyper, (group["params"] for group in state_dict["param_groups"]), strict=True):
-        own = {n: h[n] for n in (*_TORCH[adagrad], "maximize") if n in h}
+    for h, group in zip(hyper, state_dict["param_groups"], strict=True):
+        keys = group["params"]
+        own = {n: x for n, x in group.items() if n not in h and n != "params"}  # what others have put there
+        own |= {n: h[n] for n in (*_TORCH[adagrad], "maximize") if n in h}
         ids = list(range(len(state), len(state) + len(keys)))
         for index, key in zip(ids, keys, strict=True):
             arrays = {n: x for n, x in state_dict["state"][key].items() if n in needed(h, adagrad)}

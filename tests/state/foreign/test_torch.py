@@ -224,6 +224,19 @@ def test_what_torch_does_not_have_stays():
     assert opt.param_groups[0]["clipvalue"] == 0.5
 
 
+def test_keys_of_others_come_from_torch_and_go_back():
+    half = Oracle(alpha=0.9).run(range(2))
+    others = {"initial_lr": 0.5, "max_lr": 2, "swa_lr": 0.1, "lr_scale": 0.5, "name": "head"}
+    opt = RMSProp(two_groups(half.params))
+    opt.load_foreign("torch", torch_state(half, **others))
+    for group in opt.param_groups:
+        assert {name: group[name] for name in others} == others
+        assert not {"foreach", "differentiable", "capturable"} & {*group}
+    pytest.importorskip("torch")
+    for group in opt.to_foreign("torch")["param_groups"]:
+        assert {name: group[name] for name in others} == others
+
+
 def test_the_optimizer_of_a_callable_lr_wants_a_number_first():
     half = Oracle(alpha=0.9).run(range(2))
     opt = RMSProp(half.params, lr=lambda step: 0.1)

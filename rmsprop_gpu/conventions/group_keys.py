@@ -1,0 +1,78 @@
+"""Keys of a group that are no hyperparameters here: which of them are kept, and why another is refused."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from .. import hyper
+from .preset import OURS
+from .presets import PRESETS
+
+# What changes a step of another optimizer in the frameworks that have a preset; what their RMSProp takes is in PRESETS.
+_OTHERS = {
+    "torch": """betas amsgrad dampening lr_decay rho lambd t0 etas step_sizes momentum_decay initial_accumulator_value
+        fused history_size tolerance_grad tolerance_change line_search_fn max_iter max_eval ns_coefficients ns_steps
+        adjust_lr_fn""",
+    "keras": """beta_1 beta_2 amsgrad beta learning_rate_power l1_regularization_strength l2_regularization_strength
+        l2_shrinkage_regularization_strength initial_accumulator_value beta2_decay epsilon_1 epsilon_2
+        clip_threshold""",
+    "optax": """b1 b2 b3 eps_root eps_scale initial_accumulator_value accumulator_dtype mu_dtype trust_coefficient
+        noise_seed min_dim_size_to_factor decay_rate decay_offset multiply_by_parameter_scale clipping_threshold
+        weight_decay_mask""",
+    "timm": "betas trust_coeff trust_clip always_adapt grad_averaging max_grad_norm beta",
+    "chainer": "beta1 beta2 eta weight_decay_rate amsgrad adabound final_lr gamma",
+    "bitsandbytes": "betas block_wise percentile_clipping max_unorm is_paged beta3 t_alpha t_beta3 dampening",
+}
+_LABELS = {"name"}  # among the arguments of a preset, and without effect on any step
+_THEIRS = {name for preset in PRESETS.values() for name in preset.arguments} - _LABELS
+_HYPERPARAMETERS = {*hyper.RMSPROP, *OURS, *_THEIRS, *" ".join(_OTHERS.values()).split()}
+
+# What torch's schedulers leave in a group; some of them are close to ours.
+_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
+
+
+def refusal(name: object) -> str | None:
+    """Why a group cannot have this key beside its hyperparameters; None where it is kept and ignored.
+
+    A key is kept that nobody's step reads. A hyperparameter, of ours or of a framework with a preset, would be ignored
+    where an effect was wanted, and so would a misspelt one of ours.
+
+    Examples
+    --------
+    >>> for name in ("initial_lr", "lr_scale", "betas", "momentun"):
+    ...     print(name, refusal(name))
+    initial_lr None
+    lr_scale None
+    betas which is a hyperparameter, but none here
+    momentun which is no hyperparameter, but close to 'momentum'
+    """
+    if not isinstance(name, str):
+        return "which is no name"
+    if name in _HYPERPARAMETERS:
+        return "which is a hyperparameter, but none here"
+    meant = None if name in _SCHEDULERS else _meant(name)
+    return meant and f"which is no hyperparameter, but close to {meant!r}"
+
+
+def _meant(name: str) -> str | None:
+    """The hyperparameter that this misspells."""
+    letters = _letters(name)
+    for one in _HYPERPARAMETERS:
+        if _letters(one) == letters:
+            return one
+    ours = {_letters(one): one for one in hyper.RMSPROP}
+    words = [word for word in name.lower().replace("-", "_").split("_") if word]
+    # With a word more (lr_scale, warmup_momentum) it is another name, unless it is very close to one.
+    longer = any(_within(one.split("_"), words) for one in hyper.RMSPROP)
+    close = get_close_matches(letters, ours, 1, 0.85 if longer else 0.65)
+    return ours[close[0]] if close else None
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _within(part: list[str], words: list[str]) -> bool:
+    """Are the words this part with more around it?"""
+    n = len(part)
+    return len(words) > n and any(words[i : i + n] == part for i in range(len(words) - n + 1))
