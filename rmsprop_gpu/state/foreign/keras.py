@@ -33,7 +33,7 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
             continue
         label, tail = f"state[{quoted(path)}]", path.rpartition("/")[2]
         kind = next((kind for kind in kinds if tail.endswith(f"_{kind}")), None)
-        if re.match(r"(n?adam|lamb)\w*/", path):  # of the same two names as RMSprop's with momentum
+        if re.match(r"(adam|adamw|adamax|nadam|lamb)(_\d+)?/", path):  # of the names of RMSprop's with momentum
             problems.add(ValueError, f"{label} is of another optimizer; wanted the variables of {_keras_name(mine)}")
         elif tail in ("iteration", "iterations"):
             steps = agreed(count(value, label, problems), label, steps, problems)

@@ -169,6 +169,15 @@ def test_variables_of_adam_are_refused():
         opt.load_foreign("keras", variables)
 
 
+@pytest.mark.parametrize("name", ["adam_like", "adams_rms", "lamb_chop", "nadamant"])
+def test_what_is_called_like_another_optimizer_is_none(name):
+    half = Oracle(**LIKE_KERAS, momentum=0.9).run(range(2))
+    variables = {v.path.replace("rm_sprop", name): np.asarray(v) for v in keras_variables(half, prefix="")}
+    opt = RMSProp(half.params, **LIKE_KERAS, momentum=0.9)
+    opt.load_foreign("keras", variables)
+    assert_same_bits(opt.state["w"]["square_avg"], half.state["w"]["square_avg"])
+
+
 def test_arrays_without_a_path_are_no_variables():
     opt = RMSProp(start())
     with refused(TypeError, "state[0] is a numpy.ndarray without a path", of=[opt]):
