@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from .. import hyper
-from .preset import OURS
+from .preset import LABELS, OURS
 from .presets import PRESETS
 
 # What changes a step of another optimizer in the frameworks that have a preset; what their RMSProp takes is in PRESETS.
@@ -23,8 +23,7 @@ _OTHERS = {
     "chainer": "beta1 beta2 eta weight_decay_rate amsgrad adabound final_lr gamma",
     "bitsandbytes": "betas block_wise percentile_clipping max_unorm is_paged beta3 t_alpha t_beta3 dampening",
 }
-_LABELS = {"name"}  # among the arguments of a preset, and without effect on any step
-_THEIRS = {name for preset in PRESETS.values() for name in preset.arguments} - _LABELS
+_THEIRS = {name for preset in PRESETS.values() for name in preset.arguments if name not in LABELS}
 _HYPERPARAMETERS = {*hyper.RMSPROP, *OURS, *_THEIRS, *" ".join(_OTHERS.values()).split()}
 
 # What torch's schedulers leave in a group; some of them are close to ours.

@@ -30,6 +30,8 @@ OURS = {
     "eps_inside_sqrt": "eps_in_sqrt",
 }
 
+LABELS = ("name",)  # arguments that are text and have no effect on any step
+
 
 def _same(value: Any, allowed: Any) -> bool:
     """Is a value the one that is allowed? A number may come as any library has it, but 0 is not False."""
@@ -75,6 +77,8 @@ class Preset:
         arguments = {**self.arguments, **given}
         for key, allowed in self.neutral.items():
             value = arguments.pop(key)
+            if key in LABELS and (value is None or isinstance(value, str)):
+                continue
             if not any(_same(value, x) for x in allowed):
                 wanted = " or ".join(map(repr, allowed))
                 raise ValueError(f"{key} is {hyper.written(value)}; wanted {wanted}: {name}'s {key} is not done here")

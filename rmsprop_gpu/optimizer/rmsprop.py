@@ -175,8 +175,8 @@ class RMSProp(Optimizer):
             As in :class:`RMSProp`.
         **arguments
             The framework's, by its names; what is not given has its default. A learning rate may be a callable of the
-            step count in every preset. What has no counterpart here (keras's ``name``, timm's ``caution``, ...) is
-            taken at the values that leave the trajectory as it is.
+            step count in every preset. What has no counterpart here (timm's ``caution``, ...) is taken at the
+            values that leave the trajectory as it is; any ``name`` does.
 
         Returns
         -------

@@ -255,6 +255,39 @@ def test_off_in_the_words_of_each_framework():
     assert optax["momentum"] == 0.0
 
 
+@pytest.mark.parametrize("name", ["keras", "tf_keras_legacy", "tf1"])
+@pytest.mark.parametrize("label", ["rmsprop", "mine", ""])
+def test_any_name_does(name, label):
+    opt, bare = (RMSProp.from_preset(name, one(1), learning_rate=0.1, **more) for more in ({"name": label}, {}))
+    assert opt.param_groups[0].hyper() == bare.param_groups[0].hyper()
+
+
+# As keras 3.15.1 returns it, but for the values.
+CONFIG = {
+    "name": "rmsprop", "learning_rate": 0.125, "weight_decay": 0.25, "clipnorm": None, "global_clipnorm": None,
+    "clipvalue": 0.5, "use_ema": True, "ema_momentum": 0.75, "ema_overwrite_frequency": None, "loss_scale_factor": None,
+    "gradient_accumulation_steps": None, "rho": 0.875, "momentum": 0.5, "epsilon": 1e-5, "centered": True,
+}  # fmt: skip
+WANT = {
+    "lr": 0.125, "weight_decay": 0.25, "clipvalue": 0.5, "use_ema": True, "ema_momentum": 0.75, "alpha": 0.875,
+    "momentum": 0.5, "eps": 1e-5, "centered": True,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, about itself
+@pytest.mark.parametrize("itself", [False, True], ids=["recorded", "keras itself"])
+def test_the_config_of_keras_is_its_arguments(itself, monkeypatch):
+    config = CONFIG
+    if itself:
+        pytest.importorskip("jax")
+        monkeypatch.setenv("KERAS_BACKEND", "jax")
+        made = pytest.importorskip("keras").optimizers.RMSprop(**CONFIG).get_config()
+        assert made == {**CONFIG, "name": made["name"]}
+        config = made
+    hyper = RMSProp.from_preset("keras", one(1), **config).param_groups[0].hyper()
+    assert {name: hyper[name] for name in WANT} == WANT
+
+
 def test_older_name_of_the_learning_rate_wins_in_tf_keras_legacy():
     assert RMSProp.from_preset("tf_keras_legacy", one(1), lr=0.5, learning_rate=0.25).lr == 0.5
     assert RMSProp.from_preset("tf_keras_legacy", one(1), learning_rate=0.25).lr == 0.25
