@@ -157,7 +157,8 @@ class Run:
         self.history: list[Epoch] = []
         self._update_times: list[float] = []
         self._plain_times: list[float] = []
-        start = self.opt.param_groups[0].get("initial_scale", 0.0)
+        self._group = self.opt.param_groups[0]  # by which the three lines go, whatever `opt` becomes
+        start = self._group.get("initial_scale", 0.0)
         self._plain = {name: param.copy() for name, param in self.params.items()}
         self._averages = {name: self.xp.full_like(param, start) for name, param in self.params.items()}
         self._kernels, self._compile_time, self._start = "compiled", 0.0, time.perf_counter()
@@ -224,7 +225,7 @@ class Run:
         self._synchronize()
         self._update_times.append(time.perf_counter() - start)
         start = time.perf_counter()
-        three_lines(self.xp, self._plain, grads, self._averages, self._schedule(step), self.opt.param_groups[0])
+        three_lines(self.xp, self._plain, grads, self._averages, self._schedule(step), self._group)
         self._synchronize()
         self._plain_times.append(time.perf_counter() - start)
         if oracle:
