@@ -39,13 +39,15 @@ STEPS = """
 import cupy, ml_dtypes, numpy as np
 from rmsprop_gpu.profiling.traffic import bytes_per_element
 from variants import cover, optimizer, Variant
+from rmsprop_gpu.kernels.cuda import chunk_of
 SIZE = 1 << 18
 def step(variant, dtype, **told):
     opt = optimizer(variant, cupy.zeros(SIZE, dtype))
     opt.step(cupy.asarray(np.ones(SIZE, dtype)), **told)
     cupy.cuda.Device().synchronize()
     variant = variant._replace(told="found_inf" in told, zero_grads=bool(told))
-    print(len(opt.kernels()), SIZE * bytes_per_element(variant, np.dtype(dtype)))
+    dtype = np.dtype(dtype)
+    print(len(opt.kernels()), SIZE * bytes_per_element(variant, dtype), SIZE // chunk_of(dtype))
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 for variant in dict.fromkeys([Variant(), *cover(2)]):
@@ -59,7 +61,7 @@ for dtype in DTYPES:
 
 @pytest.mark.gpu
 def test_the_model_is_what_the_device_counts(tmp_path, request):
-    """Beside the streams a launch reads 24 bytes a chunk, of 512 elements at least, and, once a tensor, a row of 64,
+    """Beside the streams a launch reads 24 bytes a chunk, and, once a tensor, a row of 64,
     numbers of at most 72, an address and four counters: below a thousandth of 2^18 elements of at least 14 bytes."""
     import cupy
 
@@ -73,8 +75,8 @@ def test_the_model_is_what_the_device_counts(tmp_path, request):
     launches = [json.loads(line) for line in statistics.read_text().splitlines()]
     ours = [x for x in launches if "_kernel" in x["kernel"]]
     for line in done.stdout.splitlines():
-        count, model = map(int, line.split())
+        count, model, chunks = map(int, line.split())
         step, ours = ours[:count], ours[count:]
         counted = sum(x["dram_read_bytes"] + x["dram_write_bytes"] for x in step)
-        assert model <= counted <= 1.001 * model + 24 * 2**18 / 512
+        assert model <= counted <= 1.001 * model + 24 * chunks
     assert not ours
