@@ -147,7 +147,9 @@ class Optimizer(Stateful):
         try:
             if turn.setdefault(0, token) is not token:
                 turn.take_over(token, "a step")
-            self._check_entries()
+            for entries in self._entries:
+                if entries.moved():
+                    self._refuse_replaced()
             arrays = self._flatten(grads)
             told = signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
             plan = self._planner.plan(told.asked)
@@ -157,7 +159,7 @@ class Optimizer(Stateful):
             if turn.get(0) is token:
                 del turn[0]
 
-    def _check_entries(self) -> None:
+    def _refuse_replaced(self) -> None:
         problems = Problems()
         for entries in self._entries:
             entries.check(problems)

@@ -28,16 +28,19 @@ class Entries:
         # What makes its entries when they are asked for has another object each time.
         self._stable = not list(self._replaced())
 
+    def moved(self) -> bool:
+        """Is any entry another object than it was, or in another place? Asked in every step."""
+        return self._stable and not all(map(is_, self._values(), self._arrays))
+
     def check(self, problems: Problems) -> None:
         """Note each entry that is another object now; one that is gone is the caller's affair."""
-        if self._stable and not all(map(is_, self._values(), self._arrays)):  # 2 us for 161 of them
-            for leaf in self._replaced():
-                at = f"params{leaf.place}"
-                problems.add(
-                    ValueError,
-                    f"{at} is another object than the parameter that the optimizer was built for, which is what a step "
-                    f"updates; wanted its values written into that ({at}[...] = ...), or a new optimizer",
-                )
+        for leaf in self._replaced() if self._stable else ():
+            at = f"params{leaf.place}"
+            problems.add(
+                ValueError,
+                f"{at} is another object than the parameter that the optimizer was built for, which is what a step "
+                f"updates; wanted its values written into that ({at}[...] = ...), or a new optimizer",
+            )
 
     def _replaced(self) -> Iterator[Leaf]:
         for key, leaf in self._leaves.items():

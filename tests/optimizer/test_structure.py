@@ -319,6 +319,8 @@ def test_what_makes_its_entries_when_asked_is_not_watched():
         def __getitem__(self, name):
             return super().__getitem__(name)[:]
 
-    opt = RMSProp(Views(named(1)))
-    opt.step(named(2))
+    moved = {f"{name}2": x for name, x in named(2).items()}
+    opt = RMSProp([{"params": Views(named(1))}, {"params": moved}])
+    moved["a2"] = moved.pop("a2")  # so that all entries are looked at
+    opt.step([named(2), {name: x.copy() for name, x in moved.items()}])
     assert opt.steps == 1
