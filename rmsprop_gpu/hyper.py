@@ -41,6 +41,7 @@ _FLAGS = (
     "skip_nonfinite",
     "use_ema",
 )
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 # The hyperparameters of each optimizer, in the order of its arguments.
 RMSPROP = (
     "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "nesterov", "eps_in_sqrt", "lr_in_momentum",
@@ -117,15 +118,40 @@ def checked(name: str, value: object) -> Any:
     return _flag(name, value) if name in _FLAGS else number(name, value)
 
 
+def rate_alone(x: object) -> float | None:
+    """A learning rate as most come, without the questions that `number` asks; None where it takes those."""
+    return float(x) if isinstance(x, float) and 0 <= x < math.inf else None
+
+
 def lr_at(lr: float | Schedule, step: int) -> float:
     """The learning rate of a step, asked of a schedule and validated where it is one."""
     if not callable(lr):
         return lr
     x = lr(step)
+    if (rate := rate_alone(x)) is not None:
+        return rate
     try:
         return number("lr", x)  # type: ignore[return-value]  # only weight_decay and clipvalue may be None
     except (TypeError, ValueError) as error:
         raise type(error)(f"lr({step}): {error}") from None
+
+
+class Rates(NamedTuple):
+    """The two of a step's scalars that follow the learning rate, in float64."""
+
+    lr: float
+    lr_times_decay: float
+
+
+def rates(h: Mapping[str, Any], lr: float) -> Rates:
+    """What a step at this learning rate has, with the other hyperparameters as they are."""
+    return Rates(lr, lr * h["weight_decay"] if h["decoupled_weight_decay"] else 0.0)
+
+
+def finite(rates: Rates) -> bool:
+    """Are both finite in every compute type?"""
+    lr, lr_times_decay = rates
+    return lr <= _LARGEST_FLOAT32 and lr_times_decay <= _LARGEST_FLOAT32
 
 
 def check_clips(h: Mapping[str, Any]) -> None:
@@ -181,14 +207,14 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
         A number that means something else once it is rounded: an `eps` that becomes 0, an `alpha` that becomes 1,
         anything finite that becomes infinite.
     """
-    alpha, decay = h.get("alpha", 0.0), h["weight_decay"]
+    alpha, moving = h.get("alpha", 0.0), rates(h, lr)
     exact = Scalars(
-        lr=lr,
+        lr=moving.lr,
         alpha=alpha,
         one_minus_alpha=1.0 - alpha,
         eps=h["eps"],
-        weight_decay=decay,
-        lr_times_decay=lr * decay if h["decoupled_weight_decay"] else 0.0,
+        weight_decay=h["weight_decay"],
+        lr_times_decay=moving.lr_times_decay,
         momentum=h.get("momentum", 0.0),
         clipvalue=h["clipvalue"] or math.inf,
         scale=-1.0 if h["maximize"] else 1.0,

@@ -17,7 +17,7 @@ from .turn import Turn
 
 @dataclass
 class Changes:
-    """Whether any group was assigned to since the last step, and whether a step runs.
+    """Whether any group was assigned to since the last step, or learning rates alone, and whether a step runs.
 
     Groups and optimizer share it, so neither holds the other.
 
@@ -25,6 +25,7 @@ class Changes:
     """
 
     pending: bool = True
+    rates: bool = False
     turn: Turn = field(default_factory=Turn)
 
 
@@ -57,7 +58,23 @@ class ParamGroup(MutableMapping[str, Any]):
         return self.kept[name] if name in self.kept else self._values[name]
 
     def __setitem__(self, name: str, value: object) -> None:
-        self.update({name: value})
+        if name == "lr" and (rate := self.moved_to(value)) is not None:
+            self._changes.turn.refuse("an assignment")
+            self.move(rate)
+        else:
+            self.update({name: value})
+
+    def moved_to(self, lr: object) -> float | None:
+        """A learning rate with which all else of a step stays as it is; None where that takes a longer look."""
+        rate = hyper.rate_alone(lr)
+        if rate is None or callable(self._values["lr"]) or not hyper.finite(hyper.rates(self._values, rate)):
+            return None
+        return rate
+
+    def move(self, rate: float) -> None:
+        """Take a learning rate of `moved_to`."""
+        self._values["lr"] = rate
+        self._changes.rates = True
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Several at once: all of them, or with an error none."""
@@ -140,6 +157,10 @@ class ParamGroup(MutableMapping[str, Any]):
         """The hyperparameters alone."""
         return dict(self._values)
 
+    def look(self) -> Mapping[str, Any]:
+        """The hyperparameters alone, not copied: only their learning rate may change, the rest is replaced at once."""
+        return self._values
+
     def __repr__(self) -> str:
         return repr({"params": f"<{len(self._params)} arrays>", **self._values, **self.kept})
 
@@ -195,6 +216,10 @@ class Groups:
         """The hyperparameters of each group, as they are now."""
         return [group.hyper() for group in self.all]
 
+    def look(self) -> list[Mapping[str, Any]]:
+        """The same, not copied."""
+        return [group.look() for group in self.all]
+
     def loaded(self, saved: Sequence[Any], problems: Problems) -> list[dict[str, Any]]:
         """The hyperparameters of every group in a state dict, validated; ours where they cannot be."""
         if len(saved) != len(self.all):
@@ -221,6 +246,11 @@ class Groups:
     @lr.setter
     def lr(self, value: float | hyper.Schedule) -> None:
         self.changes.turn.refuse("an assignment")
+        if all(group.moved_to(value) is not None for group in self.all):
+            rate = float(value)  # type: ignore[arg-type]  # a float
+            for group in self.all:
+                group.move(rate)
+            return
         value = hyper.checked("lr", value)
         self.replace([group.with_(lr=value) for group in self.all])
 

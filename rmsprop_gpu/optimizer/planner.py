@@ -61,16 +61,25 @@ class Planner:
             self._order.refuse_broken()
             if self._order.capturing():
                 return self._to_capture(asked)
-        if self._changes.pending or self._scheduled or self._plan is None or asked != self._asked:
+        if self._plan is None or self._changes.pending or asked != self._asked:
             return self._current(asked)
+        if self._changes.rates or self._scheduled:
+            self._follow(self._plan)
         return self._plan
 
     def send(self) -> None:
         """Send numbers that were assigned or loaded, where replays of a graph read them without asking us."""
+        if self._order is None or self._plan is None or self._order.capturing():
+            return
         if self._changes.turn:  # a schedule assigns: that counts from the next step on
             return
         hypers = self._groups.hypers()
-        if self._order is None or self._plan is None or self._order.capturing() or _scheduled(hypers):
+        if _scheduled(hypers):
+            return
+        if not self._changes.pending:
+            self._follow(self._plan)
+            if self._graphs:
+                self._tell_graphs(hypers, self._rates(hypers, int(self._steps[0])))
             return
         rates = self._rates(hypers, int(self._steps[0]))
         settings = self._settings(hypers, rates, self._asked)
@@ -151,7 +160,7 @@ class Planner:
         """The plan of a step that a CUDA graph captures; all that it needs must be on the device."""
         if self._plan is None:
             raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same one before")
-        if self._changes.pending:
+        if self._changes.pending or self._changes.rates:
             raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() before")
         if asked != self._asked:
             raise RuntimeError(f"{CAPTURED}, but the last step had other arguments than this; take the same one before")
@@ -160,14 +169,30 @@ class Planner:
 
     def _rates(self, hypers: Sequence[Mapping[str, Any]], step: int) -> list[float]:
         """The learning rate of each group; groups that share a schedule ask it once together."""
-        schedules = {id(h["lr"]): h["lr"] for h in hypers}
+        lrs = [h["lr"] for h in hypers]  # as they are now, before a schedule assigns
+        schedules = {id(lr): lr for lr in lrs}
         turn = self._changes.turn
         before, turn.asking = turn.asking, get_ident()
         try:
             answers = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
         finally:
             turn.asking = before
-        return [answers[id(h["lr"])] for h in hypers]
+        return [answers[id(lr)] for lr in lrs]
+
+    def _follow(self, plan: Plan) -> None:
+        """Write the learning rates as they are now; all else is as it was when the plan was written."""
+        self._changes.rates = False  # a schedule may assign: that counts next time
+        try:
+            hypers = self._groups.look()
+            lrs = self._rates(hypers, int(self._steps[0])) if self._scheduled else [h["lr"] for h in hypers]
+            rates = list(map(hyper.rates, hypers, lrs))
+            if self._scheduled and not all(map(hyper.finite, rates)):  # what was assigned was looked at then
+                for i, dtype in self._kinds:
+                    hyper.scalars(hypers[i], lrs[i], compute_dtype(dtype))  # which refuses what is infinite there
+            plan.write_rates(rates)
+        except BaseException:
+            self._changes.rates = True
+            raise
 
     def _settings(self, hypers: Sequence[Mapping[str, Any]], rates: Sequence[float], asked: Asked) -> Settings:
         """Variant and scalars of a step, for every group and dtype in it, by the hyperparameters of each group."""
@@ -181,7 +206,8 @@ class Planner:
 
     def _current(self, asked: Asked, settings: Settings | None = None) -> Plan:
         """The plan for the hyperparameters as they are now, its numbers written."""
-        changed, self._changes.pending = self._changes.pending, False  # a schedule may assign: that counts next time
+        # A schedule may assign: that counts next time.
+        changed, self._changes.pending, self._changes.rates = self._changes.pending, False, False
         try:
             hypers = self._groups.hypers()
             if settings is None:

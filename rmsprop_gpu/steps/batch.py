@@ -12,10 +12,12 @@ import numpy as np
 from ..arrays.checks import Tensor
 from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Array, Layout, NDArray, address_of, interval_of
+from ..hyper import Rates
 from ..kernels import table
 from ..kernels.norms import BLOCK
 from ..kernels.rule import Scalars, Variant
 
+_LR, _LR_TIMES_DECAY = (Scalars._fields.index(name) for name in Rates._fields)
 LINE = 64  # bytes: large buffers start on a cache line of their own
 
 
@@ -71,6 +73,13 @@ class Batch:
     norms: Norms
     told: NDArray = field(default_factory=lambda: np.zeros(table.TOLD_WORDS, np.int64))
     grads: NDArray = field(default_factory=lambda: np.empty(0, np.int64))  # the gradient column, on the host
+
+    def write_rates(self, rates: Sequence[Rates]) -> None:
+        """The learning rates of the next steps, of every group; each rounded once."""
+        # Through a memoryview: NumPy takes a microsecond for each, and may be told to raise where a number underflows.
+        scalars: Any = memoryview(self.scalars)  # type: ignore[arg-type]  # a buffer, says NumPy's C
+        for row, group in enumerate(self.groups):
+            scalars[row, _LR], scalars[row, _LR_TIMES_DECAY] = rates[group]
 
     def title(self, kernel: str) -> str:
         """How a kernel over this batch is called where people read of it."""

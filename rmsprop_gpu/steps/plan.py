@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays.checks import Problems, Tensor, check_read_apart
 from ..arrays.layout import Array, NDArray
-from ..hyper import NOTHING_ASKED, Asked
+from ..hyper import NOTHING_ASKED, Asked, Rates
 from ..kernels.rule import Variant
 from .batch import Batch, Norms, Written, make_batch
 from .host import HostSteps
@@ -113,6 +113,12 @@ class Plan:
     def write_scalars(self, settings: Settings) -> None:
         """The numbers of the next steps."""
         self._write(settings)
+        self.steps.send()
+
+    def write_rates(self, rates: Sequence[Rates]) -> None:
+        """The learning rates of the next steps, of every group; all else stays."""
+        for batch in self.batches:
+            batch.write_rates(rates)
         self.steps.send()
 
     @property

@@ -87,17 +87,20 @@ def test_buffer_appears_when_it_is_needed_and_stays():
     assert opt.state["a"].keys() == plain | {"momentum_buffer", "grad_avg"}
 
 
-def test_assignment_survives_a_step_that_was_cut_off(monkeypatch):
+@pytest.mark.parametrize(
+    ("write", "values"), [("write_scalars", {"lr": 0.0, "eps": 1e-3}), ("write_rates", {"lr": 0.0})]
+)
+def test_assignment_survives_a_step_that_was_cut_off(write, values, monkeypatch):
     param = one(1)
     opt = RMSProp(param, lr=0.5)
     opt.step(one(2))
     before = param.copy()
-    opt.lr = 0.0
-    write = Plan.write_scalars
-    monkeypatch.setattr(Plan, "write_scalars", raise_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        opt.step(one(2))
-    monkeypatch.setattr(Plan, "write_scalars", write)
+    for name, value in values.items():
+        opt.param_groups[0][name] = value
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, write, raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(one(2))
     opt.step(one(2))
     assert_same_bits(param, before)
 

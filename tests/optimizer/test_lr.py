@@ -43,6 +43,95 @@ def test_schedule_equals_assigning_its_values():
         assert_same(opt, twin)
 
 
+def by_optimizer(opt, rate):
+    opt.lr = rate
+
+
+def by_group(opt, rate):
+    for group in opt.param_groups:
+        group["lr"] = rate
+
+
+def by_schedule(opt, rate):
+    opt.lr = lambda step: rate
+
+
+@pytest.mark.parametrize("assign", [by_optimizer, by_group, by_schedule])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(
+    "also", [{}, {"weight_decay": 0.3, "decoupled_weight_decay": True}], ids=["plain", "decoupled"]
+)
+def test_rate_that_changes_alone_is_the_number_that_a_change_of_all_would_write(assign, dtype, also):
+    """Rounded once, also where the user's NumPy raises at what underflows: float32 halfway cases, subnormals, 0."""
+    halfway = 1 + 2.0**-24
+    rates = [0.1, np.float64(0.3), halfway, np.nextafter(halfway, 2), 1e-40, 1e-60, 5e-324, 0.0, -0.0, 1, 1e30]
+
+    def groups():
+        return [{"params": one(1, dtype)}, {"params": one(2, dtype), "weight_decay": 0.7}]
+
+    opt, twin = RMSProp(groups(), **also), RMSProp(groups(), **also)
+    for step, rate in enumerate(rates):
+        grads = [one(step, dtype), one(step + 50, dtype)]
+        with np.errstate(all="raise"):
+            assign(opt, rate)
+            for group in twin.param_groups:
+                group.update(lr=rate, eps=1e-8)
+            for x in (opt, opt, twin, twin):
+                x.step(grads)
+        for group, other in zip(opt.param_groups, twin.param_groups, strict=True):
+            assert_same_bits(group["params"][0], other["params"][0])
+
+
+INFINITE = pytest.mark.parametrize(
+    ("rate", "decay", "said"),
+    [(1e39, 0.0, "lr is 1e+39, which is infinite in float32"), (1e30, 1e20, "lr * weight_decay is 1e+50")],
+)
+
+
+@INFINITE
+@pytest.mark.parametrize("assign", [by_optimizer, by_group])
+def test_rate_that_is_infinite_in_the_arithmetic_is_refused_where_it_is_assigned(assign, rate, decay, said):
+    opt = RMSProp(one(1), weight_decay=decay, decoupled_weight_decay=True, lr=0.0)
+    opt.step(one(2))
+    with refused(ValueError, said, of=[opt]):
+        assign(opt, rate)
+
+
+@INFINITE
+def test_rate_of_a_schedule_that_is_infinite_in_the_arithmetic_is_refused(rate, decay, said):
+    opt = RMSProp(one(1), weight_decay=decay, decoupled_weight_decay=True, lr=lambda step: rate if step else 0.0)
+    opt.step(one(2))
+    with refused(ValueError, said, of=[opt]):
+        opt.step(one(2))
+
+
+def test_rate_of_float64_may_be_beyond_float32():
+    opt, twin = RMSProp(one(1, np.float64)), RMSProp(one(1, np.float64), lr=1e39)
+    for _ in range(3):
+        opt.lr = 1e39
+        opt.step(one(2, np.float64))
+        twin.step(one(2, np.float64))
+    assert_same(opt, twin)
+
+
+def test_schedule_that_assigns_other_numbers_leaves_its_own_step_alone():
+    def schedule(step):
+        opt.param_groups[0]["weight_decay"] = 0.25 * (step + 1)
+        opt.param_groups[1]["lr"] = 0.5 * (step + 1)
+        return 0.125
+
+    given = {"weight_decay": 0.5, "decoupled_weight_decay": True}
+    opt, twin = (RMSProp([{"params": one(1)}, {"params": one(2), "lr": 0.5}], **given) for _ in range(2))
+    opt.param_groups[0]["lr"] = schedule
+    for step in range(4):
+        twin.param_groups[0].update(lr=0.125, weight_decay=0.25 * step if step else 0.5)
+        twin.param_groups[1].update(lr=0.5 * step if step else 0.5)
+        for x in (opt, twin):
+            x.step([one(3), one(4)])
+        for group, other in zip(opt.param_groups, twin.param_groups, strict=True):
+            assert_same_bits(group["params"][0], other["params"][0])
+
+
 @pytest.mark.parametrize(
     ("rate", "kind", "text"),
     [

@@ -107,6 +107,20 @@ def test_lr_assigned_under_capture_counts_at_the_next_refresh(stream):
         assert everything(opt) == everything(eager)
 
 
+@pytest.mark.parametrize("name", ["lr", "eps"])
+def test_capture_wants_what_was_assigned_to_a_group_to_be_sent_before(name, stream):
+    with stream:
+        grads, opt = arrays(1), RMSProp(arrays(0))
+        opt.step(grads)
+        opt.param_groups[0][name] = 0.5
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="hyperparameters were assigned since the last step"):
+            opt.step(grads)
+        stream.end_capture()
+        opt.refresh()
+        capture(opt, grads, stream)
+
+
 @pytest.mark.parametrize("step", [-1, 1.5, True, "1", 2**62])
 def test_refresh_wants_a_count(step, stream):
     with stream, pytest.raises(ValueError, match="wanted a count"):
