@@ -29,11 +29,17 @@ class Task:
     threads: int
     hyper: Mapping[str, Any]  # beside LR, ALPHA and EPS, in rmsprop_gpu.RMSProp's argument names
     bytes_per_element: int  # that a step cannot do without
+    groups: bool = False  # each tensor is a parameter group of its own
+    scheduled: bool = False  # the learning rate of each step is said anew: LR, so that the result is that of the others
 
     @property
     def size(self) -> int:
         """Elements in all tensors together."""
         return sum(param.size for param in self.params)
+
+    def grouped(self, params: list[Any]) -> list[Any]:
+        """The parameters as the optimizer is to have them."""
+        return [{"params": [param]} for param in params] if self.groups else params
 
     def refuse_beyond(self, known: Collection[str] = ()) -> None:
         """Raise Unavailable for hyperparameters that a contender has not."""
@@ -64,6 +70,11 @@ class Contender:
     rule: str | None = "rmsprop"  # the function of rmsprop_gpu/reference.py that it must agree with; None: no rule
     switches: Mapping[str, Any] = field(default_factory=dict)  # of that rule, which this contender cannot turn off
     traffic: Callable[[Workload], int] | None = None  # bytes an element by its own passes, where they can be counted
+
+
+def schedule(step: int) -> float:
+    """What a schedule says."""
+    return LR
 
 
 def streams(workload: Workload) -> int:

@@ -15,14 +15,27 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contenders_base import ALPHA, EPS, LR, Array, Contender, Running, Task, Unavailable, fill, flat, streams
-from benchmarks.workloads import C_OPENMP, COPY, OURS, PLAIN, VIEWS, Workload
+from benchmarks.contenders_base import (
+    ALPHA,
+    EPS,
+    LR,
+    Array,
+    Contender,
+    Running,
+    Task,
+    Unavailable,
+    fill,
+    flat,
+    schedule,
+    streams,
+)
+from benchmarks.workloads import ASSIGNED, C_OPENMP, COPY, OURS, PLAIN, VIEWS, Workload
 
 C_SOURCE = Path(__file__).with_name("rmsprop.c")
 C_COMPILE = ("gcc", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
-def build_rmsprop_gpu(task: Task, together: bool = False, plain: bool = False) -> Running:
+def build_rmsprop_gpu(task: Task, together: bool = False, plain: bool = False, assigned: bool = False) -> Running:
     """This package on NumPy arrays, each by itself, or all of them views of two large ones."""
     import numba
 
@@ -31,8 +44,16 @@ def build_rmsprop_gpu(task: Task, together: bool = False, plain: bool = False) -
     numba.set_num_threads(task.threads)
     copy = views if together else copies
     params, grads = copy(task.params), copy(task.grads)
-    opt = RMSProp(params, lr=LR, alpha=ALPHA, eps=EPS, **({} if plain else task.hyper))
-    return on_numpy(functools.partial(opt.step, grads), params, grads)
+    lr = schedule if task.scheduled and not plain and not assigned else LR
+    entries = [[grad] for grad in grads] if task.groups else grads
+    opt = RMSProp(task.grouped(params), lr=lr, alpha=ALPHA, eps=EPS, **({} if plain else task.hyper))
+
+    def assign_and_step() -> None:
+        opt.lr = LR
+        opt.step(entries)
+
+    step = assign_and_step if assigned else functools.partial(opt.step, entries)
+    return on_numpy(step, params, grads)
 
 
 def build_numpy(task: Task) -> Running:
@@ -149,6 +170,7 @@ def numexpr_traffic(workload: Workload) -> int:
 
 RMSPROP_GPU = Contender(OURS, build_rmsprop_gpu, traffic=streams)
 TOGETHER = Contender(VIEWS, functools.partial(build_rmsprop_gpu, together=True), traffic=streams)
+ASSIGNING = Contender(ASSIGNED, functools.partial(build_rmsprop_gpu, assigned=True), traffic=streams)
 UNCLIPPED = Contender(PLAIN, functools.partial(build_rmsprop_gpu, plain=True), rule=None)
 NUMPY = Contender("numpy", build_numpy, traffic=numpy_traffic)
 NUMEXPR = Contender("numexpr", build_numexpr, traffic=numexpr_traffic)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders_base import ALPHA, EPS, LR, Array, Contender, Running, Task, flat, streams
+from benchmarks.contenders_base import ALPHA, EPS, LR, Array, Contender, Running, Task, flat, schedule, streams
 from benchmarks.workloads import COPY, OURS
 
 
@@ -17,8 +17,10 @@ def build_rmsprop_gpu(task: Task) -> Running:
     from rmsprop_gpu import RMSProp
 
     params, grads = on_device(task.params), on_device(task.grads)
-    opt = RMSProp(params, lr=LR, alpha=ALPHA, eps=EPS, **task.hyper)
-    return on_cupy(functools.partial(opt.step, grads), params, grads)
+    lr = schedule if task.scheduled else LR
+    opt = RMSProp(task.grouped(params), lr=lr, alpha=ALPHA, eps=EPS, **task.hyper)
+    entries = [[grad] for grad in grads] if task.groups else grads
+    return on_cupy(functools.partial(opt.step, entries), params, grads)
 
 
 def build_fuse(task: Task) -> Running:

@@ -37,7 +37,7 @@ def build(task: Task, make: Callable[..., Any], device: str = "cpu", compiled: b
         norms[0] = torch.nn.utils.clip_grad_norm_(params, most)
         opt.step()
 
-    step = clip_and_step if most else opt.step
+    step = clip_and_step if most else scheduled(opt) if task.scheduled else opt.step
     running = Running(
         step=compile_step(opt) if compiled else step,
         last_norm=(lambda: float(norms[0])) if most else None,
@@ -49,13 +49,26 @@ def build(task: Task, make: Callable[..., Any], device: str = "cpu", compiled: b
     return replace(running, sync=torch.cuda.synchronize, extra_memory=functools.partial(rise, running.step))
 
 
+def scheduled(opt: Any) -> Callable[[], None]:
+    """A step, and that of torch's scheduler behind it."""
+    import torch
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1.0)
+
+    def step() -> None:
+        opt.step()
+        scheduler.step()
+
+    return step
+
+
 def rmsprop(params: list[Any], task: Task, foreach: bool | None = None) -> Any:
     """torch.optim.RMSprop; the form is torch's choice by default."""
     import torch
 
     task.refuse_beyond(("weight_decay", "momentum", "centered", "maximize", "global_clipnorm"))
     own = {name: value for name, value in task.hyper.items() if name != "global_clipnorm"}
-    return torch.optim.RMSprop(params, lr=LR, alpha=ALPHA, eps=EPS, foreach=foreach, **own)
+    return torch.optim.RMSprop(task.grouped(params), lr=LR, alpha=ALPHA, eps=EPS, foreach=foreach, **own)
 
 
 def fused_adagrad(params: list[Any], task: Task) -> Any:

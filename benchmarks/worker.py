@@ -83,7 +83,14 @@ def prepare(contender: str, workload: str, conditions: Conditions) -> Running:
 def task_of(workload: Workload, threads: int, param: Array, grad: Array) -> Task:
     """The workload with these values."""
     arrays = split(param, workload.shapes), split(grad, workload.shapes)
-    return Task(*arrays, threads, workload.hyper, workload.bytes_per_element)
+    return Task(
+        *arrays,
+        threads,
+        workload.hyper,
+        workload.bytes_per_element,
+        groups=workload.groups,
+        scheduled=workload.scheduled,
+    )
 
 
 def shrunk(workload: Workload) -> Workload:

@@ -15,7 +15,8 @@ SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text())  # reco
 
 OURS, AGAIN, COPY = "rmsprop_gpu", "rmsprop_gpu, again", "copy"
 VIEWS = "rmsprop_gpu, views"  # of one large array, as whoever allocates the parameters may have it
-PLAIN = "rmsprop_gpu, plain"  # without the hyperparameters of the workload
+PLAIN = "rmsprop_gpu, plain"  # without the hyperparameters and the schedule of the workload
+ASSIGNED = "rmsprop_gpu, assigned"  # opt.lr = ... before each step, in the place of a schedule
 TORCH = ("torch foreach", "torch for-loop")  # of its RMSprop: the default on a GPU, and the default on a CPU
 COMPILED, FUSED, OPTAX, C_OPENMP = "torch compile", "torch fused adagrad", "optax", "c openmp"
 
@@ -42,6 +43,8 @@ class Workload:
     shapes: tuple[Shape, ...]
     bars: tuple[Bar, ...] = ()
     hyper: Mapping[str, Any] = field(default_factory=dict)  # in rmsprop_gpu.RMSProp's argument names
+    groups: bool = False  # each tensor is a parameter group of its own
+    scheduled: bool = False  # a schedule says the learning rate of each step
     contenders: tuple[str, ...] | None = ESSENTIAL  # None: all
     scaling: bool = False  # measure it with fewer threads too
 
@@ -119,6 +122,21 @@ WORKLOADS = {
             ((1000,),),
             (Bar(TORCH, at_least=8), Bar(at_most=10e-6)),
             contenders=None,
+        ),
+        Workload(
+            "scheduled-1000",
+            "One tensor of 1,000 elements, a learning rate that a schedule says anew for each step",
+            ((1000,),),
+            scheduled=True,
+            contenders=(OURS, AGAIN, ASSIGNED, PLAIN, *TORCH),
+        ),
+        Workload(
+            "scheduled-30",
+            "30 groups of one tensor of 1,000 elements, a learning rate that a schedule says anew for each step",
+            ((1000,),) * 30,
+            groups=True,
+            scheduled=True,
+            contenders=(OURS, AGAIN, ASSIGNED, PLAIN, *TORCH),
         ),
         Workload("host-161", "161 tensors of one element: what a step costs before any arithmetic", ((1,),) * 161),
         Workload(

@@ -39,6 +39,8 @@ TENSORS_AND_ELEMENTS = {  # as the models' pages and papers count them
     "many-300": (300, 76_800),
     "many-3000": (3000, 768_000),
     "one-1000": (1, 1000),
+    "scheduled-1000": (1, 1000),
+    "scheduled-30": (30, 30_000),
     "host-161": (161, 161),
     "switches-25m": (1, 25_000_000),
     "all-25m": (1, 25_000_000),
