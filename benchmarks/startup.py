@@ -39,7 +39,7 @@ RMSProp(param, {hyper}).step(grad)
 {wait}
 print(arrays_there - start, imported - arrays_there, time.perf_counter() - begin)
 """
-SIZE = 100_000  # elements: enough for all threads of a CPU
+SIZE = 200_000  # elements: enough for all threads of a CPU
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def installed(name: str) -> str | None:
 
 def threads() -> list[tuple[str, str]]:
     """How many threads run, and on which layer; a step large enough to need them shows that they do."""
-    param = np.zeros(1 << 16, np.float32)
+    param = np.zeros(1 << 17, np.float32)
     try:
         number = numba.get_num_threads()  # starts them
         RMSProp(param).step(np.zeros_like(param))

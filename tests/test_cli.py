@@ -20,6 +20,7 @@ from rmsprop_gpu.demo import train
 from rmsprop_gpu.demo.train import Run
 from rmsprop_gpu.extras import command
 from rmsprop_gpu.kernels import disk
+from rmsprop_gpu.kernels.cpu_drive import SERIAL_BELOW
 
 COMMAND = (sys.executable, "-m", "rmsprop_gpu")
 
@@ -358,7 +359,7 @@ def test_info_takes_a_parallel_step(monkeypatch, capsys):
     sizes = []
     monkeypatch.setattr(cli.RMSProp, "step", lambda self, grads: sizes.append(grads.size))
     assert main(["info"]) == 0
-    assert sizes[0] >= 32_768  # from here on a step is parallel
+    assert sizes[0] >= SERIAL_BELOW
     assert "threading layer" in capsys.readouterr().out
 
 

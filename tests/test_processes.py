@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import run
+from processes import run, start
 
 
 def layers():
@@ -50,7 +50,7 @@ THREADS = """
 import threading, numba, numpy as np
 from rmsprop_gpu import RMSProp
 numba.set_num_threads(2)
-problems = [(np.ones(100_000, np.float32), np.full(100_000, k + 1, np.float32)) for k in range(8)]
+problems = [(np.ones(200_000, np.float32), np.full(200_000, k + 1, np.float32)) for k in range(8)]
 def work(param, grad):
     opt = RMSProp(param, momentum=0.5 * (grad[0] % 2))
     for _ in range(200):
@@ -70,24 +70,49 @@ def test_optimizers_step_in_many_threads_at_a_time(layer, prints):
     assert prints(THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == layer
 
 
+@pytest.mark.skipif("omp" not in layers() or sys.platform != "linux", reason="no GNU OpenMP")
+@pytest.mark.parametrize(
+    ("variables", "rounds"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+    ids=["nothing said", "rounds", "policy"],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(variables, rounds, monkeypatch):
+    """Also where Numba is asked for threads before the first step. Libraries that are loaded later are left alone."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    code = """
+import os, numba, numpy as np
+from rmsprop_gpu import RMSProp
+numba.set_num_threads(2)
+RMSProp(np.ones(200_000)).step(np.ones(200_000))
+print(numba.threading_layer(), os.environ.get("GOMP_SPINCOUNT"))
+"""
+    process = start(code, NUMBA_THREADING_LAYER="omp", NUMBA_NUM_THREADS="2", OMP_DISPLAY_ENV="verbose", **variables)
+    out, said = process.communicate(timeout=120)
+    if "GOMP_SPINCOUNT" not in said:
+        pytest.skip("another OpenMP")
+    assert f"GOMP_SPINCOUNT = '{rounds}'" in said
+    assert out.split() == ["omp", str(variables.get("GOMP_SPINCOUNT"))]
+
+
 FORK = """
 import os, threading, numba, numpy as np
 from rmsprop_gpu import RMSProp
 numba.set_num_threads(2)
-grad = np.ones(100_000, np.float32)
+grad = np.ones(200_000, np.float32)
 def stepped(n, opt, param, **hyper):
     for _ in range(n):
         opt.step(grad)
     return param.tobytes()
 def fresh(n, **hyper):
-    param = np.ones(100_000, np.float32)
+    param = np.ones(200_000, np.float32)
     return stepped(n, RMSProp(param, **hyper), param)
 busy = True
 def others():
     while busy:
         fresh(5)
 thread = threading.Thread(target=others)
-param = np.ones(100_000, np.float32)
+param = np.ones(200_000, np.float32)
 opt = RMSProp(param)
 stepped(3, opt, param)
 print(numba.threading_layer())
@@ -97,7 +122,7 @@ for _ in range(20):
     child = os.fork()
     if not child:
         ok = stepped(5, opt, param) == want and fresh(4) == new
-        ok = ok and len(fresh(2, centered=True)) == 400_000  # a Variant to be compiled in the child
+        ok = ok and len(fresh(2, centered=True)) == 800_000  # a Variant to be compiled in the child
         os._exit(0 if ok else 1)
     assert os.waitpid(child, 0)[1] == 0
 busy = False
@@ -193,7 +218,7 @@ def test_a_profile_in_a_forked_child_needs_no_threads(layer):
 import os, numpy as np
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.profiling import profile
-opt, grad = RMSProp(np.ones(100_000, np.float32)), np.ones(100_000, np.float32)
+opt, grad = RMSProp(np.ones(200_000, np.float32)), np.ones(200_000, np.float32)
 profile(opt, grad, repeats=1)
 child = os.fork()
 if not child:

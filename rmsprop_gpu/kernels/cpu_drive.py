@@ -6,6 +6,8 @@ it, so that a Ctrl-C, which Python delivers between calls, cannot leave a step h
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +19,12 @@ from .compiling import in_forked_child
 from .cpu_code import entry, unique
 from .intrinsics import HOST, call, memory
 
-SERIAL_BELOW = 32_768  # elements of a step below which waking the threads costs more than they bring
+# Elements of a step below which it is for one thread. With threads that are awake two are faster from 60,000 on, with
+# threads that sleep, as they do in a loop with other work in it, from 400,000 on (benchmarks/busy.py).
+SERIAL_BELOW = 131_072
+# 16 to 50 us, about what it takes to wake a thread: to spin for as long, then sleep, never costs more than twice the
+# better of the two (Karlin et al. 1991, "Empirical studies of competitive spinning").
+SPIN_ROUNDS = "1000"
 UNIT = 64  # elements: where a tensor may be cut, so that its parts share no cache line, of its state at least
 
 WORK = 5  # int64 an item of work: kernel, batch, row, start, stop
@@ -28,6 +35,26 @@ _load, _store = memory(np.int64, HOST)
 # Numba's workqueue layer aborts the process when two threads enter a parallel region. One thread may come again before
 # it has entered, or after: in a signal handler or finalizer, which Python runs between its own instructions alone.
 in_parallel = threading.RLock()
+
+
+def _load_openmp() -> None:
+    """Load the OpenMP of Numba's threads, so that they spin briefly before they sleep; it starts none yet.
+
+    By default those of GNU OpenMP spin for 300,000 rounds, 5 to 15 ms, for their next work and for each other. Where
+    other processes want the cores, who spins keeps the very thread from running that it waits for.
+    """
+    if sys.platform != "linux" or "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+        return
+    os.environ["GOMP_SPINCOUNT"] = SPIN_ROUNDS  # read when it is loaded, and gone before others load theirs
+    try:
+        import numba.np.ufunc.omppool  # noqa: F401  # for its loading alone
+    except ImportError:  # Numba was built without it
+        pass
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
+_load_openmp()
 
 
 def _make_driver(parallel: bool) -> Any:

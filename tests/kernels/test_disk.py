@@ -29,7 +29,7 @@ HYPER = {
 }
 def step(kind, size=1000):
     dtype = ml_dtypes.bfloat16 if kind == "half" else np.float32
-    size = 100_000 if kind in ("large", "scaled") else size
+    size = 200_000 if kind in ("large", "scaled") else size
     param, grad = np.linspace(0, 1, size).astype(dtype), np.linspace(-3, 2, size).astype(dtype)
     opt = (AdaGrad if kind == "adagrad" else RMSProp)(param, **HYPER[kind])
     for _ in range(3):

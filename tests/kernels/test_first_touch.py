@@ -29,7 +29,7 @@ def during(call):
     after = faults()
     return result, sorted((after[path] - before.get(path, 0) for path in after), reverse=True)
 param, grad = np.ones(N, np.float32), np.ones(N, np.float32)
-small, one = np.ones(1 << 16, np.float32), np.ones(1 << 16, np.float32)
+small, one = np.ones(1 << 18, np.float32), np.ones(1 << 18, np.float32)
 ready = RMSProp(small, initial_scale=1.0, use_ema=True)  # all that is compiled or loaded is there
 ready.step(one)
 ready.load_state_dict(ready.state_dict())
@@ -85,17 +85,17 @@ def test_it_is_touched_by_the_shares_of_a_step(hyper, monkeypatch):
     asked, shares = [], cpu_drive.shares
     monkeypatch.setattr(cpu_drive, "shares", lambda sizes, *a: asked.append((sizes.tolist(), *a)) or shares(sizes, *a))
     monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: 2)
-    params = [np.ones(20_000, np.float32), np.ones(30_000), np.ones(0, np.float32), np.ones(11_111, np.float32)]
+    params = [np.ones(80_000, np.float32), np.ones(90_000), np.ones(0, np.float32), np.ones(11_111, np.float32)]
     opt = RMSProp(params, **hyper)
     touched = asked.pop()
     assert not asked
     opt.step([np.ones_like(p) for p in params])
-    assert asked[-1] == touched == ([20_000, 0, 11_111, 30_000], 2, cpu_drive.UNIT)
+    assert asked[-1] == touched == ([80_000, 0, 11_111, 90_000], 2, cpu_drive.UNIT)
 
 
 @pytest.mark.parametrize("hyper", [{"initial_scale": 2.0}, {"initial_scale": 2.0, "momentum": 0.5, "centered": True}])
 def test_a_touch_writes_nowhere_else(hyper, monkeypatch):
-    params = [np.asfortranarray(np.full((200, 300), 3.0)), np.full(40_000, 3.0, np.float32), np.ones((), np.float32)]
+    params = [np.asfortranarray(np.full((400, 300), 3.0)), np.full(40_000, 3.0, np.float32), np.ones((), np.float32)]
     opt = RMSProp(params, **hyper)
     for i, param in enumerate(params):
         assert (param == param.flat[0]).all()
@@ -123,7 +123,7 @@ def test_every_page_is_written_to_once_and_no_byte_beyond(itemsize, offset, monk
 
 def test_a_state_that_steps_have_made_is_loaded_without_a_touch(monkeypatch):
     """It lies where it should; and an interrupt must find no zeros in it."""
-    param = np.ones(100_000, np.float32)
+    param = np.ones(200_000, np.float32)
     opt = RMSProp(param)
     saved, touched = opt.state_dict(), []
     monkeypatch.setattr(buffers, "touch", lambda *_: touched.append(1))

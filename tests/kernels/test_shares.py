@@ -72,7 +72,7 @@ def test_a_step_is_shared_so(hyper, units, monkeypatch):
     asked, shares, threads = [], cpu_drive.shares, 24
     monkeypatch.setattr(cpu_drive, "shares", lambda *a: asked.append(a[1:]) or shares(*a))
     monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: threads)
-    param, small = np.ones(40_000, np.float32), np.ones(30_000, np.float32)
+    param, small = (np.ones(cpu_drive.SERIAL_BELOW - less, np.float32) for less in (0, 1))
     opt = RMSProp(param, **hyper)
     for _ in range(2):
         opt.step(param.copy())
