@@ -71,9 +71,12 @@ class Asked(NamedTuple):
 NOTHING_ASKED = Asked()
 
 
-def number(name: str, value: object) -> float | None:
-    """A hyperparameter that is one real number, of whatever library, as a float; None where that means "off"."""
-    wanted, allowed = _NUMBERS[name]
+def number(name: str, value: object, like: str | None = None) -> float | None:
+    """A hyperparameter that is one real number, of whatever library, as a float; None where that means "off".
+
+    What is none of ours is checked like one that is.
+    """
+    wanted, allowed = _NUMBERS[like or name]
     if value is None and (name in CLIPS or name == "weight_decay"):
         return None if name in CLIPS else 0.0
     found = value if type(value) is float else one_real(value)

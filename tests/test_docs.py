@@ -104,7 +104,7 @@ def test_readme_lists_every_preset_with_its_defaults():
     rows = dict(re.findall(r"^\| `(\w+)`.*?\| (.*)$", README.read_text(), re.MULTILINE))
     for name, preset in PRESETS.items():
         for key, default in preset.arguments.items():
-            if key in ("lr", "learning_rate", "alpha", "rho", "decay", "eps", "epsilon") and key not in preset.neutral:
+            if key in ("lr", "learning_rate", "alpha", "rho", "decay", "eps", "epsilon") and key not in preset.own:
                 cells = [cell.split() for cell in rows[name].replace(",", "").split(" | ")]
                 found = [words[1] for words in cells if words and words[0] == f"`{key}`"]
                 want = ["required"] if default is REQUIRED else [] if default is None else [default]

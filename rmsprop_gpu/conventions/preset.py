@@ -58,6 +58,10 @@ class Preset:
         trajectory as it is.
     none : tuple of str
         Arguments that also take None, which is not their default.
+    own : tuple of str
+        Arguments that mean nothing of ours, whatever `OURS` says of their name; `translate` checks them.
+    strangers : mapping
+        Arguments that it does not have and might be given, from name to what is wanted instead.
     """
 
     source: str
@@ -65,12 +69,15 @@ class Preset:
     translate: Callable[[dict[str, Any]], dict[str, Any]]
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     none: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    strangers: Mapping[str, str] = field(default_factory=dict)
 
     def rmsprop(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of `RMSProp` for this framework's; `name` is what the errors call it."""
         for key in given:
             if key not in self.arguments:
-                raise TypeError(f"{name} has no argument {key!r}; it has {', '.join(self.arguments)}")
+                wanted = self.strangers.get(key) or f"it has {', '.join(self.arguments)}"
+                raise TypeError(f"{name} has no argument {key!r}; {wanted}")
         for key, default in self.arguments.items():
             if default is REQUIRED and key not in given:
                 raise TypeError(f"{key} is missing; wanted a value, since {name} has no default for it")
@@ -86,7 +93,9 @@ class Preset:
 
     def _checked(self, key: str, value: Any) -> Any:
         ours = OURS.get(key, key)
-        if ours not in hyper.RMSPROP or (value is None and (self.arguments[key] is None or key in self.none)):
+        if key in self.own or ours not in hyper.RMSPROP:
+            return value
+        if value is None and (self.arguments[key] is None or key in self.none):
             return value
         try:
             return hyper.checked(ours, value)
@@ -98,7 +107,7 @@ class Preset:
 
         Names are replaced before the value and behind it, and not inside, where the caller's own text may stand.
         """
-        theirs = {ours: key for key, ours in OURS.items() if key in self.arguments and key not in self.neutral}
+        theirs = {ours: key for key, ours in OURS.items() if key in self.arguments and key not in self.own}
         said, _, rest = text.partition(" is ")
         if not set(said.split(" * ")) <= {*hyper.RMSPROP}:
             return text  # it is about a parameter

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import hyper
 from .preset import OURS, REQUIRED, Preset
+from .schedules import InverseTimeDecay
 
 
 def _ours(a: dict[str, Any], **always: Any) -> dict[str, Any]:
@@ -49,6 +50,9 @@ def _tf_keras_legacy(a: dict[str, Any]) -> dict[str, Any]:
     lr = a.pop("lr")
     if lr is not None:  # the older name, which wins
         a["learning_rate"] = lr
+    decay = hyper.number("decay", a.pop("decay"), like="lr")
+    if decay:
+        a["learning_rate"] = InverseTimeDecay(a["learning_rate"], decay)
     a["epsilon"] = a["epsilon"] or 1e-7  # `epsilon or backend_config.epsilon()`: neither None nor 0 is 0 there
     # With momentum it calls the kernel of TensorFlow 1, without it writes the formula out anew, in another form.
     return _ours(a, eps_in_sqrt=a["momentum"] > 0, lr_in_momentum=True)
@@ -135,6 +139,11 @@ PRESETS: dict[str, Preset] = {
             "gradient_accumulation_steps": (None,),
             "name": (None,),
         },
+        strangers={
+            "decay": "it is of tf.keras up to 2.10, the preset 'tf_keras_legacy'",
+            "inner_optimizer": "of a LossScaleOptimizer's get_config() its arguments are "
+            'config["inner_optimizer"]["config"]',
+        },
     ),
     "tf_keras_legacy": Preset(
         "tf_keras 2.21.0, tf_keras/src/optimizers/legacy/rmsprop.py and optimizer_v2.py, RMSprop: tf.keras up to 2.10",
@@ -152,8 +161,9 @@ PRESETS: dict[str, Preset] = {
             "decay": 0.0,
         },
         _tf_keras_legacy,
-        {"name": ("RMSprop",), "decay": (0.0, 0)},
-        ("epsilon",),
+        {"name": ("RMSprop",)},
+        none=("epsilon",),
+        own=("decay",),
     ),
     "tf1": Preset(
         "tensorflow at 0304934, tensorflow/python/training/rmsprop.py, RMSPropOptimizer: ResourceApplyRMSProp",

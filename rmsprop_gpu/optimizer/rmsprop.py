@@ -201,6 +201,10 @@ class RMSProp(Optimizer):
         tf.keras up to 2.10 has eps inside the root with momentum and outside it without, as decided when the optimizer
         is built, here as there. Momentum that becomes 0 later leaves eps inside; that becomes larger than 0 later is
         ignored there, and here is momentum with eps outside. An epsilon of None or 0 is 1e-7 there, and in this preset.
+        Its ``decay`` makes `lr` a schedule, ``lr / (1 + decay * steps)``; an `lr` that is assigned later replaces it.
+
+        Keras's ``get_config()`` is arguments of ``"keras"``, that of tf.keras up to 2.10 of ``"tf_keras_legacy"``; of a
+        ``LossScaleOptimizer``'s take ``config["inner_optimizer"]["config"]``.
 
         Examples
         --------

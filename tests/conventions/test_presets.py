@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from on_host import one
+from on_host import one, refused
 from preset_formulas import FORMULAS
 
 from rmsprop_gpu import RMSProp, hyper
@@ -42,6 +42,8 @@ tf_keras_legacy epsilon=None clipnorm
 tf_keras_legacy global_clipnorm momentum
 tf_keras_legacy centered epsilon
 tf_keras_legacy centered epsilon momentum
+tf_keras_legacy decay=0.5
+tf_keras_legacy momentum rho decay=0.03125
 tf1
 tf1 decay epsilon momentum
 tf1 centered epsilon
@@ -297,6 +299,34 @@ def test_epsilon_of_none_is_that_of_the_backend_in_tf_keras_legacy():
     for momentum in (0.0, 0.5):
         group = RMSProp.from_preset("tf_keras_legacy", one(1), epsilon=None, momentum=momentum).param_groups[0]
         assert group["eps"] == 1e-7
+
+
+# As tf_keras 2.21.0 returns it of a legacy RMSprop, but for the values.
+LEGACY_CONFIG = {
+    "name": "mine", "learning_rate": 0.125, "decay": 0.25, "rho": 0.875, "momentum": 0.5, "epsilon": 1e-5,
+    "centered": True,
+}  # fmt: skip
+
+
+def test_decay_of_tf_keras_legacy_is_a_schedule_of_the_steps():
+    opt = RMSProp.from_preset("tf_keras_legacy", one(1), **LEGACY_CONFIG)
+    assert [opt.lr(step) for step in (0, 1, 4)] == [0.125, 0.1, 0.0625]
+    assert opt.param_groups[0]["alpha"] == 0.875
+    opt.step(one(2))
+    twin = RMSProp.from_preset("tf_keras_legacy", one(1), **LEGACY_CONFIG)
+    twin.load_state_dict(opt.state_dict())
+    assert twin.lr(twin.steps) == 0.1
+    assert "lr = 0.1" in str(twin.explain())
+    assert "InverseTimeDecay(1)" in str(twin.explain())
+
+
+def test_decay_of_tf_keras_legacy_divides_what_a_schedule_says_too():
+    opt = RMSProp.from_preset("tf_keras_legacy", one(1), decay=np.float32(0.5), learning_rate=lambda step: 0.25 * step)
+    assert opt.lr(2) == 0.25
+    negative = RMSProp.from_preset("tf_keras_legacy", one(1), decay=1, learning_rate=lambda step: -1)
+    with refused(ValueError, "lr(0): lr is -1; wanted a finite number >= 0", of=[negative]):
+        negative.step(one(2))
+    assert RMSProp.from_preset("tf_keras_legacy", one(1), decay=0, learning_rate=0.5).lr == 0.5
 
 
 def test_averages_are_those_of_keras_whether_on_or_off():

@@ -87,6 +87,8 @@ def tf_keras_legacy(p, g, s, *, learning_rate=0.001, rho=0.9, momentum=0.0, epsi
                     name="RMSprop", clipnorm=None, clipvalue=None, global_clipnorm=None, lr=None,
                     decay=0.0):  # fmt: skip
     learning_rate = learning_rate if lr is None else lr
+    learning_rate = learning_rate / (1 + decay * s.get("iterations", 0))
+    s["iterations"] = s.get("iterations", 0) + 1
     epsilon = epsilon or 1e-7
     g = clipped(g, clipvalue, clipnorm, global_clipnorm, s["all"])
     if momentum > 0:
