@@ -184,10 +184,11 @@ class Stateful:
             the other hyperparameters are not in it: build with the same ones,
             ``RMSProp.from_preset("keras", params, ...)``. Its averages of the parameters become `ema`.
 
-            optax: the state of ``optax.rmsprop`` (``adagrad``), also inside ``chain`` or ``inject_hyperparams``. A
-            nested tree matches names joined by slashes or dots, or the order of ``jax.tree.leaves``. Only the learning
-            rate of ``inject_hyperparams`` is loaded; build with the same ones,
-            ``RMSProp.from_preset("optax", params, ...)``.
+            optax: the state of ``optax.rmsprop`` (``adagrad``), also inside ``chain``, ``inject_hyperparams``,
+            ``MultiSteps`` (between two steps; the gradients of mini-steps are yours to add up) or ``partition``, whose
+            parts are merged, with a group here for each that differs. A nested tree matches names joined by slashes or
+            dots, or the order of ``jax.tree.leaves``. Only the learning rate of ``inject_hyperparams`` is loaded; build
+            with the same ones, ``RMSProp.from_preset("optax", params, ...)``.
         steps : int, optional
             The count of steps where the state has none: optax without ``bias_correction`` or schedule (0 if not given;
             needed where `bias_correction` or a callable `lr` here read it). For torch, what a callable `lr` is given

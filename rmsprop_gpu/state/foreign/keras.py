@@ -50,7 +50,8 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
     if steps is None:
         problems.add(ValueError, 'state lacks "iteration"; wanted it there, or steps=')
     flat = {tensor.key: tensor.key.replace("/", "_") for tensor in mine.tensors}  # as Keras does
-    return by_kind(found, flat, steps or 0, lr, mine, problems)
+    found = {name: [entry._replace(lr=lr) for entry in entries] for name, entries in found.items()}
+    return by_kind(found, flat, steps or 0, mine, problems)
 
 
 def _keras_name(mine: Mine) -> str:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...arrays.checks import Problems, a, quoted
-from .common import Entry, Mine, agreed, by_kind, count, is_index, number
+from .common import Entry, Mine, agreed, by_kind, by_path, check_counted, count, number
 
 # States that say nothing but a count or a learning rate, and may hold another one.
-_OPTAX_PASSED = {
+_PASSED = {
     "EmptyState", "MaskedState", "ApplyIfFiniteState", "ScaleByScheduleState",
     "InjectHyperparamsState", "InjectStatefulHyperparamsState",
 }  # fmt: skip
-_OPTAX = {
+_KINDS = {
     "ScaleByRmsState": {"nu": "square_avg"},
     "ScaleByRmsWithCountState": {"nu": "square_avg"},
     "ScaleByRStdDevState": {"nu": "square_avg", "mu": "grad_avg"},
@@ -24,57 +23,87 @@ _OPTAX = {
     "ScaleByRssState": {"sum_of_squares": "sum"},
     "TraceState": {"trace": "momentum_buffer"},
 }
+_PARTITIONS = ("PartitionState", "MultiTransformState")  # the second is its older name
 
 
 def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """The state of optax.rmsprop or optax.adagrad, inside whatever ``chain``, or ``inject_hyperparams``."""
-    found, lr = dict[str, list[Entry]](), None
-    before = None  # the kind of the state before this one in the chain
-    for label, node in _nodes(state, "state"):
-        kind = type(node).__name__
-        fields = _OPTAX.get(kind, {})
-        if not fields and kind not in _OPTAX_PASSED:
-            problems.add(TypeError, f"{label} is {a(type(node))}; wanted the state of optax.rmsprop or optax.adagrad")
-        if kind == "TraceState" and not ("square_avg" in found and before in {"EmptyState", "ScaleByScheduleState"}):
-            text = "does not come behind the learning rate; wanted the order of optax.rmsprop, lr inside the momentum"
-            problems.add(ValueError, f"{label} {text}")
-        before = kind
-        for field, name in fields.items():
-            if name in found:
-                problems.add(ValueError, f"{label}.{field} is a second one; wanted the state of one optimizer")
-            elif (name == "sum") != mine.adagrad:
-                problems.add(ValueError, f"{label}.{field} has no counterpart in {mine.optimizer}")
+    """The state of optax.rmsprop or optax.adagrad, inside whatever ``chain``, ``partition`` or ``MultiSteps``."""
+    reading = _Reading(mine, problems, steps)
+    reading.chain(state, "state")
+    check_counted(reading.steps, mine, problems)
+    found = {name: sorted(entries, key=lambda entry: entry.at) for name, entries in reading.found.items()}
+    found = by_path(found, mine, problems)
+    keys = {tensor.key: tensor.key for tensor in mine.tensors}
+    return by_kind(found, keys, reading.steps or 0, mine, problems, lambda x: -x, ("ema",))
+
+
+@dataclass
+class _Reading:
+    """What was found so far: the arrays of each kind, and the count."""
+
+    mine: Mine
+    problems: Problems
+    steps: int | None
+    found: dict[str, list[Entry]] = field(default_factory=dict)
+
+    def chain(self, state: Any, label: str, lr: float | None = None) -> None:
+        """The states of one chain; each part of a partition is one of its own, maybe with another learning rate."""
+        nodes, before, scaled = list(_nodes(state, label)), None, False
+        for place, node in nodes:
+            rate = getattr(node, "hyperparams", {})
+            if isinstance(rate, Mapping) and "learning_rate" in rate:
+                lr = number(rate["learning_rate"], f'{place}.hyperparams["learning_rate"]', self.problems)
+        for place, node in nodes:
+            kind = type(node).__name__
+            if kind in _PARTITIONS:
+                for part, inner in node.inner_states.items():
+                    self.chain(inner, f"{place}.inner_states[{quoted(str(part))}]", lr)
+            elif kind == "MultiStepsState":
+                self._multi_steps(node, place)
+            elif kind in _KINDS or kind in _PASSED:
+                if kind == "TraceState" and not (scaled and before in {"EmptyState", "ScaleByScheduleState"}):
+                    text = "does not come behind the learning rate; wanted the order of optax.rmsprop, lr inside the"
+                    self.problems.add(ValueError, f"{place} {text} momentum")
+                if hasattr(node, "_fields") and "count" in node._fields:
+                    self._count(node.count, f"{place}.count")
+                for name, own in _KINDS.get(kind, {}).items():
+                    self._take(own, f"{place}.{name}", getattr(node, name), lr)
+                    scaled |= own == "square_avg"
             else:
-                found[name] = list(_leaves(getattr(node, field), (), f"{label}.{field}"))
-        if hasattr(node, "_fields") and "count" in node._fields and (fields or kind in _OPTAX_PASSED):
-            steps = agreed(count(node.count, f"{label}.count", problems), f"{label}.count", steps, problems)
-        rate = getattr(node, "hyperparams", {})
-        if isinstance(rate, Mapping) and "learning_rate" in rate:
-            lr = number(rate["learning_rate"], f'{label}.hyperparams["learning_rate"]', problems)
-    for i, h in enumerate(mine.hyper):
-        wants = "bias_correction=True" if h.get("bias_correction") else "a callable lr" if callable(h["lr"]) else ""
-        if steps is None and wants:
-            problems.add(ValueError, f"state has no count, which {wants} in param_groups[{i}] needs; wanted steps=")
-    keys = [tensor.key for tensor in mine.tensors]
-    for name, entries in found.items():
-        paths = [entry.param for entry in entries]
-        late = _sorted_as_text(paths)
-        if late and all(map(is_index, keys)) and set(paths) != set(keys) and not mine.by_order:
-            text = f"has {quoted(late[0])} before {quoted(late[1])}, as text is sorted, and params has no names"
-            wanted = 'wanted names, or match="order" for that order'
-            problems.add(ValueError, f"state's {quoted(name)} {text}; {wanted}")
-        dotted = [entry._replace(param=entry.param.replace("/", ".")) for entry in entries]
-        if {entry.param for entry in dotted} == set(keys):
-            found[name] = dotted
-    return by_kind(found, {key: key for key in keys}, steps or 0, lr, mine, problems, lambda x: -x, ("ema",))
+                text = f"{place} is {a(type(node))}; wanted the state of optax.rmsprop or optax.adagrad"
+                self.problems.add(TypeError, text)
+            before = kind
+
+    def _multi_steps(self, node: Any, place: str) -> None:
+        """Its count is of whole steps; gradients between two of them would be lost."""
+        waiting = count(node.mini_step, f"{place}.mini_step", self.problems)
+        if waiting:
+            text = f"is {waiting}, and acc_grads holds the gradients since the last step; wanted 0: save after a step"
+            self.problems.add(ValueError, f"{place}.mini_step {text}")
+        self._count(node.gradient_step, f"{place}.gradient_step")
+
+    def _count(self, value: Any, label: str) -> None:
+        self.steps = agreed(count(value, label, self.problems), label, self.steps, self.problems)
+
+    def _take(self, name: str, label: str, tree: Any, lr: float | None) -> None:
+        if (name == "sum") != self.mine.adagrad:
+            self.problems.add(ValueError, f"{label} has no counterpart in {self.mine.optimizer}")
+            return
+        entries = [entry._replace(lr=lr) for entry in _leaves(tree, label)]
+        known = self.found.setdefault(name, [])
+        if {entry.at for entry in known} & {entry.at for entry in entries}:
+            self.problems.add(ValueError, f"{label} is a second one; wanted the state of one optimizer")
+        else:
+            known += entries
 
 
 def _nodes(x: Any, label: str) -> Iterator[tuple[str, Any]]:
-    """The named tuples of a state of optax in the order of the chain, with their places."""
+    """The named tuples of a chain in its order, with their places."""
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         yield label, x
-        if hasattr(x, "inner_state"):
-            yield from _nodes(x.inner_state, f"{label}.inner_state")
+        for inner in ("inner_state", "inner_opt_state"):
+            if hasattr(x, inner):
+                yield from _nodes(getattr(x, inner), f"{label}.{inner}")
     elif isinstance(x, (list, tuple)):
         for i, entry in enumerate(x):
             yield from _nodes(entry, f"{label}[{i}]")
@@ -82,26 +111,16 @@ def _nodes(x: Any, label: str) -> Iterator[tuple[str, Any]]:
         yield label, x
 
 
-def _sorted_as_text(names: list[str]) -> tuple[str, str] | None:
-    """Two neighbours that numbers would put the other way: Dense_10 before Dense_2."""
+def _leaves(tree: Any, label: str, path: tuple[str, ...] = (), at: tuple[int, ...] = ()) -> Iterator[Entry]:
+    """The arrays of a pytree in the order of jax.tree.leaves, under their names joined by slashes.
 
-    def parts(name: str) -> list[str]:
-        return re.split(r"(\d+)", name)
-
-    for before, name in pairwise(names):
-        differing = next(((x, y) for x, y in zip(parts(before), parts(name), strict=False) if x != y), ("", ""))
-        if all(x.isdecimal() for x in differing) and int(differing[0]) > int(differing[1]):
-            return before, name
-    return None
-
-
-def _leaves(tree: Any, path: tuple[str, ...], label: str) -> Iterator[Entry]:
-    """The arrays of a pytree in the order of jax.tree.leaves, under their names joined by slashes."""
+    What a mask leaves out is an empty tuple, so that the parts of a partition have their arrays in each other's holes.
+    """
     if isinstance(tree, Mapping):
-        for key in tree if isinstance(tree, OrderedDict) else sorted(tree):
-            yield from _leaves(tree[key], (*path, str(key)), f"{label}[{quoted(key)}]")
+        for i, key in enumerate(tree if isinstance(tree, OrderedDict) else sorted(tree)):
+            yield from _leaves(tree[key], f"{label}[{quoted(key)}]", (*path, str(key)), (*at, i))
     elif isinstance(tree, (list, tuple)):
         for i, entry in enumerate(tree):
-            yield from _leaves(entry, (*path, str(i)), f"{label}[{i}]")
+            yield from _leaves(entry, f"{label}[{i}]", (*path, str(i)), (*at, i))
     elif tree is not None:
-        yield Entry("/".join(path), label, tree)
+        yield Entry("/".join(path), label, tree, at=at)
