@@ -182,7 +182,8 @@ class Stateful:
             Keras: ``optimizer.variables`` of ``keras.optimizers.RMSprop`` (``Adagrad``), or a mapping from their paths
             to arrays; names have underscores for slashes. The learning rate is loaded unless `lr` is a callable here;
             the other hyperparameters are not in it: build with the same ones,
-            ``RMSProp.from_preset("keras", params, ...)``. Its averages of the parameters become `ema`.
+            ``RMSProp.from_preset("keras", params, ...)``. Its averages of the parameters become `ema`. Of a
+            ``LossScaleOptimizer`` what it wraps is read; the scale is for your loop (`grad_scale` of `step`).
 
             optax: the state of ``optax.rmsprop`` (``adagrad``), also inside ``chain``, ``inject_hyperparams``,
             ``MultiSteps`` (between two steps; the gradients of mini-steps are yours to add up) or ``partition``, whose

@@ -1,4 +1,4 @@
-"""The variables of keras.optimizers.RMSprop and Adagrad."""
+"""The variables of keras.optimizers.RMSprop and Adagrad, also inside a LossScaleOptimizer."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
         problems.add(TypeError, f"state is {a(type(state))}; wanted optimizer.variables, or a mapping by their paths")
         return empty(mine)
     kinds, found, lr = _KERAS[mine.adagrad], dict[str, list[Entry]](), None
+    variables = _unscaled(variables)
     for i, (path, value) in enumerate(variables):
         if not isinstance(path, str):
             problems.add(TypeError, f"state[{i}] is {a(type(value))} without a path; wanted a variable of Keras")
@@ -52,6 +53,16 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
     flat = {tensor.key: tensor.key.replace("/", "_") for tensor in mine.tensors}  # as Keras does
     found = {name: [entry._replace(lr=lr) for entry in entries] for name, entries in found.items()}
     return by_kind(found, flat, steps or 0, mine, problems)
+
+
+def _unscaled(variables: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """The variables without a LossScaleOptimizer's own, whose count stays 0; the loss scale is the training loop's."""
+    places = [path.rpartition("/") if isinstance(path, str) else ("", "", "") for path, _ in variables]
+    tails = dict[str, set[str]]()
+    for name, _, tail in places:
+        tails.setdefault(name, set()).add(tail)
+    scaling = {name for name, own in tails.items() if own >= {"step_counter", "dynamic_scale"}}
+    return [v for v, (name, _, _) in zip(variables, places, strict=True) if name not in scaling]
 
 
 def _keras_name(mine: Mine) -> str:

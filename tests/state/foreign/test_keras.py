@@ -97,6 +97,53 @@ def test_keras_itself_continues_here(keras, case):
     assert_same_end(params, {n: np.asarray(v) for n, v in zip(SHAPES, whole, strict=True)}, start())
 
 
+LOSS_SCALE = {"iteration": 0, "learning_rate": 0.0, "step_counter": 7, "dynamic_scale": np.float32(2**15)}
+
+
+@pytest.mark.parametrize("name", ["loss_scale_optimizer", "adam"])
+def test_the_optimizer_in_a_loss_scale_optimizer_continues_here(name):
+    """The wrapper's own count stays 0, and its learning rate."""
+    given = {**LIKE_KERAS, "momentum": 0.9}
+    whole, half = (Oracle(**given).run(range(steps), lr=lambda name: 0.125) for steps in (END, SWITCH))
+    opt = RMSProp(half.params, lr=7.0, **given)
+    own = [Variable(f"{name}/{tail}", value) for tail, value in LOSS_SCALE.items()]
+    opt.load_foreign("keras", own + keras_variables(half, prefix=""))
+    assert (opt.steps, opt.lr) == (SWITCH, 0.125)
+    here(opt, range(SWITCH, END), groups=False)
+    assert_same_end(half.params, whole.params, start())
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, about itself
+def test_a_loss_scale_optimizer_of_keras_itself_continues_here(keras):
+    """One gradient overflows, so that its step is skipped and the scale is halved."""
+
+    def steps(params, state, steps):
+        for step in steps:
+            scale = np.asarray(state[names.index("dynamic_scale")], np.float64)
+            grads = [keras.ops.convert_to_tensor(g * scale) for g in gradient(step).values()]
+            if step == SWITCH // 2:
+                _, state = optimizer.stateless_apply(state, [g * np.inf for g in grads], params)
+                scale /= 2
+                grads = [g / 2 for g in grads]
+            params, state = optimizer.stateless_apply(state, grads, params)
+        return params, state
+
+    inner = keras.optimizers.RMSprop(learning_rate=0.125, momentum=0.9, name="nadam_like")
+    optimizer = keras.optimizers.LossScaleOptimizer(inner)
+    variables = [keras.Variable(p, dtype="float64", name=name) for name, p in start().items()]
+    optimizer.build(variables)
+    names = [v.path.rpartition("/")[2] for v in optimizer.variables]
+    begun = [v.value for v in variables], [v.value for v in optimizer.variables]
+    whole, _ = steps(*begun, range(END))
+    there, state = steps(*begun, range(SWITCH))
+    params = {name: np.array(p) for name, p in zip(SHAPES, there, strict=True)}
+    opt = RMSProp.from_preset("keras", params, **optimizer.get_config()["inner_optimizer"]["config"])
+    opt.load_foreign("keras", {v.path: np.asarray(x) for v, x in zip(optimizer.variables, state, strict=True)})
+    assert opt.steps == SWITCH
+    here(opt, range(SWITCH, END), groups=False)
+    assert_same_end(params, {n: np.asarray(p) for n, p in zip(SHAPES, whole, strict=True)}, start())
+
+
 def test_adagrad_of_keras():
     opt = AdaGrad(start(), eps_in_sqrt=True)
     sums = {f"adagrad/{name}_accumulator": np.full(shape, 0.5) for name, shape in SHAPES.items()}
