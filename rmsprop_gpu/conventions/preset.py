@@ -81,6 +81,11 @@ class Preset:
         for key, default in self.arguments.items():
             if default is REQUIRED and key not in given:
                 raise TypeError(f"{key} is missing; wanted a value, since {name} has no default for it")
+        arguments = self.effective(name, given)
+        return self.translate({key: self._checked(key, value) for key, value in arguments.items()})
+
+    def effective(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that `translate` takes; those without a counterpart are refused unless they are neutral."""
         arguments = {**self.arguments, **given}
         for key, allowed in self.neutral.items():
             value = arguments.pop(key)
@@ -89,7 +94,7 @@ class Preset:
             if not any(_same(value, x) for x in allowed):
                 wanted = " or ".join(map(repr, allowed))
                 raise ValueError(f"{key} is {hyper.written(value)}; wanted {wanted}: {name}'s {key} is not done here")
-        return self.translate({key: self._checked(key, value) for key, value in arguments.items()})
+        return arguments
 
     def _checked(self, key: str, value: Any) -> Any:
         ours = OURS.get(key, key)

@@ -164,20 +164,23 @@ class Stateful:
     def load_foreign(
         self, framework: str, state: Any, *, steps: int | None = None, match: Literal["name", "order"] = "name"
     ) -> None:
-        """Continue a run that was started in torch, Keras or optax, on the same trajectory.
+        """Continue a run that was started in another framework, on the same trajectory.
 
         Parameters are matched by name, group by group, where both sides have names, and by order where one side has
         none. Load the parameters yourself: they are no part of an optimizer's state.
 
         Parameters
         ----------
-        framework : {"torch", "keras", "optax"}
-            Whose state it is.
+        framework : {"torch", "keras", "optax", "timm", "bitsandbytes"}
+            Whose state it is, as in `RMSProp.from_preset`.
         state : object
             torch: ``state_dict()`` of ``torch.optim.RMSprop`` (`AdaGrad`: of ``Adagrad``), of tensors or NumPy arrays.
             Its hyperparameters are loaded too, with eps outside the root and lr outside the momentum; what torch does
             not have (clipping, say) stays. A parameter that has no state yet starts anew. Names are those of named
             parameters, ``param_names``.
+
+            timm, bitsandbytes: the same of ``timm.optim.RMSpropTF`` and ``bitsandbytes.optim.RMSprop`` (`AdaGrad`: of
+            ``bitsandbytes.optim.Adagrad``), with eps and lr where these have them; state of 8 bits is refused.
 
             Keras: ``optimizer.variables`` of ``keras.optimizers.RMSprop`` (``Adagrad``), or a mapping from their paths
             to arrays; names have underscores for slashes. The learning rate is loaded unless `lr` is a callable here;
@@ -192,8 +195,8 @@ class Stateful:
             with the same ones, ``RMSProp.from_preset("optax", params, ...)``.
         steps : int, optional
             The count of steps where the state has none: optax without ``bias_correction`` or schedule (0 if not given;
-            needed where `bias_correction` or a callable `lr` here read it). For torch, what a callable `lr` is given
-            later; by default the largest step of a parameter.
+            needed where `bias_correction` or a callable `lr` here read it). For torch, timm and bitsandbytes, what a
+            callable `lr` is given later; by default the largest step of a parameter.
         match : {"name", "order"}
             ``"name"``: names that differ are refused, showing both lists; ``_orig_mod.`` and ``module.``, which
             ``torch.compile`` and ``DataParallel`` put before all names, do not count. ``"order"``: the first parameter
@@ -207,7 +210,7 @@ class Stateful:
         Notes
         -----
         An array of a dtype narrower than our state (of halves: float32) is widened; none is rounded. ``bias_weight`` is
-        ``1 - alpha**step``, rounded once. torch and optax have no averages of the parameters: with `use_ema` they start
+        ``1 - alpha**step``, rounded once. Only Keras has averages of the parameters: else, with `use_ema`, they start
         anew from the parameters as they are when the state is loaded.
 
         Examples

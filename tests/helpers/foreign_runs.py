@@ -10,8 +10,9 @@ from collections import namedtuple
 import numpy as np
 import pytest
 from on_host import random
+from preset_formulas import FORMULAS
 
-from rmsprop_gpu import reference
+from rmsprop_gpu import RMSProp, reference
 
 SHAPES = {"w": (3, 4), "b": (5,)}
 SWITCH, END = 10, 20  # steps there, steps in all
@@ -66,6 +67,46 @@ class Oracle:
                     self.params[name], self.state[name] = self.rule(self.params[name], grad, self.state.get(name), **h)
                     self.counts[name] += 1
         return self
+
+
+class Formula:
+    """A run of a preset's formula, in the framework's own words, with the state of each parameter after its last step.
+
+    The learning rate is another one after the switch, so that it matters on which side of the momentum it stands.
+    """
+
+    def __init__(self, preset, **given):
+        self.preset, self.given = preset, given
+        self.params, self.state = start(), {name: {} for name in SHAPES}
+
+    def run(self, steps):
+        for step in steps:
+            grads = gradient(step)
+            for name, grad in grads.items():
+                given = {**lr_of(self.preset, step), **self.given}
+                self.state[name]["all"] = list(grads.values())
+                self.params[name] = np.asarray(
+                    FORMULAS[self.preset](self.params[name], grad, self.state[name], **given)
+                )
+        return self
+
+
+def lr_of(preset, step):
+    """The learning rate of a step as an argument of the preset."""
+    lr = 0.1 if step < SWITCH else 0.03
+    return {"learning_rate" if preset in ("keras", "optax", "tf1", "tf_keras_legacy") else "lr": lr}
+
+
+def assert_continues(preset, state_of, *, framework=None, lr=True, load=None, **given):
+    """A run of the formula ends here where it would have ended there, from the state that it had at the switch."""
+    whole, half = (Formula(preset, **given).run(range(steps)) for steps in (END, SWITCH))
+    opt = RMSProp.from_preset(preset, half.params, **{**lr_of(preset, 0), **given})
+    opt.load_foreign(framework or preset, state_of(half), **(load or {}))
+    if lr:
+        opt.lr = next(iter(lr_of(preset, SWITCH).values()))
+    here(opt, range(SWITCH, END), groups=False)
+    assert_same_end(half.params, whole.params, start())
+    return opt
 
 
 def two_groups(params):

@@ -50,16 +50,23 @@ def run_hinton(arguments, params, grads, lrs, after):
 
 def run_timm(arguments, params, grads, lrs, after):
     """timm.optim.RMSpropTF, without what timm.optim imports beside it."""
+    return step_torch(rmsprop_tf(), arguments, params, grads, lrs, after)
+
+
+def rmsprop_tf():
+    """The class, since timm/__init__.py wants torchvision."""
     import sys
     import types
 
-    if "timm" not in sys.modules:  # timm/__init__.py wants torchvision
-        folder = Path(importlib.metadata.distribution("timm").locate_file("timm"))
-        for name, path in (("timm", folder), ("timm.optim", folder / "optim")):
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].__path__ = [str(path)]
-    optimizer = importlib.import_module("timm.optim.rmsprop_tf").RMSpropTF
-    return step_torch(optimizer, arguments, params, grads, lrs, after)
+    stand_ins = {} if "timm" in sys.modules else {"timm": "timm", "timm.optim": "timm/optim"}
+    for name, path in stand_ins.items():
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(importlib.metadata.distribution("timm").locate_file(path))]
+    try:
+        return importlib.import_module("timm.optim.rmsprop_tf").RMSpropTF
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 def run_bitsandbytes(arguments, params, grads, lrs, after):

@@ -1,4 +1,4 @@
-"""States of torch, Keras and optax as our `state_dict`, and ours as torch's; no library is imported to read one."""
+"""States of other frameworks as our `state_dict`, and ours as torch's; no library is imported to read one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays.checks import Problems
-from . import keras, optax, torch
+from . import bitsandbytes, keras, optax, timm, torch
 from .common import Mine
 from .torch import to_torch
 
@@ -18,6 +18,8 @@ READERS: dict[str, Callable[[Any, Any, Mine, Problems], dict[str, Any]]] = {
     "torch": torch.read,
     "keras": keras.read,
     "optax": optax.read,
+    "timm": timm.read,
+    "bitsandbytes": bitsandbytes.read,
 }
 
 

@@ -24,6 +24,7 @@ from foreign_runs import (
 from on_host import assert_same_bits, refused
 
 from rmsprop_gpu import RMSProp
+from rmsprop_gpu.state.foreign import READERS
 
 
 @pytest.mark.parametrize("framework", ["jax", "Torch", None, ["torch"]])
@@ -35,7 +36,7 @@ def test_another_framework_is_refused(framework):
         opt.to_foreign(framework)
 
 
-@pytest.mark.parametrize("framework", ["torch", "keras", "optax"])
+@pytest.mark.parametrize("framework", READERS)
 @pytest.mark.parametrize("state", [None, 5, "state", np.ones(3)], ids=["None", "5", "text", "array"])
 def test_what_is_no_state_is_refused(framework, state):
     opt = RMSProp(start())

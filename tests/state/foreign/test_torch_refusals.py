@@ -92,7 +92,7 @@ def test_no_value_is_rounded():
 def test_adagrad_whose_lr_decays_is_refused():
     group = {"lr": 0.1, "lr_decay": 0.5, "eps": 1e-8, "weight_decay": 0, "initial_accumulator_value": 0, "params": [0]}
     opt = AdaGrad(np.ones(2))
-    with refused(ValueError, '["lr_decay"] is 0.5; wanted 0', of=[opt]):
+    with refused(ValueError, "[0]: lr_decay is 0.5; wanted 0", of=[opt]):
         opt.load_foreign("torch", {"state": {}, "param_groups": [group]})
 
 
