@@ -171,8 +171,8 @@ class Stateful:
 
         Parameters
         ----------
-        framework : {"torch", "keras", "optax", "timm", "bitsandbytes"}
-            Whose state it is, as in `RMSProp.from_preset`.
+        framework : {"torch", "keras", "tf_keras_legacy", "tf1", "optax", "timm", "chainer", "bitsandbytes"}
+            Whose state it is, as in `RMSProp.from_preset`; what ``"graves"`` is there has chainer's state.
         state : object
             torch: ``state_dict()`` of ``torch.optim.RMSprop`` (`AdaGrad`: of ``Adagrad``), of tensors or NumPy arrays.
             Its hyperparameters are loaded too, with eps outside the root and lr outside the momentum; what torch does
@@ -193,10 +193,23 @@ class Stateful:
             parts are merged, with a group here for each that differs. A nested tree matches names joined by slashes or
             dots, or the order of ``jax.tree.leaves``. Only the learning rate of ``inject_hyperparams`` is loaded; build
             with the same ones, ``RMSProp.from_preset("optax", params, ...)``.
+
+            tf_keras_legacy: ``optimizer.variables()`` of tf.keras up to 2.10, or a mapping from names to arrays, theirs
+            or those in a checkpoint. The learning rate is loaded as from Keras; where ``decay`` is another one here, it
+            is refused.
+
+            tf1: a mapping from the names in a checkpoint to arrays, ``{n: reader.get_tensor(n) for n in
+            reader.get_variable_to_shape_map()}``, with the slots of ``RMSPropOptimizer``, whatever its name is
+            (``AdagradOptimizer`` under its own). The model's variables are passed over, and so is the buffer of
+            momentum where there is no momentum here: it is always there. Build with the same hyperparameters.
+
+            chainer: a mapping as in the file of ``save_npz(optimizer)``, or of a trainer with one optimizer:
+            ``RMSprop``, ``RMSpropGraves`` or ``AdaGrad``. Build with the same hyperparameters.
         steps : int, optional
-            The count of steps where the state has none: optax without ``bias_correction`` or schedule (0 if not given;
-            needed where `bias_correction` or a callable `lr` here read it). For torch, timm and bitsandbytes, what a
-            callable `lr` is given later; by default the largest step of a parameter.
+            The count of steps where the state has none: TensorFlow 1 without ``global_step``, optax without
+            ``bias_correction`` or schedule (0 if not given; needed where `bias_correction` or a callable `lr` here read
+            it). For torch, timm and bitsandbytes, what a callable `lr` is given later; by default the largest step of a
+            parameter.
         match : {"name", "order"}
             ``"name"``: names that differ are refused, showing both lists; ``_orig_mod.`` and ``module.``, which
             ``torch.compile`` and ``DataParallel`` put before all names, do not count. ``"order"``: the first parameter

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays.checks import Problems
-from . import bitsandbytes, keras, optax, timm, torch
+from . import bitsandbytes, chainer, keras, optax, tensorflow, timm, torch
 from .common import Mine
 from .torch import to_torch
 
@@ -17,8 +17,11 @@ __all__ = ["Mine", "to_torch", "translated"]
 READERS: dict[str, Callable[[Any, Any, Mine, Problems], dict[str, Any]]] = {
     "torch": torch.read,
     "keras": keras.read,
+    "tf_keras_legacy": tensorflow.read_tf_keras_legacy,
+    "tf1": tensorflow.read_tf1,
     "optax": optax.read,
     "timm": timm.read,
+    "chainer": chainer.read,
     "bitsandbytes": bitsandbytes.read,
 }
 

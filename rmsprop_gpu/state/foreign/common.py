@@ -63,16 +63,17 @@ def by_kind(
     problems: Problems,
     of_steps: Callable[[Any], Any] = lambda x: x,
     anew: tuple[str, ...] = (),
+    spare: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """A state dict from arrays that come by kind; `names` are theirs for our keys.
 
-    `of_steps` makes our momentum of theirs; what is `anew` they do not have, so that it may be missing. A kind is of
-    all parameters, or of those alone whose group needs it.
+    `of_steps` makes our momentum of theirs; what is `anew` they do not have, so that it may be missing; what is `spare`
+    they always have, so that nobody may need it. A kind is of all parameters, or of those alone whose group needs it.
     """
     frame = empty(mine)
     wanted = [buffers_of(h, mine) for h in mine.hyper]
     for i, h in enumerate(mine.hyper):
-        _check_kinds(found, wanted, i, anew, mine, problems)
+        _check_kinds(found, wanted, i, anew, spare, mine, problems)
         for tensor in mine.members[i]:
             frame["state"][tensor.key] = counters(steps, tensor, h, mine)
     theirs: dict[str, str] = {}  # for our keys, as the first kind is matched: it is of all parameters
@@ -88,7 +89,12 @@ def by_kind(
         keys, label = [named[tensor.key] for tensor in tensors], f"state's {quoted(name)}"
         exact = named is theirs
         order = order_of([entry.param for entry in entries], keys, label, mine, problems, exact=exact)
+        needing = {
+            tensor.key for own, group in zip(wanted, mine.members, strict=True) if name in own for tensor in group
+        }
         for tensor, at in zip(tensors, order, strict=False):
+            if name in spare and tensor.key not in needing:
+                continue
             entry = entries[at]
             array = taken(entry.value, entry.label, name, tensor, problems)
             if array is not None and name == "momentum_buffer":
@@ -107,6 +113,7 @@ def _check_kinds(
     wanted: Sequence[list[str]],
     i: int,
     anew: tuple[str, ...],
+    spare: tuple[str, ...],
     mine: Mine,
     problems: Problems,
 ) -> None:
@@ -122,7 +129,7 @@ def _check_kinds(
             problems.add(ValueError, f"state lacks the arrays of {quoted(name)}, which {why} needs")
     for name, entries in found.items():
         of_some = len(entries) < len(mine.tensors) and any(name in own for own in wanted)
-        if name in BUFFERS and name not in wanted[i] and not of_some:
+        if name in BUFFERS and name not in wanted[i] and name not in spare and not of_some:
             switch = _SWITCH[name]
             text = f"has no use with {switch}={h.get(switch)!r} in param_groups[{i}]; wanted that of the other run"
             problems.add(ValueError, f"{entries[0].label if entries else 'state'} {text}")

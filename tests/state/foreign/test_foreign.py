@@ -30,7 +30,9 @@ from rmsprop_gpu.state.foreign import READERS
 @pytest.mark.parametrize("framework", ["jax", "Torch", None, ["torch"]])
 def test_another_framework_is_refused(framework):
     opt = RMSProp(start())
-    with refused(ValueError, f"framework is {framework!r}; wanted 'torch', 'keras', 'optax'", of=[opt]):
+    with refused(
+        ValueError, f"framework is {framework!r}; wanted 'torch', 'keras', 'tf_keras_legacy', 'tf1'", of=[opt]
+    ):
         opt.load_foreign(framework, {})
     with refused(ValueError, f"framework is {framework!r}; wanted 'torch'", of=[opt]):
         opt.to_foreign(framework)
