@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...arrays.checks import Problems, a, quoted
-from .common import Entry, Mine, agreed, by_kind, by_path, count, empty
+from .by_kind import by_kind, by_path
+from .common import Entry, Mine, agreed, count, empty
 
 _RMSPROP = {"ms": "square_avg"}
 _GRAVES = {"n": "square_avg", "g": "grad_avg", "delta": "momentum_buffer"}

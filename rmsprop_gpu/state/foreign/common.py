@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...arrays import dtypes
-from ...arrays.checks import Problems, Tensor, a, plain_array, quoted
+from ...arrays.checks import Problems, Tensor, a, plain_array
 from ...arrays.real import one_real
 from ...arrays.selector import is_cuda, kind_of
 from ...kernels.table import BUFFERS
@@ -43,9 +42,6 @@ class Entry(NamedTuple):
     at: tuple[int, ...] = ()  # where it stands in a tree
 
 
-_SWITCH = {"momentum_buffer": "momentum", "grad_avg": "centered", "ema": "use_ema"}
-
-
 def empty(mine: Mine) -> dict[str, Any]:
     """A state dict without state and with our own hyperparameters."""
     groups = [
@@ -53,98 +49,6 @@ def empty(mine: Mine) -> dict[str, Any]:
         for tensors, h in zip(mine.members, mine.hyper, strict=True)
     ]
     return {"optimizer": mine.optimizer, "version": VERSION, "steps": 0, "state": {}, "param_groups": groups}
-
-
-def by_kind(
-    found: Mapping[str, list[Entry]],
-    names: Mapping[str, str],
-    steps: int,
-    mine: Mine,
-    problems: Problems,
-    of_steps: Callable[[Any], Any] = lambda x: x,
-    anew: tuple[str, ...] = (),
-    spare: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """A state dict from arrays that come by kind; `names` are theirs for our keys.
-
-    `of_steps` makes our momentum of theirs; what is `anew` they do not have, so that it may be missing; what is `spare`
-    they always have, so that nobody may need it. A kind is of all parameters, or of those alone whose group needs it.
-    """
-    frame = empty(mine)
-    wanted = [buffers_of(h, mine) for h in mine.hyper]
-    for i, h in enumerate(mine.hyper):
-        _check_kinds(found, wanted, i, anew, spare, mine, problems)
-        for tensor in mine.members[i]:
-            frame["state"][tensor.key] = counters(steps, tensor, h, mine)
-    theirs: dict[str, str] = {}  # for our keys, as the first kind is matched: it is of all parameters
-    rates: dict[str, float | None] = {}
-    for name, entries in sorted(found.items(), key=lambda item: -len(item[1])):
-        if name not in BUFFERS:
-            problems.add(ValueError, f"{entries[0].label} has no counterpart here: no {quoted(name)} is kept")
-            continue
-        tensors, named = mine.tensors, names
-        if len(entries) < len(tensors):
-            tensors = [t for own, group in zip(wanted, mine.members, strict=True) if name in own for t in group]
-            named = theirs or names
-        keys, label = [named[tensor.key] for tensor in tensors], f"state's {quoted(name)}"
-        exact = named is theirs
-        order = order_of([entry.param for entry in entries], keys, label, mine, problems, exact=exact)
-        needing = {
-            tensor.key for own, group in zip(wanted, mine.members, strict=True) if name in own for tensor in group
-        }
-        for tensor, at in zip(tensors, order, strict=False):
-            if name in spare and tensor.key not in needing:
-                continue
-            entry = entries[at]
-            array = taken(entry.value, entry.label, name, tensor, problems)
-            if array is not None and name == "momentum_buffer":
-                with where(array):
-                    array = of_steps(array)
-            frame["state"][tensor.key][name] = array
-            rates.setdefault(tensor.key, entry.lr)
-            theirs.setdefault(tensor.key, entry.param)
-    for i, group in enumerate(frame["param_groups"]):
-        group["lr"] = _rate(i, rates, mine, problems)
-    return {**frame, "steps": steps}
-
-
-def _check_kinds(
-    found: Mapping[str, list[Entry]],
-    wanted: Sequence[list[str]],
-    i: int,
-    anew: tuple[str, ...],
-    spare: tuple[str, ...],
-    mine: Mine,
-    problems: Problems,
-) -> None:
-    """Refuse what a group's hyperparameters need and is not there, and what is there and they have no use for."""
-    h = mine.hyper[i]
-    if "momentum_buffer" in found and h.get("momentum") and not h["lr_in_momentum"]:
-        text = "has lr_in_momentum=False, but the momentum in this state has lr inside; wanted True"
-        problems.add(ValueError, f"param_groups[{i}] {text}")
-    for name in wanted[i]:
-        if name not in found and name not in anew:
-            switch = _SWITCH.get(name)
-            why = f"{switch}={h[switch]!r} in param_groups[{i}]" if switch else mine.optimizer
-            problems.add(ValueError, f"state lacks the arrays of {quoted(name)}, which {why} needs")
-    for name, entries in found.items():
-        of_some = len(entries) < len(mine.tensors) and any(name in own for own in wanted)
-        if name in BUFFERS and name not in wanted[i] and name not in spare and not of_some:
-            switch = _SWITCH[name]
-            text = f"has no use with {switch}={h.get(switch)!r} in param_groups[{i}]; wanted that of the other run"
-            problems.add(ValueError, f"{entries[0].label if entries else 'state'} {text}")
-
-
-def _rate(i: int, rates: Mapping[str, float | None], mine: Mine, problems: Problems) -> float | None:
-    """The learning rate of a group: the state's where it says one, else ours; None where ours is a callable."""
-    lr = mine.hyper[i]["lr"]
-    if callable(lr):
-        return None
-    found = list(dict.fromkeys(rates.get(tensor.key) for tensor in mine.members[i]))
-    if len(found) > 1:
-        said = ", ".join(map(repr, found))
-        problems.add(ValueError, f"param_groups[{i}] has the learning rates {said} in this state; wanted a group each")
-    return lr if not found or found[0] is None else found[0]
 
 
 # What a wrapper (torch.compile, DataParallel) puts before all names of a model.
@@ -188,34 +92,6 @@ def order_of(
     found, wanted = ", ".join(map(repr, names)), ", ".join(map(repr, keys))
     problems.add(ValueError, f'{label} is of the parameters {found}; wanted {wanted}, or match="order"')
     return []
-
-
-def by_path(found: Mapping[str, list[Entry]], mine: Mine, problems: Problems) -> dict[str, list[Entry]]:
-    """Arrays whose names have slashes, with dots where our keys have those; refused where only a guess orders them."""
-    keys, spelled = [tensor.key for tensor in mine.tensors], {}
-    for name, entries in found.items():
-        paths = [entry.param for entry in entries]
-        late = _sorted_as_text(paths)
-        if late and all(map(is_index, keys)) and set(paths) != set(keys) and not mine.by_order:
-            text = f"has {quoted(late[0])} before {quoted(late[1])}, as text is sorted, and params has no names"
-            wanted = 'wanted names, or match="order" for that order'
-            problems.add(ValueError, f"state's {quoted(name)} {text}; {wanted}")
-        dotted = [entry._replace(param=entry.param.replace("/", ".")) for entry in entries]
-        spelled[name] = dotted if {entry.param for entry in dotted} <= set(keys) else entries
-    return spelled
-
-
-def _sorted_as_text(names: list[str]) -> tuple[str, str] | None:
-    """Two neighbours that numbers would put the other way: Dense_10 before Dense_2."""
-
-    def parts(name: str) -> list[str]:
-        return re.split(r"(\d+)", name)
-
-    for before, name in pairwise(names):
-        differing = next(((x, y) for x, y in zip(parts(before), parts(name), strict=False) if x != y), ("", ""))
-        if all(x.isdecimal() for x in differing) and int(differing[0]) > int(differing[1]):
-            return before, name
-    return None
 
 
 def is_index(name: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...arrays.checks import Problems, a, is_sequence, quoted
-from .common import Entry, Mine, agreed, by_kind, count, empty, number, readable
+from .by_kind import by_kind
+from .common import Entry, Mine, agreed, count, empty, number, readable
 
 _KERAS = {
     False: {"velocity": "square_avg", "momentum": "momentum_buffer", "average_gradient": "grad_avg", "average": "ema"},

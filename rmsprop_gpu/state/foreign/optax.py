@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...arrays.checks import Problems, a, quoted
-from .common import Entry, Mine, agreed, by_kind, by_path, check_counted, count, number
+from .by_kind import by_kind, by_path
+from .common import Entry, Mine, agreed, check_counted, count, number
 
 # States that say nothing but a count or a learning rate, and may hold another one.
 _PASSED = {

@@ -10,7 +10,8 @@ import numpy as np
 
 from ...arrays.checks import Problems, a, is_sequence, quoted
 from ...conventions.schedules import InverseTimeDecay
-from .common import Entry, Mine, agreed, by_kind, by_path, check_counted, count, empty, number
+from .by_kind import by_kind, by_path
+from .common import Entry, Mine, agreed, check_counted, count, empty, number
 
 _SLOTS = {False: {"rms": "square_avg", "mg": "grad_avg", "momentum": "momentum_buffer"}, True: {"accumulator": "sum"}}
 # A checkpoint of objects, of tf.train.Checkpoint or model.save_weights, names the slots.

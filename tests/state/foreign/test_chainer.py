@@ -113,6 +113,13 @@ def test_states_of_chainer_that_cannot_be_mapped_are_named(case):
         opt.load_foreign("chainer", {key: x for key, x in state.items() if x is not None})
 
 
+def test_buffers_of_some_parameters_without_one_of_all_are_refused():
+    groups = [{"params": {"w": np.ones(2)}, "centered": True}, {"params": {"b": np.ones(2)}, "momentum": 0.5}]
+    opt = RMSProp(groups, lr_in_momentum=True)
+    with refused(ValueError, 'state lacks the arrays of "square_avg"', of=[opt]):
+        opt.load_foreign("chainer", {"t": 1, "w/g": np.ones(2), "b/delta": np.ones(2)})
+
+
 def test_graves_with_lr_outside_the_momentum_is_refused():
     run = Formula("graves").run(range(2))
     opt = RMSProp(run.params, momentum=0.9, centered=True)
