@@ -5,6 +5,6 @@
 
 from .measure import annotate, profile
 from .report import Report
-from .results import Launch, Times
+from .results import Ceilings, Launch, Times
 
-__all__ = ["Launch", "Report", "Times", "annotate", "profile"]
+__all__ = ["Ceilings", "Launch", "Report", "Times", "annotate", "profile"]

@@ -67,12 +67,12 @@ class DeviceProbe:
 
     def launch(
         self, call: Callable[[], object], batch: Batch, moved: int, repeats: int, within: AbstractContextManager[Any]
-    ) -> tuple[list[float], float]:
-        """Seconds of a launch over a batch; bytes a second of a copy that moves as many, half read and half written."""
+    ) -> tuple[list[float], list[float], int]:
+        """Seconds of a launch over a batch and of a copy that moves as much, half read and half written; its bytes."""
         with cupy.cuda.Device(batch.device):
             with within:
                 seconds = self._seconds(call, repeats)
-            return seconds, self._copied(moved, repeats, np.median)
+            return seconds, *self._copies(moved, repeats)
 
     def _seconds(self, call: Callable[[], object], repeats: int) -> list[float]:
         """Seconds of the devices, of each of many calls."""
@@ -80,19 +80,19 @@ class DeviceProbe:
         times: list[float] = result.gpu_times.max(axis=0).tolist()
         return times
 
-    def memory_rate(self, repeats: int) -> float:
-        """Bytes a second of a copy that no cache holds."""
+    def memory_rate(self, repeats: int) -> tuple[float, float | None]:
+        """Bytes a second of a copy that no cache holds; nothing is known of other users of the device."""
         with cupy.cuda.Device(self._devices[0]):
-            return self._copied(COPY, repeats, np.min)
+            seconds, copied = self._copies(COPY, repeats)
+        return copied / min(seconds), None
 
-    def _copied(self, moved: int, repeats: int, statistic: Any) -> float:
-        """Bytes a second."""
+    def _copies(self, moved: int, repeats: int) -> tuple[list[float], int]:
+        """Seconds of copies, and the bytes that each moved."""
         half = min(moved, COPY) // 2
         source, target = cupy.zeros(half, np.uint8), cupy.zeros(half, np.uint8)
         stream = cupy.cuda.get_current_stream()
         copy = lambda: target.data.copy_from_device_async(source.data, half, stream)  # noqa: E731
-        rate: float = 2 * half / statistic(self._seconds(copy, repeats)).item()
-        return rate
+        return self._seconds(copy, repeats), 2 * half
 
     def flop_rate(self, T: Any, repeats: int) -> float:
         """Operations a second, as fma of type T on all multiprocessors."""

@@ -78,10 +78,9 @@ class HostProbe:
 
     def launch(
         self, call: Callable[[], object], batch: Batch, moved: int, repeats: int, within: AbstractContextManager[Any]
-    ) -> tuple[list[float], float]:
-        """Seconds of a launch over a batch, and the bytes a second of its streams in the same loop without the rule."""
-        seconds, copies = self._beside_a_copy(call, batch, repeats, within)
-        return seconds, moved / float(np.median(copies))
+    ) -> tuple[list[float], list[float], int]:
+        """Seconds of a launch over a batch, and of its streams in the same loop without the rule; bytes of those."""
+        return *self._beside_a_copy(call, batch, repeats, within), moved
 
     def _beside_a_copy(
         self, call: Callable[[], object], batch: Batch, repeats: int, within: AbstractContextManager[Any]
@@ -96,15 +95,18 @@ class HostProbe:
 
         return self.step(run, repeats, nullcontext())
 
-    def memory_rate(self, repeats: int) -> float:
-        """Bytes a second of arrays that no cache holds."""
+    def memory_rate(self, repeats: int) -> tuple[float, float | None]:
+        """Bytes a second of arrays that no cache holds; the part of their time in which the threads had a processor."""
         # Written to, since all pages of untouched zeros are one and the same.
         opt, grad = RMSProp(np.ones(BIG, np.float32)), np.ones(BIG, np.float32)
         plan = opt._planner.plan()
         plan.bind([grad])
         (batch,) = plan.batches
+        start, used = time.perf_counter(), time.process_time()
         _, copies = self._beside_a_copy(plan.launch, batch, max(repeats, SOME), nullcontext())
-        return BIG * bytes_per_element(batch.variant, batch.dtype) / min(copies)
+        wanted = (time.perf_counter() - start) * cpu_drive.parts_of(BIG)
+        had = (time.process_time() - used) / wanted
+        return BIG * bytes_per_element(batch.variant, batch.dtype) / min(copies), had
 
     def flop_rate(self, T: Any, repeats: int) -> float:
         """Operations a second, as fma of type T on all threads."""

@@ -17,7 +17,7 @@ from ..steps.batch import Batch, Written
 from .double import double_of, in_groups
 from .host import HostProbe
 from .report import Report
-from .results import Launch, Times
+from .results import Ceilings, Launch, Times
 from .traffic import bytes_per_element, flops_per_element
 
 
@@ -40,8 +40,9 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     Returns
     -------
     Report
-        ``print(report)`` shows tables (rich), a notebook shows them as HTML, ``report.plot()`` draws a roofline
-        (matplotlib), ``report.to_dict()`` is all of it in plain numbers. Times are in seconds.
+        ``print(report)`` shows tables (by rich, or as plain text), a notebook shows them as HTML, ``report.plot()``
+        draws a roofline and ``report.plot_repeats()`` every repeat (matplotlib), ``report.to_dict()`` is all of it in
+        plain numbers. Times are in seconds. ``report.busy`` lists what tells that others used the machine meanwhile.
 
     Raises
     ------
@@ -59,6 +60,10 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     ``lr`` is not called: another takes its place, so that its own time is in no figure. The copy is the driver's,
     device to device, of at most 256 MiB; on the CPU it is the same streams in the same loop, with one addition in the
     place of the rule: a plain copy writes what it did not read, which is another kind of traffic.
+
+    The ceilings, of memory and of arithmetic, are measured before the steps and after them. Where they, the repeats or
+    the launches contradict each other, or threads had to wait for a processor, the report says that the machine was
+    busy.
 
     Arrays that fit in a cache are measured in it, as they are in a training loop that does nothing else.
 
@@ -83,8 +88,10 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
         raise ValueError(f"repeats is {repeats!r}; wanted a whole number above 0")
     opt._refuse_capture("measurement")
     grads, repeats = settled(grads), int(repeats)
-    given = {t.key for t in _with_gradient(opt, opt._flatten(grads))}
+    given = _with_gradient(opt, opt._flatten(grads))
     double, probe = double_of(opt), _probe(opt._tensors)
+    computes = {compute_dtype(t.layout.dtype) for t in given if t.layout.size}
+    before = _ceilings(probe, computes, repeats)
 
     def bind() -> Callable[[], object]:
         plan = double._planner.plan()
@@ -94,13 +101,13 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
 
     host, device = probe.step(bind, repeats, _range(f"{type(opt).__name__}.step"))
     plan = double._planner.plan()
-    measured = {t.label for t in double._tensors if t.key in given}
+    keys = {t.key for t in given}
+    measured = {t.label for t in double._tensors if t.key in keys}
     launches = [
         _launch(batch, plan.steps.alone(i), measured, probe, repeats)
         for i, batch in enumerate(plan.batches)
         if sum(_sizes(batch, measured))
     ]
-    computes = {np.dtype(launch.compute_dtype) for launch in launches}
     return Report(
         optimizer=type(opt).__name__,
         device=probe.name,
@@ -108,8 +115,8 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
         host=Times.of(host),
         device_times=Times.of(device),
         launches=launches,
-        memory_rate=probe.memory_rate(repeats),
-        flop_rates={str(dtype): probe.flop_rate(dtype.type, repeats) for dtype in sorted(computes, key=str)},
+        before=before,
+        after=_ceilings(probe, computes, repeats),
         skipped=len(double._tensors) - len(given),
     )
 
@@ -187,6 +194,14 @@ def _with_gradient(opt: Optimizer, grads: Sequence[Any]) -> list[Tensor]:
     return [tensor for tensor, _ in pairs]
 
 
+def _ceilings(probe: Any, computes: set[np.dtype[Any]], repeats: int) -> Ceilings:
+    """By half of the repeats: the other half is measured on the other side of the steps."""
+    half = -(-repeats // 2)
+    memory_rate, processors = probe.memory_rate(half)
+    rates = {str(dtype): probe.flop_rate(dtype.type, half) for dtype in sorted(computes, key=str)}
+    return Ceilings(memory_rate, rates, processors)
+
+
 def _sizes(batch: Batch, measured: set[str]) -> list[int]:
     """The elements of the tensors of a batch that have a gradient."""
     return [size for label, size in zip(batch.labels, batch.sizes, strict=True) if label in measured]
@@ -196,7 +211,7 @@ def _launch(batch: Batch, call: Callable[[], object], measured: set[str], probe:
     """What is known of the launch over a batch, which is this call."""
     name, sizes = batch.title("update_kernel"), _sizes(batch, measured)
     moved = bytes_per_element(batch.variant, batch.dtype)
-    seconds, copy_rate = probe.launch(call, batch, moved * sum(sizes), repeats, _range(name))
+    seconds, copies, copied = probe.launch(call, batch, moved * sum(sizes), repeats, _range(name))
     return Launch(
         name=name,
         device="cpu" if batch.device is None else f"cuda:{batch.device}",
@@ -209,6 +224,7 @@ def _launch(batch: Batch, call: Callable[[], object], measured: set[str], probe:
         bytes=moved * sum(sizes),
         flops_per_element=flops_per_element(batch.variant),
         seconds=Times.of(seconds),
-        copy_rate=copy_rate,
+        copies=Times.of(copies),
+        copied=copied,
         **probe.facts(batch),
     )

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .units import seconds
 
+Kind = TypeVar("Kind", bound="Results")
+
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: the median and the quartiles of the repeats."""
+    """Seconds of the repeats: their median, quartiles and ends, and each, in the order in which they were measured.
+
+    Examples
+    --------
+    >>> from timeit import repeat
+    >>> times = Times.of(repeat("sum(range(100))", number=1, repeat=5))
+    >>> times.min <= times.q1 <= times.median <= times.q3 <= times.max
+    True
+    """
 
     median: float
     q1: float
     q3: float
+    min: float
+    max: float
+    each: tuple[float, ...]
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> Times:
-        """The quartiles of measured times."""
-        q1, median, q3 = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-        return cls(median, q1, q3)
+    def of(cls, seconds: Iterable[float]) -> Times:
+        """Measured times."""
+        each = tuple(map(float, seconds))
+        if not each:
+            raise ValueError("seconds is empty; wanted the time of at least one repeat")
+        low, q1, median, q3, high = np.quantile(each, (0, 0.25, 0.5, 0.75, 1)).tolist()
+        return cls(median, q1, q3, low, high, each)
+
+    @property
+    def spread(self) -> float:
+        """Seconds between the quartiles."""
+        return self.q3 - self.q1
 
     def __str__(self) -> str:
         return f"{seconds(self.median)} ({seconds(self.q1)} to {seconds(self.q3)})"
@@ -60,8 +81,14 @@ class Launch:
     bytes: int
     flops_per_element: int
     seconds: Times
-    copy_rate: float  # bytes a second that a copy of as many bytes moved
+    copies: Times  # of a copy, measured beside it
+    copied: int  # bytes that such a copy moved: as many, or as many as a copy moves at most
     code: Code | None  # None on the CPU
+
+    @property
+    def copy_rate(self) -> float:
+        """Bytes a second of the copy."""
+        return self.copied / self.copies.median
 
     @property
     def rate(self) -> float:
@@ -85,6 +112,15 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Ceilings:
+    """What memory and arithmetic allow, at best."""
+
+    memory_rate: float  # bytes a second, of the fastest copy that no cache holds
+    flop_rates: dict[str, float]  # operations a second by compute dtype, of fma
+    processors: float | None  # the part of the threads' time in which they had a processor; None on devices
+
+
+@dataclass(frozen=True)
 class Results:
     """What `profile` measured."""
 
@@ -94,9 +130,32 @@ class Results:
     host: Times
     device_times: Times
     launches: list[Launch]
-    memory_rate: float  # bytes a second, of the fastest copy that no cache holds
-    flop_rates: dict[str, float]  # operations a second by compute dtype, of fma, at best
+    before: Ceilings  # measured before the steps
+    after: Ceilings  # and after them
     skipped: int  # tensors without a gradient
+
+    @property
+    def memory_rate(self) -> float:
+        """Bytes a second, of the fastest copy that no cache holds."""
+        return max(self.before.memory_rate, self.after.memory_rate)
+
+    @property
+    def flop_rates(self) -> dict[str, float]:
+        """Operations a second by compute dtype, of fma, at best."""
+        return {dtype: max(rate, self.after.flop_rates[dtype]) for dtype, rate in self.before.flop_rates.items()}
+
+    @property
+    def step(self) -> Times:
+        """Of a whole step: on the CPU host and kernels, on a device the longer of the two, which overlap."""
+        host, kernels = self.host, self.device_times
+        if any(launch.device != "cpu" for launch in self.launches):
+            return max(host, kernels, key=lambda times: times.median)
+        return Times.of(a + b for a, b in zip(host.each, kernels.each, strict=True))
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of a step."""
+        return sum(launch.flops_per_element * launch.elements for launch in self.launches)
 
     @property
     def bytes(self) -> int:
@@ -115,5 +174,28 @@ class Results:
         return copies / sum(launch.seconds.median for launch in self.launches)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that was measured, in dicts, lists, strings and numbers."""
+        """Everything that was measured, in dicts, lists, strings and numbers, as `from_dict` reads it."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[Kind], data: Mapping[str, Any]) -> Kind:
+        """What `to_dict` gave, also by way of JSON: to compare with what was measured before, or elsewhere.
+
+        Raises
+        ------
+        ValueError
+            For anything else.
+        """
+        try:
+            launches = [
+                Launch(**{**x, **_times(x, "seconds", "copies"), "code": x["code"] and Code(**x["code"])})
+                for x in data["launches"]
+            ]
+            ceilings = {name: Ceilings(**data[name]) for name in ("before", "after")}
+            return cls(**{**data, **_times(data, "host", "device_times"), **ceilings, "launches": launches})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"data is no report: {error}; wanted what to_dict of one returned") from None
+
+
+def _times(data: Mapping[str, Any], *names: str) -> dict[str, Times]:
+    return {name: Times(**{**data[name], "each": tuple(data[name]["each"])}) for name in names}

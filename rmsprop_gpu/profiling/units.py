@@ -15,6 +15,10 @@ def rate(value: float) -> str:
     return _scaled(value, ("GB/s", 1e9), ("MB/s", 1e6))
 
 
+def flop_rate(value: float) -> str:
+    return _scaled(value, ("GFLOP/s", 1e9))
+
+
 def _scaled(value: float, *units: tuple[str, float]) -> str:
     """In the first unit of which it is one or more, else in the last."""
     name, unit = next((pair for pair in units if value >= pair[1]), units[-1])

@@ -9,6 +9,7 @@ from variants import bits
 
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.profiling import host as profile_host
+from rmsprop_gpu.profiling import profile
 from rmsprop_gpu.profiling.host import HostProbe, make_touch
 
 F4 = np.float32
@@ -45,8 +46,8 @@ def test_a_launch_is_measured_beside_its_copy(monkeypatch):
         return clock.takes(2.0)
 
     monkeypatch.setattr(profile_host.cpu, "make_launch", make_launch)
-    seconds, rate = HostProbe().launch(clock.takes(3.0), "batch", 800, 2, profile_host.nullcontext())
-    assert (seconds, rate) == ([3.0, 3.0], 400.0)
+    found = HostProbe().launch(clock.takes(3.0), "batch", 800, 2, profile_host.nullcontext())
+    assert found == ([3.0, 3.0], [2.0, 2.0], 800)
     assert made == [(["batch"], make_touch)]
 
 
@@ -77,9 +78,33 @@ def test_ceilings_follow_from_the_clock(T, monkeypatch):
 
 def test_the_memory_ceiling_follows_from_the_clock(monkeypatch):
     monkeypatch.setattr(profile_host, "BIG", 1000)
-    copies = [4.0, 2.0, 8.0]
-    monkeypatch.setattr(HostProbe, "_beside_a_copy", lambda *_: ([1.0], copies))
-    assert HostProbe().memory_rate(1) == 20 * 1000 / 2.0
+    monkeypatch.setattr(profile_host.cpu_drive, "parts_of", lambda size: 4)
+    clock, used = Clock(monkeypatch), iter([100.0, 130.0])
+    monkeypatch.setattr(profile_host.time, "process_time", lambda: next(used))
+    monkeypatch.setattr(HostProbe, "_beside_a_copy", clock.takes(10.0, ([1.0], [4.0, 2.0, 8.0])))
+    rate, processors = HostProbe().memory_rate(1)
+    assert rate == 20 * 1000 / 2.0
+    assert processors == 0.75  # 30 s of the processors, in 10 s of four threads
+
+
+def test_ceilings_are_measured_before_and_after_the_steps(monkeypatch):
+    done = []
+
+    def spy(name):
+        real = getattr(HostProbe, name)
+
+        def call(self, *args):
+            done.append((name, args[-1]))
+            return real(self, *args)
+
+        return call
+
+    monkeypatch.setattr(profile_host, "BIG", 1000)
+    for name in ("memory_rate", "flop_rate", "launch"):
+        monkeypatch.setattr(HostProbe, name, spy(name))
+    profile(RMSProp(np.ones(5, F4)), np.ones(5, F4), repeats=5)
+    assert [name for name, _ in done] == ["memory_rate", "flop_rate", "launch", "memory_rate", "flop_rate"]
+    assert done[0] == ("memory_rate", 3)  # half of the repeats, on either side
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -116,9 +141,9 @@ def test_device_times_follow_from_the_events(monkeypatch):
     host, device = probe.step(lambda: lambda: steps.append(1), 2, profile_host.nullcontext())
     assert (host, device) == ([1.0, 2.0], [5.0, 4.0])  # the slower device counts
     assert called == [(2, True, (0,))] * 2
-    seconds, rate = probe.launch(lambda: None, SimpleNamespace(device=0), 1000, 2, profile_host.nullcontext())
-    assert (seconds, rate) == ([5.0, 4.0], 1000 / 4.5)
-    assert probe.memory_rate(2) == profile_device.COPY / 4.0
+    found = probe.launch(lambda: None, SimpleNamespace(device=0), 1000, 2, profile_host.nullcontext())
+    assert found == ([5.0, 4.0], [5.0, 4.0], 1000)
+    assert probe.memory_rate(2) == (profile_device.COPY / 4.0, None)
     threads = 256 * 8 * cupy.cuda.Device(0).attributes["MultiProcessorCount"]
     operations = 2 * profile_device.CHAINS * profile_device.DEPTH * threads
     assert probe.flop_rate(np.float32, 1) == operations / 4.0

@@ -66,7 +66,8 @@ def test_the_report_says_what_a_step_launches(module):
     assert report.bytes == w.bytes + d.bytes + x.bytes
     assert set(report.flop_rates) == {"float32", "float64"}
     times = [report.host, report.device_times, *(launch.seconds for launch in report.launches)]
-    assert all(0 < t.q1 <= t.median <= t.q3 < 60 for t in times)
+    assert all(0 < t.min <= t.q1 <= t.median <= t.q3 <= t.max < 60 for t in times)
+    assert {len(t.each) for t in times} == {2}
     rates = [report.memory_rate, *report.flop_rates.values(), *(launch.copy_rate for launch in report.launches)]
     assert all(0 < rate < np.inf for rate in rates)
     assert json.loads(json.dumps(report.to_dict()))["launches"][0]["bytes"] == w.bytes
