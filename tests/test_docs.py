@@ -77,6 +77,13 @@ def test_readme_example_of_a_profile_runs(capsys):
     pyplot.close("all")
 
 
+def test_readme_example_of_profiles_beside_each_other_runs(capsys):
+    exec(example("import Times, compare"), {})
+    printed = capsys.readouterr().out
+    assert "momentum / plain" in printed
+    assert "1,000,000" in printed
+
+
 def test_readme_example_of_gradients_runs(capsys):
     scope = {}
     exec(example("skipped_steps"), scope)

@@ -3,8 +3,21 @@
 `demo` and `cli` may import it. `profile` here is the function: its module is `measure`.
 """
 
+from .comparison import Comparison, compare
 from .measure import annotate, profile
 from .report import Report
 from .results import Ceilings, Launch, Times
+from .sizes import Sizes, profile_sizes
 
-__all__ = ["Ceilings", "Launch", "Report", "Times", "annotate", "profile"]
+__all__ = [
+    "Ceilings",
+    "Comparison",
+    "Launch",
+    "Report",
+    "Sizes",
+    "Times",
+    "annotate",
+    "compare",
+    "profile",
+    "profile_sizes",
+]

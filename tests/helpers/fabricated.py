@@ -28,3 +28,17 @@ def made(launches=({},), memory_rate=5e10, flop_rates=None, **changes):
         "before": ceilings, "after": ceilings, "skipped": 0,
     }  # fmt: skip
     return Report(**{**given, **changes})
+
+
+BEFORE = made(host=times(1e-6), device_times=times(9e-6))
+AFTER = made(
+    [{"seconds": times(1e-6), "copies": times(1.25e-6)}, {"name": "update_kernel[float32, momentum]"}],
+    host=times(1e-6), device_times=times(4e-6),
+)  # fmt: skip
+BUSY = made(after=Ceilings(5e10, {"float32": 2e11}, 0.5))
+
+
+def rows(text):
+    """Cells by the first of each row, where columns are two spaces apart."""
+    found = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
+    return {cells[0]: cells[1:] for cells in found if len(cells) > 1}
