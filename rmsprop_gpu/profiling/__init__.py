@@ -4,6 +4,7 @@
 """
 
 from .comparison import Comparison, compare
+from .machine_code import read_machine_code
 from .measure import annotate, profile
 from .report import Report
 from .results import Ceilings, Launch, Times
@@ -20,4 +21,5 @@ __all__ = [
     "compare",
     "profile",
     "profile_sizes",
+    "read_machine_code",
 ]

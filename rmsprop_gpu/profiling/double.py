@@ -14,6 +14,12 @@ from ..optimizer.rmsprop import AdaGrad, RMSProp
 PAGE = 4096  # bytes: a copy lies to its page, and so to its cache line and vector, as the array does
 
 
+def check_optimizer(opt: object) -> None:
+    """Refuse what no double can be made of."""
+    if not isinstance(opt, Optimizer):
+        raise TypeError(f"opt is a {type(opt).__name__}; wanted an RMSProp or AdaGrad")
+
+
 def double_of(opt: Optimizer) -> Optimizer:
     """The same optimizer over copies that lie in memory as its arrays do."""
     groups = [

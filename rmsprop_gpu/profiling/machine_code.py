@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..extras import command
+from ..optimizer.base import Optimizer
+from .double import check_optimizer
 
 # The tools, and the packages on PyPI that hold them.
 TOOLS = {"ptxas": "nvidia-cuda-nvcc", "nvdisasm": "nvidia-cuda-nvdisasm"}
@@ -110,6 +112,53 @@ def mix_of_ptx(ptx: str) -> dict[str, int]:
 
 def _ptx_opcodes(ptx: str) -> list[str]:
     return re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.]*)[\s;]", ptx, re.MULTILINE)
+
+
+def read_machine_code(opt: Optimizer, compute_capability: tuple[int, int] = (9, 0)) -> dict[str, Facts]:
+    """What the CUDA kernels of an optimizer's updates hold in machine code, with no GPU: its arrays may be NumPy's.
+
+    Parameters
+    ----------
+    opt : RMSProp or AdaGrad
+        Its hyperparameters and the dtypes of its parameters say which kernels these are.
+    compute_capability : pair of int
+        Of the GPU that they are compiled for: (9, 0) is an H100's.
+
+    Returns
+    -------
+    dict
+        From a name, as ``opt.kernels()`` has it, to the facts: ``registers`` of a thread, ``spill_bytes``, ``mix``, the
+        instructions of the loop by what they are for, ``accesses``, its loads and stores, and the texts ``ptx`` and
+        ``sass``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything but an optimizer and a pair of numbers.
+    RuntimeError
+        Where a tool is not installed, with what to install; where one does not know the compute capability.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> opt = RMSProp(np.ones(3, np.float32), momentum=0.9)
+    >>> if why_not() is None:
+    ...     for name, facts in read_machine_code(opt, (9, 0)).items():
+    ...         assert (name, facts.spill_bytes) == ("update_kernel[float32, momentum]", 0)
+    """
+    check_optimizer(opt)
+    pair = tuple(compute_capability) if isinstance(compute_capability, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(n, int) for n in pair):
+        raise ValueError(f"compute_capability is {compute_capability!r}; wanted two whole numbers, as (9, 0)")
+    if reason := why_not():
+        raise RuntimeError(reason)
+    from ..kernels import cuda  # it imports numba-cuda
+
+    opt._refuse_capture("compilation")
+    batches = {batch.title("update_kernel"): batch for batch in opt._planner.plan().batches}
+    kernels = [cuda.make_update_kernel(batch.variant, batch.dtype.type) for batch in batches.values()]
+    return dict(zip(batches, read(kernels, (pair[0], pair[1])), strict=True))
 
 
 def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Facts]:

@@ -14,7 +14,7 @@ from ..extras import extra
 from ..optimizer.base import Optimizer
 from ..optimizer.structure import settled
 from ..steps.batch import Batch, Written
-from .double import double_of, in_groups
+from .double import check_optimizer, double_of, in_groups
 from .host import HostProbe
 from .report import Report
 from .results import Ceilings, Launch, Times
@@ -83,7 +83,7 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     >>> weight.max(), opt.steps
     (np.float32(1.0), 0)
     """
-    _check_optimizer(opt)
+    check_optimizer(opt)
     if isinstance(repeats, bool) or not isinstance(repeats, (int, np.integer)) or repeats < 1:
         raise ValueError(f"repeats is {repeats!r}; wanted a whole number above 0")
     opt._refuse_capture("measurement")
@@ -138,7 +138,7 @@ def annotate(opt: Optimizer) -> Iterator[None]:
     >>> with annotate(opt):
     ...     opt.step(np.ones(3))
     """
-    _check_optimizer(opt)
+    check_optimizer(opt)
     with extra("profile"):
         import nvtx
     step, before, name = opt.step, vars(opt).get("step"), f"{type(opt).__name__}.step"
@@ -173,11 +173,6 @@ def _probe(tensors: Sequence[Tensor]) -> Any:
     from .device import DeviceProbe  # it imports CuPy
 
     return DeviceProbe(devices)
-
-
-def _check_optimizer(opt: object) -> None:
-    if not isinstance(opt, Optimizer):
-        raise TypeError(f"opt is a {type(opt).__name__}; wanted an RMSProp or AdaGrad")
 
 
 def _with_gradient(opt: Optimizer, grads: Sequence[Any]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.arrays.layout import address_of
 from rmsprop_gpu.kernels import cpu_drive
 from rmsprop_gpu.kernels.rule import Variant
-from rmsprop_gpu.profiling import annotate, machine_code, profile
+from rmsprop_gpu.profiling import annotate, machine_code, profile, read_machine_code
 from rmsprop_gpu.profiling.double import PAGE, double_of
 from rmsprop_gpu.profiling.host import HostProbe
 
@@ -300,6 +300,39 @@ def test_tools_are_those_of_the_package_else_of_the_toolkit(monkeypatch, tmp_pat
     monkeypatch.setattr(machine_code, "TOOLKIT", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"nvdisasm, which is not installed; .* and sass: .*pip install .*13,sass"):
         machine_code.tool.__wrapped__("nvdisasm")
+
+
+@pytest.mark.parametrize("capability", [9.0, (9,), (9, 0.0), "90", None])
+def test_a_wrong_compute_capability_is_refused(capability):
+    with pytest.raises(ValueError, match=r"compute_capability is .*; wanted two whole numbers, as \(9, 0\)"):
+        read_machine_code(RMSProp(np.ones(3)), capability)
+
+
+def test_machine_code_of_what_is_no_optimizer_is_refused():
+    with pytest.raises(TypeError, match="opt is a list; wanted an RMSProp or AdaGrad"):
+        read_machine_code([1.0])
+
+
+def test_without_the_tools_no_machine_code_is_read(monkeypatch):
+    monkeypatch.setattr(machine_code, "why_not", lambda: "ptxas is not installed")
+    with pytest.raises(RuntimeError, match="ptxas is not installed"):
+        read_machine_code(RMSProp(np.ones(3)))
+
+
+@pytest.mark.sass
+@pytest.mark.skipif(machine_code.why_not() is not None, reason=str(machine_code.why_not()))
+def test_machine_code_is_that_of_the_kernels_of_an_optimizer():
+    from rmsprop_gpu.kernels import cuda
+
+    groups = [{"params": [np.ones(3, F4)], "momentum": 0.9}, {"params": [np.ones(3)]}, {"params": [np.ones(3)]}]
+    opt = RMSProp(groups)
+    found = read_machine_code(opt, (8, 0))
+    assert list(found) == [name for name in opt.kernels() if name.startswith("update")]
+    floats, doubles = found.values()
+    (want,) = machine_code.read([cuda.make_update_kernel(Variant(momentum=True), F4)], (8, 0))
+    assert (floats.registers, floats.loop) == (want.registers, want.loop)
+    assert floats.float64 == 0 < doubles.float64
+    assert sum(floats.accesses.values()) == 7  # three buffers and the gradient are read, three written
 
 
 def test_whatever_a_linker_raises_is_told_as_one_kind_of_error(monkeypatch):
