@@ -25,13 +25,18 @@ _CALLS = {
 def latex_line(line: str) -> str:
     """A line ``name = expression  # note`` as a line of an aligned equation."""
     code, _, note = line.partition("#")
-    plain = re.sub("[<>]", "", note.strip()).replace("_", r"\_")  # <lambda> is no HTML
-    said = rf" && \text{{{plain}}}" if note else ""
+    plain = re.sub("[<>]", "", note.strip())  # <lambda> is no HTML
+    said = rf" && {_text(plain)}" if note else ""
     if not code.strip():
         return "&" + said
     (assign,) = ast.parse(code.strip()).body
     assert isinstance(assign, ast.Assign)
     return rf"{_latex(assign.targets[0])} &\leftarrow {_latex(assign.value)}{said}"
+
+
+def _text(words: str) -> str:
+    r"""Words in an equation, with underscores between them: inside of \text, MathJax would show a backslash too."""
+    return r"\_".join(rf"\text{{{part}}}" if part else "" for part in words.split("_"))
 
 
 def _latex(node: ast.expr) -> str:
