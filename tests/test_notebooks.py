@@ -10,6 +10,9 @@ from paths import ROOT
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'`(=])(?:file://|~)?/[\w.-]+/|(?:^|[\s"'`(=])[A-Z]:\\""", re.MULTILINE)
 
+# What a reader may import too; the second notebook trains as the demo does, with every preset there is.
+PUBLIC = {f"rmsprop_gpu{name}" for name in ("", ".profiling", ".demo.figures", ".demo.train", ".conventions.presets")}
+
 
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
@@ -33,7 +36,18 @@ def faults(notebook):
             found.append("execution count")
         if ABSOLUTE_PATH.search("".join(cell["source"])):
             found.append("absolute path")
+        if cell["cell_type"] == "code":
+            found += faults_of_code("".join(cell["source"]))
     return found
+
+
+def faults_of_code(text):
+    """A figure that is not shown by `show`, with its alternative text; what is imported from inside of the package."""
+    drawn, shown = "subplots(" in text or ".plot()" in text, re.search(r"\bshow\(\s*[\w.]+,\s", text)
+    if "plt.show(" in text or (drawn and not shown):
+        yield "figure without a text"
+    if set(re.findall(r"(?:from|import) (rmsprop_gpu[\w.]*)", text)) - PUBLIC:
+        yield "import of internals"
 
 
 def test_there_are_notebooks():
@@ -65,6 +79,8 @@ PLANTED = {
     "cell metadata": lambda n: code(n)["metadata"].update(collapsed=True),
     "outputs": lambda n: code(n)["outputs"].append({"output_type": "stream", "name": "stdout", "text": ["hello"]}),
     "execution count": lambda n: code(n).update(execution_count=1),
+    "figure without a text": lambda n: code(n)["source"].append("\nfigure, ax = plt.subplots()"),
+    "import of internals": lambda n: code(n)["source"].append("\nfrom rmsprop_gpu.kernels import cuda"),
     "absolute path": lambda n: code(n)["source"].append('\nopen("/data/digits/train.csv")'),
 }
 
@@ -84,6 +100,17 @@ def test_absolute_paths_are_recognised(text):
 @pytest.mark.parametrize("text", ["lr / (sqrt(v) + eps)", r"$\eta / \sqrt{t}$", "a/b/c", "https://a.b/c/d", "7 // 2"])
 def test_other_slashes_are_left_alone(text):
     assert not ABSOLUTE_PATH.search(text)
+
+
+@pytest.mark.parametrize("text", ["ax.plot(1)\nplt.show()", "report.plot()", "report.plot()\nshow(figure)"])
+def test_every_way_to_show_a_figure_without_a_text_is_found(text):
+    assert list(faults_of_code(text)) == ["figure without a text"]
+
+
+def test_the_first_notebook_shows_its_network():
+    text = "".join("".join(cell["source"]) for cell in read(ROOT / "notebooks/01_quickstart.ipynb")["cells"])
+    assert "rmsprop_gpu.demo.train" not in text
+    assert "def loss_and_grads(" in text
 
 
 def test_what_to_remember_comes_before_all_code():
