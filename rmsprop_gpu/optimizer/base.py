@@ -15,7 +15,9 @@ from ..hyper import Schedule
 from ..state.buffers import State
 from ..state.outcome import Outcome
 from ..steps.signals import signals
+from .entries import Entries
 from .groups import Groups, ParamGroup
+from .mirror import Mirror
 from .planner import CAPTURED, Planner
 from .stateful import Stateful
 from .structure import Leaf, parse
@@ -32,7 +34,7 @@ class Optimizer(Stateful):
         for name, value in defaults.items():
             defaults[name] = hyper.checked(name, value)
         structure = parse(params)
-        self._flatten, self._entries = structure.flatten, structure.entries
+        self._flatten, self._entries = Mirror(structure.tree), Entries(structure.tree)
         problems = Problems()
         members = [[_tensor(leaf, problems) for leaf in leaves] for _, leaves in structure.groups]
         usable = [[tensor for tensor in tensors if tensor] for tensors in members]
@@ -116,11 +118,12 @@ class Optimizer(Stateful):
         Parameters
         ----------
         grads : array, sequence, mapping or list of these
-            Mirrors the structure of the parameters; for groups a list with one entry a group. Each gradient has its
-            parameter's shape and dtype and lies where it does (host or device), in any layout: one that lies as its
-            parameter is read where it is, another is copied into a buffer that is kept. Gradients are only read, and
-            on a device held until the step is enqueued. ``None`` in the place of one leaves its parameter and state
-            alone.
+            Mirrors the structure of the parameters, nested as they are, mappings in any order; for groups a list with
+            one entry a group. Where every parameter has a name, it may also be one mapping from the names, which are
+            those of `state`, to the gradients. Each gradient has its parameter's shape and dtype and lies where it does
+            (host or device), in any layout: one that lies as its parameter is read where it is, another is copied into
+            a buffer that is kept. Gradients are only read, and on a device held until the step is enqueued. ``None`` in
+            the place of one leaves its parameter and state alone.
         grad_scale : float or array of one element, optional
             By what the gradients have been multiplied (a loss scale): they are divided by it before all else. An array
             of float32 or float64 lies where the parameters do and is read there, when the step runs.
@@ -135,7 +138,7 @@ class Optimizer(Stateful):
         ------
         TypeError, ValueError
             Naming everything that is wrong with any gradient, or with a NumPy parameter that was changed in place (the
-            memory of an array on a device cannot move); and where the mapping or list of parameters, as it was given,
+            memory of an array on a device cannot move); and where a mapping or list of parameters, as it was given,
             holds another array now. Then nothing at all was written: a step is all or nothing.
         RuntimeError
             Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; where a step
@@ -147,9 +150,8 @@ class Optimizer(Stateful):
         try:
             if turn.setdefault(0, token) is not token:
                 turn.take_over(token, "a step")
-            for entries in self._entries:
-                if entries.moved():
-                    self._refuse_replaced()
+            if self._entries.moved():
+                self._entries.check()
             arrays = self._flatten(grads)
             told = signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
             plan = self._planner.plan(told.asked)
@@ -158,12 +160,6 @@ class Optimizer(Stateful):
         finally:
             if turn.get(0) is token:
                 del turn[0]
-
-    def _refuse_replaced(self) -> None:
-        problems = Problems()
-        for entries in self._entries:
-            entries.check(problems)
-        problems.raise_any()
 
     def refresh(self, step: int | None = None) -> None:
         """Send the hyperparameters as they are now to the device, for the next replay of a captured CUDA graph.
@@ -286,7 +282,7 @@ class Optimizer(Stateful):
 
 def _tensor(leaf: Leaf, problems: Problems) -> Tensor | None:
     return make_tensor(
-        leaf.array,
+        leaf.given,
         problems,
         key=leaf.key,
         label=f"params{leaf.place}",

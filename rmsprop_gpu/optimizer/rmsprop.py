@@ -23,12 +23,15 @@ class RMSProp(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence of arrays, mapping from name to array, or list of groups
+    params : array, sequence of arrays, mapping from name to array, these nested, or list of groups
         NumPy arrays, or arrays on CUDA devices: CuPy's, or any with ``__cuda_array_interface__`` or DLPack, in place;
         in host memory too arrays of others, with ``__array_interface__`` or DLPack (of torch ``p.detach()``).
         Of float32, float64, float16 or bfloat16 (``ml_dtypes``), any shape, each one dense block of memory in any order
-        of its dimensions. A group is a mapping with ``"params"`` and the hyperparameters that differ; a key
-        that is none anywhere (a name, what a scheduler needs) is kept and ignored.
+        of its dimensions. Of nested mappings and sequences (flax, optax) a name is all keys and places on the way,
+        joined by dots: ``params.Dense_0.kernel``, ``layers.0.bias``; keys are strings or integers. A group is a mapping
+        with ``"params"`` and the hyperparameters that differ; a key that is none anywhere (a name, what a scheduler
+        needs) is kept and ignored. A list at the top that holds a mapping with ``"params"`` or with a hyperparameter is
+        one of groups; any other is a list of parameters, also of mappings.
     lr : float or callable
         Learning rate, >= 0. A callable is given `steps`, the count of steps so far, as the schedules of optax and Keras
         are. What it returns, and every number here, may be any one real number: a 0-d array of NumPy, JAX, torch or
@@ -114,6 +117,14 @@ class RMSProp(Optimizer):
     >>> opt
     RMSProp(2 tensors, 9 parameters of float32 on the cpu, 60 bytes of state, 1 step)
       group 0: 2 tensors, 9 parameters: lr=0.1, alpha=0.9, eps=1e-08
+
+    Nested parameters, and their gradients nested or by name:
+
+    >>> opt = RMSProp({"params": {"Dense_0": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}}})
+    >>> list(opt.state)
+    ['params.Dense_0.kernel', 'params.Dense_0.bias']
+    >>> opt.step({"params": {"Dense_0": {"bias": np.ones(3), "kernel": None}}})
+    >>> opt.step({"params.Dense_0.bias": np.ones(3), "params.Dense_0.kernel": None})
     """
 
     _adagrad = False

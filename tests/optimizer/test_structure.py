@@ -1,7 +1,10 @@
 """The structures in which parameters and gradients come."""
 
 from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -41,7 +44,7 @@ STRUCTURES = {
 def mirrored(structure):
     """The gradients for a structure: for groups a list of what stands under "params"."""
     entries = structure if isinstance(structure, (list, tuple)) else None
-    if entries and isinstance(entries[0], dict):
+    if entries and isinstance(entries[0], dict) and "params" in entries[0]:
         return type(entries)(group["params"] for group in entries)
     return structure
 
@@ -91,6 +94,121 @@ def test_names_may_be_any_strings():
         opt.step({name: None for name in names if name != "a\\b"})
 
 
+class Frozen(Mapping):
+    """Makes the mappings in it anew when they are asked for, as flax's FrozenDict does."""
+
+    def __init__(self, entries):
+        self._entries = entries
+
+    def __getitem__(self, key):
+        entry = self._entries[key]
+        return Frozen(entry) if isinstance(entry, dict) else entry
+
+    def __iter__(self):
+        return iter(self._entries)
+
+    def __len__(self):
+        return len(self._entries)
+
+
+def flax_tree(a, b, c):
+    return {"params": {"Dense_0": {"kernel": a, "bias": b}, "Dense_1": {"kernel": c}}}
+
+
+FLAX = ["params.Dense_0.kernel", "params.Dense_0.bias", "params.Dense_1.kernel"]
+NESTED = {
+    "flax": (flax_tree, FLAX),
+    "frozen": (lambda *x: Frozen(flax_tree(*x)), FLAX),
+    "lists in a mapping": (lambda a, b, c: {"layers": [a, [b]], "head": (c,)}, ["layers.0", "layers.1.0", "head.0"]),
+    "list of mappings": (lambda a, b, c: [{"w": a, "b": b}, {"w": c}], ["0.w", "0.b", "1.w"]),
+    "parameters that are called like hyperparameters": (
+        lambda a, b, c: {"alpha": a, "params": [b, c]},
+        ["alpha", "params.0", "params.1"],
+    ),
+    "integers": (lambda a, b, c: {"at": {0: {"w": a}, 1: {"w": b}}, 2: c}, ["at.0.w", "at.1.w", "2"]),
+    "empty ones": (lambda a, b, c: {"x": {}, "y": [[], a, {"w": b, "n": ()}], "z": c}, ["y.1", "y.2.w", "z"]),
+    "dots in names": (lambda a, b, c: {"a.b": a, "a": {"c": b, "": c}}, ["a.b", "a.c", "a."]),
+}
+UNNAMED = {
+    "lists": (lambda a, b, c: [[a, b], (c,)], ["0.0", "0.1", "1.0"]),
+    "list of an array and a mapping": (lambda a, b, c: (a, {"w": b, "b": c}), ["0", "1.w", "1.b"]),
+}
+
+
+@pytest.mark.parametrize("name", NESTED | UNNAMED)
+def test_nested_parameters_step_as_flat_ones(name):
+    build, keys = (NESTED | UNNAMED)[name]
+    params, plain_params = arrays(1), arrays(1)
+    opt, plain = RMSProp(build(*params), lr=0.1), RMSProp(plain_params, lr=0.1)
+    assert list(opt.state) == keys
+    assert opt.state_dict()["param_groups"][0]["params"] == keys
+    for seed in (2, 3, 4):
+        a, b, c = arrays(seed)
+        opt.step(build(a, None, c) if seed == 3 else build(a, b, c))
+        plain.step([a, None, c] if seed == 3 else [a, b, c])
+    for p, q, key, i in zip(params, plain_params, keys, range(3), strict=True):
+        assert_same_bits(p, q)
+        assert_same_bits(opt.state[key]["square_avg"], plain.state[i]["square_avg"])
+    assert [int(opt.state[key]["step"]) for key in keys] == [3, 2, 3]
+
+
+GROUPED = {
+    "groups of mappings": (lambda a, b, c: [{"params": {"x": a}}, {"params": {"y": b, "z": c}}], ["x", "y", "z"]),
+    "groups of trees": (
+        lambda a, b, c: [{"params": {"x": {"w": a}, "y": [b]}}, {"params": [[], {"w": c}]}],
+        ["x.w", "y.0", "3.w"],
+    ),
+    "a group of a list of mappings": (
+        lambda a, b, c: [{"params": [{"w": a}, {"w": b}, {"w": c}]}],
+        ["0.w", "1.w", "2.w"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED | GROUPED)
+def test_gradients_of_named_parameters_may_come_by_name(name):
+    build, keys = (NESTED | GROUPED)[name]
+    params, twins = arrays(1), arrays(1)
+    opt, twin = RMSProp(build(*params)), RMSProp(build(*twins))
+    opt.step(dict(zip(keys, arrays(2), strict=True)))
+    opt.step(MappingProxyType(dict(zip(reversed(keys), reversed(arrays(3)), strict=True))))
+    twin.step(mirrored(build(*arrays(2))))
+    twin.step(mirrored(build(*arrays(3))))
+    assert_same(opt, twin)
+    assert list(opt.state) == keys
+
+
+def test_nested_parameters_lie_on_either_side(xp):
+    params, plain_params = ([xp.arange(n, dtype=xp.float32) for n in SIZES] for _ in range(2))
+    opt, plain = RMSProp(flax_tree(*params), momentum=0.9), RMSProp(plain_params, momentum=0.9)
+    for k in (1, 2):
+        grads = [x * k + 1 for x in plain_params]
+        opt.step(flax_tree(*grads) if k == 1 else dict(zip(FLAX, grads, strict=True)))
+        plain.step(grads)
+    assert all(bool((p == q).all()) for p, q in zip(params, plain_params, strict=True))
+
+
+def test_names_of_lists_in_groups_go_on_behind_empty_entries():
+    opt = RMSProp([{"params": [[], (), one(1)]}, {"params": [one(2), {"w": one(3)}]}])
+    assert list(opt.state) == ["2", "3", "4.w"]
+
+
+def test_gradients_of_mappings_without_parameters_may_be_missing():
+    """So they are after flax's unflatten_dict(flatten_dict(...))."""
+    opt, twin = RMSProp({"x": {}, "y": {"w": one(1), "n": []}}), RMSProp({"y": {"w": one(1)}})
+    opt.step({"y": {"w": one(2)}})
+    twin.step({"y": {"w": one(2)}})
+    assert_same_bits(opt.param_groups[0]["params"][0], twin.param_groups[0]["params"][0])
+
+
+def test_no_decay_takes_names_of_nested_parameters():
+    opt = RMSProp(flax_tree(*arrays(1)), weight_decay=0.1, no_decay=["params.Dense_0.bias"])
+    assert opt.state_dict()["param_groups"][1]["params"] == ["params.Dense_0.bias"]
+    seen = []
+    RMSProp(flax_tree(*arrays(1)), no_decay=lambda name, x: bool(seen.append(name)))
+    assert seen == FLAX
+
+
 def test_overrides_of_a_group_apply_to_it_alone():
     overrides = [
         {},
@@ -115,8 +233,19 @@ def test_overrides_of_a_group_apply_to_it_alone():
 
 # Parameters that are refused
 
+
+class Layer(NamedTuple):
+    kernel: np.ndarray
+    bias: np.ndarray
+
+
+@dataclass
+class Cell:
+    kernel: np.ndarray
+
+
 A, B = one(1), one(2)
-LONE = 'a mapping from name to array, or a list of groups (mappings with "params")'
+LONE = 'a mapping from name to array, these nested, or a list of groups (mappings with "params")'
 WRONG_PARAMS = {
     "None": (None, TypeError, ["params is a NoneType", LONE]),
     "str": ("weights.npy", TypeError, ["params is a str", LONE]),
@@ -129,9 +258,11 @@ WRONG_PARAMS = {
     "empty generator": (iter(()), ValueError, ["params is empty"]),
     "empty groups": ([{"params": []}, {"params": {}}], ValueError, ["no array in any of them"]),
     "None inside": ([A, None], TypeError, ["params[1] is a NoneType"]),
-    "nested": ([[A], [B]], TypeError, ["params[0] is a list", "params[1] is a list"]),
-    "pairs": ([("a", A)], TypeError, ["params[0] is a tuple"]),
-    "name of another kind": ({1: A}, TypeError, ["the name 1"]),
+    "None in a list in a list": ([[A], [None]], TypeError, ["params[1][0] is a NoneType"]),
+    "pairs": ([("a", A)], TypeError, ["params[0][0] is a str"]),
+    "empty ones alone": ({"a": {}, "b": [[], ()]}, ValueError, ["params is empty"]),
+    "name of another kind": ({1.0: A}, TypeError, ["the name 1.0 (a float)", "strings or integers"]),
+    "True as a name": ({"a": {True: A}}, TypeError, ['params["a"] has the name True (a bool)']),
     "name of another kind in a group": ([{"params": {None: A}}], TypeError, ["params[0] has the name None"]),
     "one group that is no list": ({"params": [A], "lr": 0.1}, TypeError, ["one group", "wanted a list of groups"]),
     "group and array": ([{"params": A}, B], TypeError, ["params[1] is a", "group"]),
@@ -139,7 +270,32 @@ WRONG_PARAMS = {
     "group without params": ([{"lr": 0.1}], TypeError, ["params[0] is a mapping with keys ['lr']", '"params"']),
     "params of a group None": ([{"params": A}, {"params": None}], TypeError, ["params[1] is a NoneType"]),
     "params of a group a set": ([{"params": {1}}], TypeError, ["params[0] is a set"]),
-    "groups in a group": ([{"params": [{"params": A}]}], TypeError, ["params[0][0] is a dict"]),
+    "groups in a group": (
+        [{"params": [{"params": [A], "lr": 1.0}]}],
+        TypeError,
+        ["params[0][0] is one group", "wanted a list of groups"],
+    ),
+    "a group in a mapping": ({"a": {"params": {"w": A}, "lr": 1.0}}, TypeError, ['params["a"] is one group']),
+    "a group with a schedule in a mapping": ({"a": {"params": [A], "lr": abs}}, TypeError, ['params["a"] is one']),
+    "group with a misspelt key": ([{"param": [A], "lr": 1.0}], TypeError, ["keys ['param', 'lr']", "wanted a group"]),
+    "list of layers, one of which has parameters": ([{"params": A}, {"w": B}], TypeError, ["params[1] is a mapping"]),
+    "named tuple": (Layer(A, B), TypeError, ["params is a ", "Layer, a named tuple", "_asdict()"]),
+    "named tuple inside": ({"a": [Layer(A, B)]}, TypeError, ['params["a"][0] is a ', "Layer, a named"]),
+    "dataclass": ({"a": Cell(A)}, TypeError, ['params["a"] is a ', "Cell, a dataclass", "vars(...)"]),
+    "set inside": ({"a": {1, 2}}, TypeError, ['params["a"] is a set']),
+    "generator inside": ({"a": iter([A])}, TypeError, ['params["a"] is a list_iterator']),
+    "dotted name and nested one": (
+        {"a.b": A, "a": {"b": B}},
+        ValueError,
+        ['params["a"]["b"] and params["a.b"] share the name \'a.b\'; wanted two'],
+    ),
+    "integer and its text": ({0: A, "0": B}, ValueError, ['params["0"] and params[0] share the name']),
+    "nested ones of two groups": (
+        [{"params": {"a": {"b": A}}}, {"params": {"a": [], "a.b": B}}],
+        ValueError,
+        ['params[1]["a.b"] and params[0]["a"]["b"] share the name'],
+    ),
+    "tied": ({"a": (tied := {"w": A}), "b": tied}, ValueError, ['params["b"]["w"] overlaps params["a"]["w"]']),
     "unknown hyperparameter": (
         [{"params": A}, {"params": B, "rho": 1}],
         TypeError,
@@ -198,8 +354,46 @@ WRONG_GRADS = [
     (GROUPS, [None, [Y], Z], TypeError, ["grads[0] is a NoneType"]),
     (GROUPS, [{"v": X}, [Y], Z], ValueError, ['grads[0]["w"] is missing', 'grads[0]["v"] belongs']),
     (GROUPS, [{"w": X}, [Y, Y], Z], ValueError, ["grads[1] has 2 entries; wanted 1"]),
+    (GROUPS, {"w": X, "1": Y, "2": Z}, TypeError, ["grads is a dict", "entry for each group"]),
     (GROUPS, [{"w": X[:1]}, [Y[:1]], Z[:1]], ValueError, ['grads[0]["w"]', "grads[1][0]", "grads[2] has shape"]),
 ]
+TREE = "flax"
+WRONG_GRADS += [
+    (TREE, None, TypeError, ["grads is a NoneType", "mapping with the names of params"]),
+    (TREE, {"params": None}, TypeError, ['grads["params"] is a NoneType', 'with the names of params["params"]']),
+    (TREE, {}, ValueError, ['grads["params"] is missing; wanted the gradients in it']),
+    (TREE, {**flax_tree(X, Y, Z), "batch_stats": {}}, ValueError, ['grads["batch_stats"] belongs to no parameter']),
+    (
+        TREE,
+        {"params": {"Dense_0": {"kernel": X, "Bias": Y}, "Dense_1": [Z]}},
+        TypeError,
+        ['["Dense_0"]["bias"] is missing', '["Dense_0"]["Bias"] belongs', 'grads["params"]["Dense_1"] is a list'],
+    ),
+    (TREE, flax_tree(X, Z, Y), ValueError, ['["Dense_0"]["bias"] has shape (6,)', '["Dense_1"]["kernel"] has shape']),
+    (
+        TREE,
+        {FLAX[0]: X, FLAX[1]: Y, "params.Dense_1.bias": Z},
+        ValueError,
+        [f'grads["{FLAX[2]}"] is missing', 'grads["params.Dense_1.bias"] belongs'],
+    ),
+    (TREE, defaultdict(lambda: None, {FLAX[0]: X}), ValueError, [f'grads["{FLAX[1]}"] is missing']),
+    (TREE, {"params": defaultdict(dict)}, ValueError, ['grads["params"]["Dense_0"] is missing', '["Dense_1"] is m']),
+    ("lists in a mapping", {"layers": [X, Y], "head": [Z]}, TypeError, ['["layers"][1] is a ndarray', "one gradient"]),
+    (
+        "lists in a mapping",
+        {"layers": [X], "head": (Z, Z)},
+        ValueError,
+        ['grads["layers"] has 1 entries; wanted 2, one entry for each of params["layers"]', 'grads["head"] has 2'],
+    ),
+    ("lists", {"0.0": X, "0.1": Y, "1.0": Z}, TypeError, ["grads is a dict", "sequence"]),
+    ("lists", [X, Y, Z], ValueError, ["grads has 3 entries; wanted 2"]),
+    ("groups of trees", {"x.w": X, "y.0": Y}, ValueError, ['grads["3.w"] is missing']),
+    ("groups of trees", [{"x": {"w": X}, "y": [Y]}, [[], Z]], TypeError, ["grads[1][1] is a ndarray"]),
+]
+
+
+def any_structure(name, params):
+    return STRUCTURES[name][0](params) if name in STRUCTURES else (NESTED | UNNAMED | GROUPED)[name][0](*params)
 
 
 IDS = [f"{structure}: {texts[0]}" for structure, _, _, texts in WRONG_GRADS]
@@ -207,7 +401,7 @@ IDS = [f"{structure}: {texts[0]}" for structure, _, _, texts in WRONG_GRADS]
 
 @pytest.mark.parametrize(("structure", "grads", "kind", "texts"), WRONG_GRADS, ids=IDS)
 def test_wrong_gradients_get_one_clear_error(structure, grads, kind, texts):
-    opt = RMSProp(STRUCTURES[structure][0](arrays(1)))
+    opt = RMSProp(any_structure(structure, arrays(1)))
     with refused(kind, *texts, of=[opt]):
         opt.step(grads)
 
@@ -220,11 +414,12 @@ def test_a_list_is_no_gradient_of_one_array():
         opt.step({"params": one(2)})
 
 
-def test_default_of_a_defaultdict_is_no_gradient():
-    opt, grads = RMSProp(named(1)), defaultdict(lambda: None, a=X, b=Y)
+@pytest.mark.parametrize("others", [{}, {"z": Z}], ids=["one less", "as many"])
+def test_default_of_a_defaultdict_is_no_gradient(others):
+    opt, grads = RMSProp(named(1)), defaultdict(lambda: None, a=X, b=Y, **others)
     with refused(ValueError, 'grads["c"] is missing', of=[opt]):
         opt.step(grads)
-    assert list(grads) == ["a", "b"]
+    assert list(grads) == ["a", "b", *others]
 
 
 # Gradients of None
@@ -290,8 +485,32 @@ def test_gradient_again_after_a_pause_goes_on_from_its_state():
             lambda p, new: p[1]["params"].update(w=new),
             '[1]["w"]',
         ),
+        (
+            lambda x: flax_tree(*x),
+            lambda p, new: p["params"]["Dense_0"].update(bias=new),
+            '["params"]["Dense_0"]["bias"]',
+        ),
+        (
+            lambda x: flax_tree(*x),
+            lambda p, new: p["params"].update(Dense_0={**p["params"]["Dense_0"], "bias": new}),
+            '["params"]["Dense_0"]["bias"]',
+        ),
+        (lambda x: ([x[0], {"w": x[1]}], x[2]), lambda p, new: p[0][1].update(w=new), '[0][1]["w"]'),
+        (lambda x: [x[0], [x[1]]], lambda p, new: p.__setitem__(1, new), "[1][0]"),
+        (lambda x: {"a": [x[1]]}, lambda p, new: p.update(a={"0": new}), '["a"][0]'),
     ],
-    ids=["dict", "ordered", "list", "list in a group", "dict in a group"],
+    ids=[
+        "dict",
+        "ordered",
+        "list",
+        "list in a group",
+        "dict in a group",
+        "nested",
+        "nested mapping replaced",
+        "in a tuple",
+        "an array for a list",
+        "a mapping for a list",
+    ],
 )
 def test_a_parameter_that_was_replaced_is_not_trained_in_silence(given, change, place):
     arrays = random(1, *SIZES)
@@ -312,6 +531,18 @@ def test_a_mapping_may_be_sorted_anew_grow_shrink_and_be_written_in_place():
     del params["b"]
     opt.step(named(2))
     assert opt.steps == 2
+
+
+def test_nested_mappings_may_be_other_objects_with_the_same_arrays_grow_and_shrink():
+    params = flax_tree(*arrays(1))
+    opt, twin = RMSProp(params), RMSProp(flax_tree(*arrays(1)))
+    params["params"]["Dense_0"] = dict(reversed(params["params"]["Dense_0"].items()))
+    params["params"]["Dense_2"] = {"kernel": one(1)}
+    params["batch_stats"] = {}
+    del params["params"]["Dense_1"]
+    for o in (opt, twin):
+        o.step(flax_tree(*arrays(2)))
+    assert_same(opt, twin)
 
 
 def test_what_makes_its_entries_when_asked_is_not_watched():
