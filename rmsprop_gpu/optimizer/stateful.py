@@ -190,9 +190,9 @@ class Stateful:
 
             optax: the state of ``optax.rmsprop`` (``adagrad``), also inside ``chain``, ``inject_hyperparams``,
             ``MultiSteps`` (between two steps; the gradients of mini-steps are yours to add up) or ``partition``, whose
-            parts are merged, with a group here for each that differs. A nested tree matches names joined by slashes or
-            dots, or the order of ``jax.tree.leaves``. Only the learning rate of ``inject_hyperparams`` is loaded; build
-            with the same ones, ``RMSProp.from_preset("optax", params, ...)``.
+            parts are merged, with a group here for each that differs. A nested tree matches parameters that are nested
+            alike, names joined by slashes or dots, or the order of ``jax.tree.leaves``. Only the learning rate of
+            ``inject_hyperparams`` is loaded; build with the same ones, ``RMSProp.from_preset("optax", params, ...)``.
 
             tf_keras_legacy: ``optimizer.variables()`` of tf.keras up to 2.10, or a mapping from names to arrays, theirs
             or those in a checkpoint. The learning rate is loaded as from Keras; where ``decay`` is another one here, it

@@ -104,8 +104,12 @@ def _rate(i: int, rates: Mapping[str, float | None], mine: Mine, problems: Probl
 
 
 def by_path(found: Mapping[str, list[Entry]], mine: Mine, problems: Problems) -> dict[str, list[Entry]]:
-    """Arrays whose names have slashes, with dots where our keys have those; refused where only a guess orders them."""
+    """Arrays whose names have slashes, with dots where our keys have those; refused where only a guess orders them.
+
+    Both may be in one key: those of haiku have slashes of their own, which stay where dots join nested parameters.
+    """
     keys, spelled = [tensor.key for tensor in mine.tensors], {}
+    ours = {key.replace("/", "."): key for key in keys}
     for name, entries in found.items():
         paths = [entry.param for entry in entries]
         late = _sorted_as_text(paths)
@@ -113,8 +117,10 @@ def by_path(found: Mapping[str, list[Entry]], mine: Mine, problems: Problems) ->
             text = f"has {quoted(late[0])} before {quoted(late[1])}, as text is sorted, and params has no names"
             wanted = 'wanted names, or match="order" for that order'
             problems.add(ValueError, f"state's {quoted(name)} {text}; {wanted}")
-        dotted = [entry._replace(param=entry.param.replace("/", ".")) for entry in entries]
-        spelled[name] = dotted if {entry.param for entry in dotted} <= set(keys) else entries
+        dotted = [path.replace("/", ".") for path in paths]
+        spelled[name] = entries
+        if len(ours) == len(keys) and all(path in ours for path in dotted):
+            spelled[name] = [entry._replace(param=ours[path]) for entry, path in zip(entries, dotted, strict=True)]
     return spelled
 
 

@@ -90,6 +90,29 @@ def test_trees_of_optax_match_by_path_or_in_the_order_of_jax(params):
     assert [opt.state[i]["square_avg"][0] for i in range(len(want))] == want
 
 
+def scaled(tree, scale):
+    if isinstance(tree, dict):
+        return {key: scaled(entry, scale) for key, entry in tree.items()}
+    return [scaled(entry, scale) for entry in tree] if isinstance(tree, list) else tree * scale
+
+
+NESTED = {
+    "flax": {"params": {"Dense_10": {"kernel": 1}, "Dense_2": {"kernel": 2, "bias": 3}}},
+    "haiku": {"mlp/~/linear_0": {"w": 1, "b": 2}, "mlp/~/linear_1": {"w": 3}},
+    "layers": [{"w": 1, "b": 2}, {"w": 3}],
+    "lists": [[1, 2], [3]],
+    "integers": {10: 1, 9: {1: 2, 0: 3}},
+    "slashes and dots": {"a.b": 1, "a/b": 2, "c": 3},
+}
+
+
+@pytest.mark.parametrize("case", NESTED)
+def test_a_tree_matches_parameters_nested_alike(case):
+    opt = RMSProp(scaled(NESTED[case], np.ones(2)))
+    opt.load_foreign("optax", (ScaleByRmsState(scaled(NESTED[case], np.full(2, 0.5))), EmptyState(), EmptyState()))
+    assert [opt.state[i]["square_avg"][0] for i in range(3)] == [0.5, 1.0, 1.5]
+
+
 LAYERS = [f"Dense_{i}" for i in range(11)]  # Dense_10 comes before Dense_2, as text
 TREE = {layer: {"kernel": np.full(2, i + 1.0)} for i, layer in enumerate(LAYERS)}
 IN_ORDER_OF_JAX = [1, 2, 11, 3, 4, 5, 6, 7, 8, 9, 10]
