@@ -94,6 +94,15 @@ def test_readme_example_of_gradients_runs(capsys):
     assert capsys.readouterr().out.startswith("1 nan [")
 
 
+def test_readme_example_of_a_file_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(example("np.savez"), {})
+    with np.load("opt.npz", allow_pickle=False) as saved:
+        assert {name: x.dtype.hasobject for name, x in saved.items() if "momentum" in name} == {
+            "w/momentum_buffer": False
+        }
+
+
 def test_readme_has_the_two_commands():
     text = README.read_text()
     assert '\npip install ".[demo]" && rmsprop-gpu demo\n' in text

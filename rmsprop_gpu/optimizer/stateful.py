@@ -10,6 +10,7 @@ from ..arrays.checks import Problems, Tensor, check_unchanged, quoted
 from ..arrays.layout import NDArray
 from ..state import foreign
 from ..state.buffers import Averages, State
+from ..state.flat import flattened
 from ..state.kinds import needed
 from ..state.outcome import Outcome
 from ..state.saved import VERSION, LoadReport, check_skipped, check_state_dict
@@ -57,11 +58,17 @@ class Stateful:
         """
         return Averages(self._state)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, flat: bool = False) -> dict[str, Any]:
         """A snapshot of state, hyperparameters and steps, of plain dicts, lists, numbers and arrays; it may be kept.
 
         Unlike torch's it copies, so that later steps do not change it, and goes by name. A callable ``lr`` is a
         program, not a number: it is saved as None, and given again to the optimizer that loads.
+
+        Parameters
+        ----------
+        flat : bool
+            Return what files keep without pickle: NumPy arrays under ``"<parameter>/<buffer>"``, and all else as one
+            JSON text under ``"rmsprop_gpu"``, which is no array's name. For arrays on a device the host waits.
 
         Returns
         -------
@@ -69,22 +76,61 @@ class Stateful:
             ``"optimizer"``, ``"version"``, ``"steps"``, ``"skipped_steps"`` (on one device an array there, so that
             nobody waits); ``"state"``, by name the arrays of each parameter, on its device (no copies of the host), in
             C order however the parameter lies; ``"param_groups"``, a list of dicts of hyperparameters, with names as
-            ``"params"``.
+            ``"params"``. `flat`: see there.
+
+        Raises
+        ------
+        TypeError
+            `flat`, where what others have put into a group is nothing that JSON has.
+
+        Notes
+        -----
+        The text has every number to the last bit; infinity is written as Python's json does (``Infinity``). In what
+        others have put into a group, tuples become lists and keys of mappings texts, as JSON has them.
+
+        ``numpy.savez`` takes the flat form as it is. safetensors takes texts as metadata::
+
+            arrays = opt.state_dict(flat=True)
+            text = arrays.pop("rmsprop_gpu")
+            safetensors.numpy.save_file(arrays, path, metadata={"rmsprop_gpu": text})
+
+            with safetensors.safe_open(path, "numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+                opt.load_state_dict({**arrays, **file.metadata()})
+
+        Examples
+        --------
+        >>> import io
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt, file = RMSProp({"w": np.ones(2)}), io.BytesIO()  # or a path
+        >>> opt.step({"w": np.ones(2)})
+        >>> np.savez(file, **opt.state_dict(flat=True))
+        >>> _ = file.seek(0)
+        >>> later = RMSProp({"w": np.ones(2)})
+        >>> with np.load(file) as saved:
+        ...     print(list(saved))
+        ...     later.load_state_dict(saved)
+        ['rmsprop_gpu', 'w/step', 'w/bias_weight', 'w/square_avg']
+        LoadReport(missing=[], unexpected=[])
+        >>> later.steps, later.state["w"]["square_avg"]
+        (1, array([0.1, 0.1]))
         """
         self._refuse_capture("state_dict")
         if not self._groups.changes.turn:
             self._planner.allocate()  # what was assigned since the last step
-        return {
+        state_dict = {
             "optimizer": type(self).__name__,
             "version": VERSION,
             "steps": self.steps,
-            "skipped_steps": self._outcome.snapshot(),
-            "state": self._state.snapshot(),
+            "skipped_steps": self._outcome.skipped if flat else self._outcome.snapshot(),
+            "state": self._state.snapshot(on_host=flat),
             "param_groups": [
                 {"params": names, **h, "lr": None if callable(h["lr"]) else h["lr"], **group.kept}
                 for names, group, h in zip(self._groups.keys, self._groups.all, self._groups.hypers(), strict=True)
             ],
         }
+        return flattened(state_dict) if flat else state_dict
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Continue from a `state_dict`: everything is validated by name before anything changes.
@@ -92,7 +138,7 @@ class Stateful:
         Parameters
         ----------
         state_dict : mapping
-            As `state_dict` returned it, or read back from wherever it was kept.
+            As `state_dict` returned it, flat or not, or read back from wherever it was kept: an open npz file is one.
         strict : bool
             True: the same parameters in the same groups; the hyperparameters are loaded too (a callable ``lr``
             stays, and has to be there where one was saved). False: parameters that both have are loaded, the others

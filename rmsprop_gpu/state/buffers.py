@@ -105,12 +105,18 @@ class State(Mapping[str | int, Mapping[str, Array]]):
 
         return allocate_on_device(layouts, device, self._order)
 
-    def snapshot(self) -> dict[str, dict[str, Array]]:
-        """Copies of everything, by name, where the state lies; in C order, since bytes in a file have no strides."""
+    def snapshot(self, *, on_host: bool = False) -> dict[str, dict[str, Array]]:
+        """Copies of everything, by name, where the state lies; in C order, since bytes in a file have no strides.
+
+        `on_host` they are NumPy's, for which the host waits.
+        """
         copies = {}
         for i, tensor in enumerate(self._tensors):
+            away = on_host and tensor.device is not None
             with self._at(i):
-                copies[tensor.key] = {name: x.copy(order="C") for name, x in self.buffers[i].items()}
+                copies[tensor.key] = {
+                    name: x.get(order="C") if away else x.copy(order="C") for name, x in self.buffers[i].items()
+                }
         return copies
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:

@@ -15,6 +15,7 @@ from ..arrays.layout import Array, Layout, device_of
 from ..arrays.real import one_real, whole
 from ..arrays.selector import kind_of
 from ..kernels.table import COUNTERS
+from .flat import is_flat, unflattened
 from .kinds import layout_of
 
 VERSION = 1  # of what state_dict returns
@@ -46,6 +47,10 @@ def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[
     if not isinstance(saved, Mapping):
         problems.add(TypeError, f"state_dict is a {type(saved).__name__}; wanted a mapping, as state_dict() returns it")
         return {}
+    if is_flat(saved):
+        saved = unflattened(saved, problems)
+        if len(problems):
+            return {}
     kinds: dict[str, tuple[Any, str]] = {
         "state": (Mapping, "a mapping"),
         "param_groups": ((list, tuple), "a list"),
