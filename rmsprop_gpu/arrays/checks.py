@@ -209,7 +209,7 @@ def check_unmoved(tensor: Tensor, problems: Problems) -> None:
 
 
 def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool = False) -> Array | None:
-    """A gradient of the parameter's shape and dtype, in any layout, where the parameter lies; to be `written` to?"""
+    """A gradient of the parameter's shape and a dtype that is its, in any layout, in its place; to be `written` to?"""
     if written and isinstance(x, np.generic):
         problems.add(
             TypeError, f"{tensor.grad_label} is {a(type(x))}; wanted an array, into which zeros can be written"
@@ -225,10 +225,10 @@ def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool =
     if here != there and (array.size or here is None or there is None):  # nothing lies nowhere
         found = f"{label} is {a(type(x))} {place(device_of(array))}, but the parameter lies {place(tensor.device)}"
         problems.add(TypeError, f"{found}; wanted a gradient there, nothing is copied between them unasked")
-    if array.dtype != tensor.layout.dtype or not array.dtype.isnative:
-        problems.add(
-            TypeError, f"{label} has dtype {dtype_name(array.dtype)}, but the parameter has {tensor.layout.dtype}"
-        )
+    wanted = dtypes.grad_dtypes(tensor.layout.dtype)
+    if array.dtype.name not in wanted or not array.dtype.isnative:
+        found = f"{label} has dtype {dtype_name(array.dtype)}, but the parameter has {tensor.layout.dtype}"
+        problems.add(TypeError, f"{found}; wanted {' or '.join(wanted)}")
     if array.shape != tensor.layout.shape:
         problems.add(ValueError, f"{label} has shape {array.shape}, but the parameter has shape {tensor.layout.shape}")
     if tensor.device is not None and len(problems) == before and not is_aligned(array):

@@ -44,6 +44,7 @@ class Batch(Protocol):
 
     variant: Variant
     dtype: np.dtype[Any]
+    grad_dtype: np.dtype[Any]
     sizes: list[int]
     table: np.ndarray[Any, Any]
     grads: np.ndarray[Any, Any]
@@ -56,12 +57,13 @@ class Batch(Protocol):
     def norms(self) -> Norms: ...
 
 
-def _make_update_kernel(variant: Variant, D: Any, make_rule: Any) -> Any:
-    """The kernel of a piece of a tensor, elements start to stop; parameters and gradients are of type D."""
+def _make_update_kernel(variant: Variant, D: Any, G: Any, make_rule: Any) -> Any:
+    """The kernel of a piece of a tensor, elements start to stop; parameters are of type D, gradients of type G."""
     T: Any = compute_dtype(np.dtype(D)).type
     rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), make_scalars(T, HOST)
     factors_of = make_factors(variant, T, HOST)
     (load, store), (load_state, store_state) = memory(D, HOST), memory(T, HOST)
+    load_grad, store_grad = memory(G, HOST)
     zero, prepared = T(0), variant.prepared
 
     @kernel
@@ -76,7 +78,7 @@ def _make_update_kernel(variant: Variant, D: Any, make_rule: Any) -> Any:
             if load_state(factors, index * FACTOR_COLUMNS + SKIP) != zero:
                 if variant.zero_grads:
                     for i in range(start, stop):
-                        store(grad, i, zero)
+                        store_grad(grad, i, zero)
                 return
         elif start == 0:
             advance(row, s)
@@ -88,7 +90,7 @@ def _make_update_kernel(variant: Variant, D: Any, make_rule: Any) -> Any:
             m = load_state(grad_avg, i) if variant.centered else p
             b = load_state(momentum_buffer, i) if variant.momentum else p
             e = load_state(ema, i) if variant.ema else p
-            p, v, m, b, e = rule(p, load(grad, i), v, m, b, e, s, f)
+            p, v, m, b, e = rule(p, load_grad(grad, i), v, m, b, e, s, f)
             store(param, i, p)
             store_state(square_avg, i, v)
             if variant.centered:
@@ -98,26 +100,28 @@ def _make_update_kernel(variant: Variant, D: Any, make_rule: Any) -> Any:
             if variant.ema:
                 store_state(ema, i, e)
             if variant.zero_grads:
-                store(grad, i, zero)
+                store_grad(grad, i, zero)
 
     return update_kernel
 
 
-def _makers(variant: Variant, dtype: np.dtype[Any], make: Any = None) -> dict[str, tuple[Any, ...]]:
+def _makers(
+    variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], make: Any = None
+) -> dict[str, tuple[Any, ...]]:
     """What makes the kernels that a step of a Variant calls, in this order, and what they are made for."""
     made: dict[str, tuple[Any, ...]] = {}
     if variant.measures:
-        made["partials_kernel"] = make_partials_kernel, variant.of_sums, dtype.type
+        made["partials_kernel"] = make_partials_kernel, variant.of_sums, grad_dtype.type
         made["totals_kernel"] = (make_totals_kernel,)
     if variant.prepared:
         made["prepare_kernel"] = make_prepare_kernel, variant.of_prepare, compute_dtype(dtype).type
-    made["update_kernel"] = _make_update_kernel, variant.of_update, dtype.type, make or make_rule
+    made["update_kernel"] = _make_update_kernel, variant.of_update, dtype.type, grad_dtype.type, make or make_rule
     return made
 
 
-def functions(variant: Variant, dtype: np.dtype[Any]) -> dict[str, Any]:
+def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, Any]:
     """The ``@njit`` functions that a step of a Variant calls, compiled."""
-    return {name: once(*maker) for name, maker in _makers(variant, dtype).items()}
+    return {name: once(*maker) for name, maker in _makers(variant, dtype, grad_dtype).items()}
 
 
 def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any = None) -> Callable[[], None]:
@@ -133,7 +137,8 @@ def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any
         owners = (batch.table, batch.grads, batch.scalars, batch.factors, batch.told, batch.numbers)
         blocks.append(np.array([*(a.ctypes.data for a in owners), norms], np.int64))
         block = blocks[-1].ctypes.data
-        kernels = {name: address(*maker) for name, maker in _makers(batch.variant, batch.dtype, make).items()}
+        makers = _makers(batch.variant, batch.dtype, batch.grad_dtype, make)
+        kernels = {name: address(*maker) for name, maker in makers.items()}
         if batch.variant.measures:
             sums.append(items_of(kernels["partials_kernel"], block, batch.sizes))
             totals[norms] = (kernels["totals_kernel"], norms, 0, 0, 0)

@@ -53,15 +53,16 @@ class Batch(Protocol):
     def title(self, kernel: str) -> str: ...
 
 
-def _make_update(variant: Variant, D: Any, T: Any, width: int) -> Any:
+def _make_update(variant: Variant, D: Any, G: Any, T: Any, width: int) -> Any:
     """``update(param, grad, ..., i, s, f)``: load what the elements from i on need, update, store."""
     lanes = make_lanes(make_rule(variant, T), T, width)
     (load, store), (load_state, store_state) = memory(D, GLOBAL, width), memory(T, GLOBAL, width)
+    load_grad, store_grad = memory(G, GLOBAL, width)
     zeros = T(0) if width == 1 else (T(0),) * width
 
     @inline
     def update(param, grad, square_avg, grad_avg, momentum_buffer, ema, i, s, f):  # type: ignore[no-untyped-def]
-        p, g, v = load(param, i), load(grad, i), load_state(square_avg, i)
+        p, g, v = load(param, i), load_grad(grad, i), load_state(square_avg, i)
         m = load_state(grad_avg, i) if variant.centered else v
         b = load_state(momentum_buffer, i) if variant.momentum else v
         e = load_state(ema, i) if variant.ema else v
@@ -75,22 +76,23 @@ def _make_update(variant: Variant, D: Any, T: Any, width: int) -> Any:
         if variant.ema:
             store_state(ema, i, e)
         if variant.zero_grads:
-            store(grad, i, zeros)
+            store_grad(grad, i, zeros)
 
     return update
 
 
-def make_update_kernel(variant: Variant, D: Any) -> Any:
-    """The kernel of all chunks of a batch, as a Python function; parameters and gradients are of type D."""
+def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
+    """The kernel of all chunks of a batch, as a Python function; parameters are of type D, gradients of D or else G."""
+    G = G or D
     T: Any = compute_dtype(np.dtype(D)).type
-    size, state_size = np.dtype(D).itemsize, np.dtype(T).itemsize
+    size, grad_size, state_size = (np.dtype(x).itemsize for x in (D, G, T))
     # Elements a thread takes at a time: 128 bits of state. With 128 bits of halves a thread would have two such vectors
     # side by side, and each access of a warp would touch every second half of a sector.
     width = VECTOR // state_size
-    update_one, update_many = _make_update(variant, D, T, 1), _make_update(variant, D, T, width)
+    update_one, update_many = _make_update(variant, D, G, T, 1), _make_update(variant, D, G, T, width)
     advance, scalars_of = make_advance(variant, T, GLOBAL), make_scalars(T, GLOBAL)
     factors_of = make_factors(variant, T, GLOBAL)
-    (load_factor, _), (_, store_grad) = memory(T, GLOBAL), memory(D, GLOBAL)
+    (load_factor, _), (_, store_grad) = memory(T, GLOBAL), memory(G, GLOBAL)
     zero, prepared = T(0), variant.prepared
     # 64 bits cost a kernel of halves up to an instruction an element, and bfloat16 on 10.0 would exceed its 64; 32 bits
     # cost registers on Turing, where plain float32 may have 40.
@@ -107,7 +109,7 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
         ema = _load_int(row, EMA) if variant.ema else square_avg
         has_grad = grad != 0
         # From here on the chunk is all there is: its addresses moved once, in 64 bits.
-        grad += start * size
+        grad += start * grad_size
         param += start * size
         square_avg += start * state_size
         grad_avg += start * state_size
@@ -125,7 +127,9 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
         f = factors_of(factors, index, s)
         whole = Index(n - n % width)
         # Asked by masks of bits, this would take kernels with all buffers from 50 registers to 66.
-        if (param | grad) % (width * size) != 0 or (square_avg | grad_avg | momentum_buffer | ema) % VECTOR != 0:
+        # A vector of half gradients beside float32 is half as wide: twice its address is as even as the other's.
+        scaled = grad * (size // grad_size)
+        if (param | scaled) % (width * size) != 0 or (square_avg | grad_avg | momentum_buffer | ema) % VECTOR != 0:
             whole = Index(0)
 
         if not prepared and has_grad and start == 0 and target.threadIdx.x == 0:
@@ -142,27 +146,28 @@ def make_update_kernel(variant: Variant, D: Any) -> Any:
     return update_kernel
 
 
-def _makers(variant: Variant) -> dict[str, tuple[Any, Variant]]:
-    """What makes the kernels that a step of a Variant launches, in this order, and what of it they are made for."""
-    partials = {"partials_kernel": (make_partials_kernel, variant.of_sums)} if variant.measures else {}
-    prepare = {"prepare_kernel": (make_prepare_kernel, variant.of_prepare)} if variant.prepared else {}
-    return {**partials, **prepare, "update_kernel": (make_update_kernel, variant.of_update)}
+def _makers(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, tuple[Any, ...]]:
+    """What makes the kernels that a step of a Variant launches, in this order, and what they are made for."""
+    D, G = dtype.type, grad_dtype.type
+    partials = {"partials_kernel": (make_partials_kernel, variant.of_sums, G)} if variant.measures else {}
+    prepare = {"prepare_kernel": (make_prepare_kernel, variant.of_prepare, D)} if variant.prepared else {}
+    return {**partials, **prepare, "update_kernel": (make_update_kernel, variant.of_update, D, G)}
 
 
-def functions(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, Any]:
+def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], device: int) -> dict[str, Any]:
     """The ``@cuda.jit`` functions that a step of a Variant launches, compiled for a device."""
     import cupy
 
     with cupy.cuda.Device(device):
-        return {name: compiled(*made, dtype.type) for name, made in _makers(variant).items()}
+        return {name: compiled(*made) for name, made in _makers(variant, dtype, grad_dtype).items()}
 
 
-def kernels(variant: Variant, dtype: np.dtype[Any], device: int) -> dict[str, Any]:
+def kernels(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], device: int) -> dict[str, Any]:
     """The handles of these functions on a device; compiled once an architecture, or loaded from disk."""
     import cupy
 
     with cupy.cuda.Device(device):
-        return {name: handle(*made, dtype.type) for name, made in _makers(variant).items()}
+        return {name: handle(*made) for name, made in _makers(variant, dtype, grad_dtype).items()}
 
 
 def chunk_of(dtype: np.dtype[Any]) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from .. import hyper
 from ..arrays.checks import Problems, Tensor, check_disjoint, check_one_place, make_tensor
-from ..arrays.dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype, grad_dtypes
 from ..conventions.explain import Explanation, explain
 from ..hyper import Schedule
 from ..state.buffers import State
@@ -120,10 +121,11 @@ class Optimizer(Stateful):
         grads : array, sequence, mapping or list of these
             Mirrors the structure of the parameters, nested as they are, mappings in any order; for groups a list with
             one entry a group. Where every parameter has a name, it may also be one mapping from the names, which are
-            those of `state`, to the gradients. Each gradient has its parameter's shape and dtype and lies where it does
-            (host or device), in any layout: one that lies as its parameter is read where it is, another is copied into
-            a buffer that is kept. Gradients are only read, and on a device held until the step is enqueued. ``None`` in
-            the place of one leaves its parameter and state alone.
+            those of `state`, to the gradients. Each gradient has its parameter's shape and dtype (of float32 also
+            float16 or bfloat16, as from autocast: it is widened where it is read) and lies where it does (host or
+            device), in any layout: one that lies as its parameter is read where it is, another is copied into a buffer
+            that is kept. Gradients are only read, and on a device held until the step is enqueued. ``None`` in the
+            place of one leaves its parameter and state alone.
         grad_scale : float or array of one element, optional
             By what the gradients have been multiplied (a loss scale): they are divided by it before all else. An array
             of float32 or float64 lies where the parameters do and is read there, when the step runs.
@@ -154,9 +156,7 @@ class Optimizer(Stateful):
                 self._entries.check()
             arrays = self._flatten(grads)
             told = signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
-            plan = self._planner.plan(told.asked)
-            plan.bind(arrays, told)
-            plan.launch()
+            self._planner.bound(arrays, told).launch()
         finally:
             if turn.get(0) is token:
                 del turn[0]
@@ -183,7 +183,9 @@ class Optimizer(Stateful):
         self._groups.changes.turn.refuse("a refresh")
         self._planner.refresh(step)
 
-    def compile(self, *, grad_scale: bool = False, found_inf: bool = False, zero_grads: bool = False) -> None:
+    def compile(
+        self, *, grad_scale: bool = False, found_inf: bool = False, zero_grads: bool = False, grad_dtype: Any = None
+    ) -> None:
         """Compile what a step needs, or load it from disk, without taking one: the first step is then as fast as any.
 
         For the hyperparameters as they are; a switch that changes later, as a momentum that was 0, needs other kernels.
@@ -192,6 +194,14 @@ class Optimizer(Stateful):
         ----------
         grad_scale, found_inf, zero_grads : bool
             Whether the steps to come are given these.
+        grad_dtype : dtype, optional
+            Of the gradients to come, for the parameters that may have gradients of it: float16 or bfloat16 for those of
+            float32. By default the dtypes of the last step's, and before the first those of the parameters.
+
+        Raises
+        ------
+        TypeError
+            For anything else; and where no parameter may have gradients of that dtype.
 
         Examples
         --------
@@ -209,16 +219,27 @@ class Optimizer(Stateful):
             if not isinstance(value, (bool, np.bool_)):
                 raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted True or False")
         told = bool(grad_scale or found_inf)
-        self._planner.compile(hyper.Asked(told=told, scaled=bool(grad_scale), zero_grads=bool(zero_grads)))
+        asked = hyper.Asked(told=told, scaled=bool(grad_scale), zero_grads=bool(zero_grads))
+        self._planner.compile(asked, None if grad_dtype is None else self._grad_dtype(grad_dtype))
+
+    def _grad_dtype(self, x: Any) -> np.dtype[Any]:
+        """The dtype of gradients that `compile` was given."""
+        wanted = list(dict.fromkeys(name for t in self._tensors for name in grad_dtypes(t.layout.dtype)))
+        with suppress(TypeError):
+            dtype: np.dtype[Any] = np.dtype(x)
+            if dtype.name in wanted and dtype.isnative:
+                return dtype
+        raise TypeError(f"grad_dtype is {x!r}; wanted {' or '.join(wanted)}")
 
     def kernels(self) -> dict[str, Any]:
-        """What a step launches: Numba's functions themselves, compiled, to look inside.
+        """What a step launches, for gradients like the last step's: Numba's functions themselves, compiled, to look at.
 
         Returns
         -------
         dict
-            From a name, ``"update_kernel[float32, momentum]"``, to the ``@cuda.jit`` function, or the ``@njit`` one
-            that the CPU calls for each chunk. Each has ``inspect_llvm()`` and ``inspect_asm()``, on a device also
+            From a name, ``"update_kernel[float32, momentum]"`` or
+            ``"update_kernel[float32 with float16 gradients, plain]"``, to the ``@cuda.jit`` function, or the ``@njit``
+            one that the CPU calls for each chunk. Each has ``inspect_llvm()`` and ``inspect_asm()``, on a device also
             ``inspect_sass()`` (with nvdisasm on the PATH); they return a dict from signature to text.
 
         Examples

@@ -40,7 +40,7 @@ def rmsprop_update(
         Updated in place, as a parameter of :class:`RMSProp`: any shape, one dense block of memory, on the host or on a
         CUDA device.
     grad : array
-        Of the same shape and dtype, any layout, in the same place; only read.
+        Of the same shape and dtype (for float32 also float16 or bfloat16), any layout, in the same place; only read.
     square_avg, momentum_buffer, grad_avg : array
         State that lies in memory as `param` does, in the same place, updated in place; of the parameter's dtype, for
         halves of float32. The buffer is needed with `momentum`, the average with `centered`. Start them at zero.
@@ -128,12 +128,13 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
         _check_state(name, x, array, tensor, problems)
         buffers[name] = array
     if tensor is not None:
-        check_grad(grad, tensor, problems)
+        checked = check_grad(grad, tensor, problems)
         all_arrays = [("param", tensor.address, tensor.layout.nbytes)]
         all_arrays += [(name, address_of(array), array.nbytes) for name, array in buffers.items()]
         check_disjoint(all_arrays, problems)
     problems.raise_any()
     assert tensor is not None  # or there were problems
+    assert checked is not None
     dtype = tensor.layout.dtype
     settings = {(0, dtype): (hyper.variant(h, adagrad), hyper.scalars(h, h["lr"], compute_dtype(dtype)))}
     order = None
@@ -143,7 +144,8 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
         order = Order([tensor.device])
         if order.capturing():
             raise RuntimeError("one update builds its plan anew and cannot be captured in a CUDA graph; use RMSProp")
-    plan = Plan([tensor], [0], [buffers], settings, np.zeros(1, np.int64), order, {tensor.device: 0})
+    steps, outcome = np.zeros(1, np.int64), {tensor.device: 0}
+    plan = Plan([tensor], [0], [buffers], settings, [checked.dtype], steps, order, outcome)
     plan.bind([grad])
     plan.launch()
     if order is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import hyper
 from ..arrays.checks import Tensor
-from ..arrays.dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype, grad_dtypes
 from ..arrays.layout import NDArray
 from ..hyper import NOTHING_ASKED, Asked
 from ..kernels import cpu
@@ -18,8 +18,9 @@ from ..kernels.rule import Variant
 from ..state.buffers import State
 from ..state.kinds import needed
 from ..state.outcome import Outcome
-from ..steps.batch import kernel_name
+from ..steps.batch import OtherDtypes, kernel_name
 from ..steps.plan import Plan, Settings, batched, variants_of
+from ..steps.signals import Signals
 from .groups import Groups
 
 if TYPE_CHECKING:
@@ -50,10 +51,29 @@ class Planner:
         self._outcome = outcome
         self._scheduled = True
         self._plan: Plan | None = None
+        self._grad_dtypes = tuple(t.layout.dtype for t in tensors)  # of the last step; before it, the parameters' own
         self._asked = NOTHING_ASKED  # by the last step
         self._recent: list[Plan] = []  # for the same hyperparameters and what other steps asked
         self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
         self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters that each was written with
+
+    def bound(self, grads: list[Any], signals: Signals) -> Plan:
+        """The plan of the next step, which has taken these gradients, in the order of the tensors.
+
+        A plan is for gradients of certain dtypes, which its check of them compares with; so a step of the same as the
+        last has nothing more to look at, and only one of others goes twice over them.
+        """
+        if self._plan is None:  # which would be made, and compiled, for gradients that do not come
+            self._grad_dtypes = tuple(map(_grad_dtype, self._tensors, grads))
+        plan = self.plan(signals.asked)
+        try:
+            plan.bind(grads, signals)
+            return plan
+        except OtherDtypes as found:
+            others = found.of
+        plan = self._for_other(plan, others)
+        plan.bind(grads, signals)
+        return plan
 
     def plan(self, asked: Asked = NOTHING_ASKED) -> Plan:
         """The plan of the next step, which asks for this."""
@@ -128,30 +148,37 @@ class Planner:
         if self._scheduled:
             self._steps[0] = at + 1
 
-    def compile(self, asked: Asked) -> None:
-        """Make the plan of a step that asks for this, which compiles; no schedule is asked, and no number is sent."""
+    def compile(self, asked: Asked, grad_dtype: np.dtype[Any] | None) -> None:
+        """Make the plan of a step that asks for this, which compiles; no schedule is asked, and no number is sent.
+
+        Every parameter that may have gradients of this dtype does.
+        """
         if self._order:
             self._order.refuse_broken()
         hypers = self._groups.hypers()
         hyper.check_shared(hypers, self._devices)
         rates = [0.0 if callable(h["lr"]) else h["lr"] for h in hypers]
         self.allocate()
-        self._plan_for(self._settings(hypers, rates, asked), asked, False)
+        dtypes = self._grad_dtypes
+        if grad_dtype is not None:
+            own = [t.layout.dtype for t in self._tensors]
+            dtypes = tuple(grad_dtype if grad_dtype.name in grad_dtypes(x) else x for x in own)
+        self._plan_for(self._settings(hypers, rates, asked), asked, dtypes, False)
 
     def kernels(self) -> dict[str, Any]:
-        """The jitted functions that a step would launch with the hyperparameters as they are, by name; compiled."""
+        """The jitted functions that a step like the last would launch with the hyperparameters as they are, by name."""
         found = {}
-        for tensor, i in zip(self._tensors, self._groups.of_tensor, strict=True):
+        for tensor, i, grad_dtype in zip(self._tensors, self._groups.of_tensor, self._grad_dtypes, strict=True):
             variant, dtype = hyper.variant(self._groups.all[i].hyper(), self._adagrad, self._asked), tensor.layout.dtype
-            for name, function in _functions(variant, dtype, tensor.device).items():
-                found[kernel_name(name, dtype, variant)] = function
+            for name, function in _functions(variant, dtype, grad_dtype, tensor.device).items():
+                found[kernel_name(name, dtype, grad_dtype, variant)] = function
         return found
 
     def allocate(self, groups: list[dict[str, Any]] | None = None) -> None:
         """Make the state that the hyperparameters need, by default those of now, and that is not there yet."""
         groups, of_tensor = groups or self._groups.hypers(), self._groups.of_tensor
         variants = {(i, dtype): hyper.variant(groups[i], self._adagrad) for i, dtype in self._kinds}
-        batches = batched(self._tensors, of_tensor, variants)
+        batches = batched(self._tensors, of_tensor, variants, self._grad_dtypes)
         self._state.order = [i for rows in batches.values() for i in rows]
         hypers = [groups[i] for i in of_tensor]
         self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
@@ -216,7 +243,7 @@ class Planner:
             if self._plan is None or changed or asked != self._asked:
                 if self._plan is None or variants_of(settings) != self._plan.variants:  # so is what state they need
                     self.allocate(hypers)
-                    self._plan = self._plan_for(settings, asked, changed)
+                    self._plan = self._plan_for(settings, asked, self._grad_dtypes, changed)
                 self._scheduled, self._asked = _scheduled(hypers), asked
                 self._written[self._plan] = hypers
             self._plan.write_scalars(settings)
@@ -225,15 +252,32 @@ class Planner:
             raise
         return self._plan
 
-    def _plan_for(self, settings: Settings, asked: Asked, changed: bool) -> Plan:
+    def _for_other(self, plan: Plan, others: dict[Tensor, np.dtype[Any]]) -> Plan:
+        """The plan of the same step as this one, with the same numbers, for gradients of other dtypes."""
+        if self._order and self._order.capturing():
+            raise RuntimeError(
+                f"{CAPTURED}, but the gradients of the last step had other dtypes; take the same one before"
+            )
+        pairs = zip(self._tensors, self._grad_dtypes, strict=True)
+        dtypes = tuple(others.get(tensor, dtype) for tensor, dtype in pairs)
+        settings, written = plan.settings, self._written.get(plan) or self._groups.hypers()
+        made = self._plan_for(settings, self._asked, dtypes, False)
+        made.write_scalars(settings)
+        self._plan, self._grad_dtypes, self._written[made] = made, dtypes, written
+        return made
+
+    def _plan_for(
+        self, settings: Settings, asked: Asked, grad_dtypes: tuple[np.dtype[Any], ...], changed: bool
+    ) -> Plan:
         for plan in [*self._graphs, *self._recent]:
-            if plan.variants == variants_of(settings):
+            if plan.variants == variants_of(settings) and plan.grad_dtypes == grad_dtypes:
                 return plan
         made = Plan(
             self._tensors,
             self._groups.of_tensor,
             self._state.buffers,
             settings,
+            grad_dtypes,
             self._steps,
             self._order,
             self._outcome.addresses,
@@ -247,12 +291,25 @@ class Planner:
         return made
 
 
-def _functions(variant: Variant, dtype: np.dtype[Any], device: int | None) -> dict[str, Any]:
+def _functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], device: int | None) -> dict[str, Any]:
     if device is None:
-        return cpu.functions(variant, dtype)
+        return cpu.functions(variant, dtype, grad_dtype)
     from ..kernels import cuda  # it imports Numba's CUDA target
 
-    return cuda.functions(variant, dtype, device)
+    return cuda.functions(variant, dtype, grad_dtype, device)
+
+
+def _grad_dtype(tensor: Tensor, grad: Any) -> np.dtype[Any]:
+    """What a gradient of any library calls its dtype, without asking for its memory; where that is none, the tensor's.
+
+    A check of the gradient is still to come, and has the last word.
+    """
+    own = tensor.layout.dtype
+    try:
+        name = str(grad.dtype).rpartition(".")[2]  # torch.float16
+        return np.dtype(name) if name in grad_dtypes(own) else own
+    except Exception:  # a None, an array whose attributes raise, a bfloat16 that NumPy does not know yet
+        return own
 
 
 def _scheduled(hypers: Sequence[Mapping[str, Any]]) -> bool:

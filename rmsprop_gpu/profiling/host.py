@@ -106,7 +106,7 @@ class HostProbe:
         _, copies = self._beside_a_copy(plan.launch, batch, max(repeats, SOME), nullcontext())
         wanted = (time.perf_counter() - start) * cpu_drive.parts_of(BIG)
         had = (time.process_time() - used) / wanted
-        return BIG * bytes_per_element(batch.variant, batch.dtype) / min(copies), had
+        return BIG * bytes_per_element(batch.variant, batch.dtype, batch.grad_dtype) / min(copies), had
 
     def flop_rate(self, T: Any, repeats: int) -> float:
         """Operations a second, as fma of type T on all threads."""

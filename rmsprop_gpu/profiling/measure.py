@@ -14,6 +14,7 @@ from ..extras import extra
 from ..optimizer.base import Optimizer
 from ..optimizer.structure import settled
 from ..steps.batch import Batch, Written
+from ..steps.signals import SILENCE
 from .double import check_optimizer, double_of, in_groups
 from .host import HostProbe
 from .report import Report
@@ -94,10 +95,8 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
     before = _ceilings(probe, computes, repeats)
 
     def bind() -> Callable[[], object]:
-        plan = double._planner.plan()
         arrays = opt._flatten(grads)
-        plan.bind([arrays[i] for i in in_groups(opt)])
-        return plan.launch
+        return double._planner.bound([arrays[i] for i in in_groups(opt)], SILENCE).launch
 
     host, device = probe.step(bind, repeats, _range(f"{type(opt).__name__}.step"))
     plan = double._planner.plan()
@@ -205,13 +204,14 @@ def _sizes(batch: Batch, measured: set[str]) -> list[int]:
 def _launch(batch: Batch, call: Callable[[], object], measured: set[str], probe: Any, repeats: int) -> Launch:
     """What is known of the launch over a batch, which is this call."""
     name, sizes = batch.title("update_kernel"), _sizes(batch, measured)
-    moved = bytes_per_element(batch.variant, batch.dtype)
+    moved = bytes_per_element(batch.variant, batch.dtype, batch.grad_dtype)
     seconds, copies, copied = probe.launch(call, batch, moved * sum(sizes), repeats, _range(name))
     return Launch(
         name=name,
         device="cpu" if batch.device is None else f"cuda:{batch.device}",
         variant=str(batch.variant),
         dtype=str(batch.dtype),
+        grad_dtype=str(batch.grad_dtype),
         compute_dtype=str(compute_dtype(batch.dtype)),
         tensors=len(sizes),
         elements=sum(sizes),

@@ -65,12 +65,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Launch:
-    """What a step launches over the tensors that share device, dtype and Variant (a second, small kernel with it)."""
+    """What a step launches over the tensors that share device, dtypes and Variant (a second, small kernel with it)."""
 
     name: str
     device: str  # "cpu", "cuda:0"
     variant: str
-    dtype: str  # of parameters and gradients
+    dtype: str  # of parameters
+    grad_dtype: str
     compute_dtype: str  # of the state and the arithmetic
     tensors: int  # that have a gradient
     elements: int

@@ -12,8 +12,10 @@ from ..arrays.dtypes import compute_dtype
 from ..kernels.rule import Factors, Scalars, Variant, make_rule
 
 
-def bytes_per_element(variant: Variant, dtype: np.dtype[Any]) -> int:
+def bytes_per_element(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any] | None = None) -> int:
     """Bytes that a step moves between memory and processor for each element of parameters of this dtype.
+
+    The gradients are of the same or of another.
 
     The gradient is read, the parameter and each buffer are read and written, once each; norms or a finite check read
     the gradient once more, and zeros may be written into it. Tables, numbers and counters are not in it: some hundred
@@ -23,11 +25,14 @@ def bytes_per_element(variant: Variant, dtype: np.dtype[Any]) -> int:
     --------
     >>> bytes_per_element(Variant(), np.dtype(np.float32))
     20
+    >>> bytes_per_element(Variant(), np.dtype(np.float32), np.dtype(np.float16))
+    18
     >>> bytes_per_element(Variant(momentum=True, centered=True), np.dtype(np.float16))
     30
     """
     buffers = 1 + variant.centered + variant.momentum + variant.ema
-    return (3 + variant.measures + variant.zero_grads) * dtype.itemsize + 2 * buffers * compute_dtype(dtype).itemsize
+    grad = (1 + variant.measures + variant.zero_grads) * (grad_dtype or dtype).itemsize
+    return grad + 2 * dtype.itemsize + 2 * buffers * compute_dtype(dtype).itemsize
 
 
 @cache

@@ -33,9 +33,18 @@ def allocated(layouts: Sequence[Layout], zeros: Callable[[int], Array]) -> list[
     return [layout.over(memory, first + offset) for layout, offset in zip(layouts, offsets, strict=True)]
 
 
-def kernel_name(kernel: str, dtype: np.dtype[Any], variant: Variant) -> str:
+def kernel_name(kernel: str, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], variant: Variant) -> str:
     """How a kernel is called where people read of it."""
-    return f"{kernel}[{dtype}, {variant}]"
+    grads = "" if grad_dtype == dtype else f" with {grad_dtype} gradients"
+    return f"{kernel}[{dtype}{grads}, {variant}]"
+
+
+class OtherDtypes(Exception):  # noqa: N818  # no error: who asked takes another plan
+    """Gradients are right, but of other dtypes than a plan is for: these, by the tensors they are of."""
+
+    def __init__(self, of: dict[Tensor, np.dtype[Any]]) -> None:
+        super().__init__()
+        self.of = of
 
 
 class Norms:
@@ -58,10 +67,11 @@ class Norms:
 
 @dataclass(eq=False)
 class Batch:
-    """What one launch updates: the tensors that share device, dtype and Variant."""
+    """What one launch updates: the tensors that share device, dtypes and Variant."""
 
     variant: Variant
-    dtype: np.dtype[Any]  # of parameters and gradients
+    dtype: np.dtype[Any]  # of parameters
+    grad_dtype: np.dtype[Any]
     device: int | None
     labels: list[str]
     sizes: list[int]
@@ -83,12 +93,13 @@ class Batch:
 
     def title(self, kernel: str) -> str:
         """How a kernel over this batch is called where people read of it."""
-        return kernel_name(kernel, self.dtype, self.variant)
+        return kernel_name(kernel, self.dtype, self.grad_dtype, self.variant)
 
 
 def make_batch(
     variant: Variant,
     dtype: np.dtype[Any],
+    grad_dtype: np.dtype[Any],
     device: int | None,
     members: Sequence[tuple[Tensor, int, Mapping[str, Array]]],
     numbers: Sequence[int],
@@ -108,7 +119,7 @@ def make_batch(
     labels, sizes = [t.label for t in tensors], [t.layout.size for t in tensors]
     factors = np.zeros((len(members), table.FACTOR_COLUMNS), compute)
     own = np.array(numbers, np.int64)
-    return Batch(variant, dtype, device, labels, sizes, groups, rows, scalars, factors, own, norms)
+    return Batch(variant, dtype, grad_dtype, device, labels, sizes, groups, rows, scalars, factors, own, norms)
 
 
 class Written:

@@ -16,7 +16,7 @@ import numpy as np
 from cupy.cuda import Device, runtime
 
 from ..arrays.checks import Tensor
-from ..arrays.layout import Array, NDArray, address_of
+from ..arrays.layout import Array, Layout, NDArray, address_of
 from ..kernels import cuda
 from .batch import Batch, Written
 from .failures import failure
@@ -38,9 +38,15 @@ class DeviceSteps:
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], batches: Sequence[Batch], written: Written, steps: NDArray, order: Order
+        self,
+        tensors: Sequence[Tensor],
+        layouts: Sequence[Layout],
+        batches: Sequence[Batch],
+        written: Written,
+        steps: NDArray,
+        order: Order,
     ) -> None:
-        self._tensors, self._order = tensors, order
+        self._tensors, self._layouts, self._order = tensors, layouts, order
         self._count = partial(np.add, steps, 1, steps)
         known = {batch.device: batch.norms for batch in batches if batch.variant.prepared}
         norms = {device: ResidentNorms(x, device or 0, order) for device, x in known.items()}
@@ -52,7 +58,7 @@ class DeviceSteps:
         ends = np.cumsum([len(batch.sizes) for batch in batches]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
-        self._grads = Gradients(tensors, written, zeros=self._zeros)
+        self._grads = Gradients(tensors, layouts, written, zeros=self._zeros)
         self._dense: dict[int, Array] = {}
         self._kept: list[Any] = []  # what graphs have captured
         self._signals = SILENCE
@@ -119,9 +125,9 @@ class DeviceSteps:
     def _prepare(self, streams: dict[int, Any]) -> None:
         """Copy odd gradients into dense buffers, and send the columns that changed."""
         for i, array in self._grads.copies:
-            tensor, device = self._tensors[i], self._tensors[i].device or 0
+            device = self._tensors[i].device or 0
             if i not in self._dense:
-                (self._dense[i],) = allocate([tensor.layout], device, self._order)
+                (self._dense[i],) = allocate([self._layouts[i]], device, self._order)
             with self._order.on(device):
                 cupy.copyto(self._dense[i], array)
             self._grads.column[i] = address_of(self._dense[i])

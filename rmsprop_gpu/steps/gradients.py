@@ -11,8 +11,8 @@ import numpy as np
 
 from ..arrays.checks import Problems, Tensor, check_grad, check_grads_disjoint, check_read_apart
 from ..arrays.interop import cupy_array
-from ..arrays.layout import Array, address_of
-from .batch import Written
+from ..arrays.layout import Array, Layout, address_of
+from .batch import OtherDtypes, Written
 
 EMPTY = 16  # the address of a gradient without elements: not 0, which says that there is none
 
@@ -23,9 +23,8 @@ _address_of = attrgetter("data.ptr")
 class Gradients:
     """Those of one step after the other, in the order of the tensors."""
 
-    def __init__(self, tensors: Sequence[Tensor], written: Written, *, zeros: bool) -> None:
-        self._tensors, self._written, self._zeros = tensors, written, zeros
-        layouts = [tensor.layout for tensor in tensors]
+    def __init__(self, tensors: Sequence[Tensor], layouts: Sequence[Layout], written: Written, *, zeros: bool) -> None:
+        self._tensors, self._wanted, self._written, self._zeros = tensors, layouts, written, zeros
         self._layouts = [
             (cupy.ndarray, x.dtype, x.shape, x.strides, t.device) for x, t in zip(layouts, tensors, strict=True)
         ]
@@ -64,7 +63,7 @@ class Gradients:
 
     def _examine(self, grads: list[Any], layouts: list[Any], addresses: list[int]) -> None:
         """Check what is not as in the last step."""
-        problems, copies, views = Problems(), [], []
+        problems, copies, views, others = Problems(), [], [], {}
         column = np.array(addresses, np.int64) + self._low
         column[self._nbytes == 0] = EMPTY
         odd = set()
@@ -73,7 +72,7 @@ class Gradients:
         odd |= set((column % self._itemsize).nonzero()[0].tolist())
         odd |= set(self._written.hit(column, self._nbytes).tolist())
         for i in sorted(odd):
-            tensor, grad = self._tensors[i], grads[i]
+            tensor, wanted, grad = self._tensors[i], self._wanted[i], grads[i]
             if grad is None:
                 column[i] = 0
                 continue
@@ -81,12 +80,17 @@ class Gradients:
             if array is None:
                 continue
             check_read_apart(array, tensor.grad_label, self._written.near(array), problems)
+            if array.dtype != wanted.dtype:
+                others[tensor] = array.dtype
+                continue
             views.append(array)
-            if tensor.layout.matches(array):
+            if wanted.matches(array):
                 column[i] = address_of(array) if array.size else EMPTY
             else:
                 copies.append((i, array))
         problems.raise_any()
+        if others:
+            raise OtherDtypes(others)
         if self._zeros:
             self._check_apart(grads)
         self.column, self.copies = column, copies

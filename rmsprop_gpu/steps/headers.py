@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from ..arrays.checks import Tensor
+from ..arrays.layout import Layout
 from ..kernels.cpu_code import entry, unique
 from ..kernels.intrinsics import HOST, memory
 
@@ -23,9 +23,12 @@ _TYPE, _DATA, _ND, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 32, 40, 56, 64 
 ALIGNED, WRITEABLE = 0x100, 0x400
 
 # The block of addresses and counts that the function gets.
-PARAM_IDS, RECORDS, OFFSETS, COLUMN, LOWEST, HIGHEST, INTERVALS, VERDICTS, COUNT, GRAD_FLAGS, NDARRAY, NONE = range(12)
+(
+    PARAM_IDS, RECORDS, GRAD_RECORDS, OFFSETS, COLUMN, LOWEST, HIGHEST, INTERVALS, VERDICTS, COUNT, GRAD_FLAGS,
+    NDARRAY, NONE,
+) = range(13)  # fmt: skip
 
-# A record, one for each parameter: what its header says, and what that of its gradient has to say.
+# A record, one for each parameter and for each gradient: what its header has to say.
 _R_DATA, _R_DESCR, _R_LOW, _R_SIZE, _R_ND, _R_DIMS = range(6)
 
 PARAM_CHANGED, GRAD_ODD, GRAD_OVERLAPS = 1, 2, 4  # verdicts
@@ -71,11 +74,10 @@ def _struct_is_plausible() -> bool:
 TRUSTED = _struct_is_plausible() and _layout_is_known()
 
 
-def record(tensor: Tensor) -> list[int]:
-    """What the header of this parameter said when it was taken."""
-    layout = tensor.layout
+def record(layout: Layout, address: int = 0) -> list[int]:
+    """What the header of an array of this layout says, whose first element lies at this address (a parameter's)."""
     dims = [x for pair in zip(layout.shape, layout.strides, strict=True) for x in pair]
-    return [tensor.address - layout.low, id(layout.dtype), layout.low, layout.nbytes, len(layout.shape), *dims]
+    return [address, id(layout.dtype), layout.low, layout.nbytes, len(layout.shape), *dims]
 
 
 def checker() -> Any:
@@ -125,7 +127,8 @@ def _make_check() -> Any:
     @njit(types.int64(types.int64, types.int64))
     @unique
     def check(block, grad_ids):  # type: ignore[no-untyped-def]
-        ids, records, offsets = load(block, PARAM_IDS), load(block, RECORDS), load(block, OFFSETS)
+        ids, offsets = load(block, PARAM_IDS), load(block, OFFSETS)
+        records, grad_records = load(block, RECORDS), load(block, GRAD_RECORDS)
         column, verdicts, any_verdict = load(block, COLUMN), load(block, VERDICTS), 0
         # Addresses of this process: no constants, since the code is kept for others.
         ndarray, none = load(block, NDARRAY), load(block, NONE)
@@ -135,7 +138,7 @@ def _make_check() -> Any:
             verdict = 0
             if not same(head, record, ALIGNED | WRITEABLE, ndarray) or load(head + _DATA, 0) != load(record, _R_DATA):
                 verdict = PARAM_CHANGED
-            head = load(grad_ids, i)
+            head, record = load(grad_ids, i), grad_records + 8 * load(offsets, i)
             if head == none:
                 store(column, i, 0)
             elif not same(head, record, load(block, GRAD_FLAGS), ndarray):

@@ -22,7 +22,7 @@ from ..arrays.checks import (
 from ..arrays.layout import Layout, NDArray, address_of, is_aligned
 from ..kernels import cpu, cpu_touch
 from . import headers
-from .batch import Batch, Written, allocated
+from .batch import Batch, OtherDtypes, Written, allocated
 from .signals import Signals
 
 
@@ -57,8 +57,15 @@ class HostSteps:
 
     captured = False  # by no CUDA graph
 
-    def __init__(self, tensors: Sequence[Tensor], batches: Sequence[Batch], written: Written, steps: NDArray) -> None:
-        self._tensors, self._batches, self._written = tensors, batches, written
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        layouts: Sequence[Layout],
+        batches: Sequence[Batch],
+        written: Written,
+        steps: NDArray,
+    ) -> None:
+        self._tensors, self._layouts, self._batches, self._written = tensors, layouts, batches, written
         self._column = np.full(len(tensors), -1, np.int64)
         self._dense: dict[int, NDArray] = {}
         start = 0
@@ -66,7 +73,7 @@ class HostSteps:
             batch.grads = self._column[start : start + len(batch.sizes)]
             start += len(batch.sizes)
         self._zeros = any(batch.variant.zero_grads for batch in batches)
-        self._nbytes = np.array([t.layout.nbytes for t in tensors], np.int64)
+        self._nbytes = np.array([layout.nbytes for layout in layouts], np.int64)
         self._odd: list[NDArray] = []  # gradients that were copied, and are to be zeroed
         for norms in {id(batch.norms): batch.norms for batch in batches if batch.variant.prepared}.values():
             sums = np.zeros((len(norms.segments) + 1, 2))
@@ -81,13 +88,16 @@ class HostSteps:
 
     def _make_block(self) -> None:
         """The block of addresses that the compiled check of all headers reads."""
-        records = [headers.record(tensor) for tensor in self._tensors]
+        records = [headers.record(t.layout, t.address - t.layout.low) for t in self._tensors]
         offsets = np.cumsum([0, *map(len, records)], dtype=np.int64)
         ids = np.array([id(t.header) for t in self._tensors], np.int64)
-        flat = np.array([word for record in records for word in record], np.int64)
+        flat, flat_grads = (
+            np.array([word for record in some for word in record], np.int64)
+            for some in (records, map(headers.record, self._layouts))
+        )
         self._grad_ids = np.zeros(len(ids), np.int64)
         self._verdicts = np.full(len(ids), headers.PARAM_CHANGED | headers.GRAD_ODD, np.int64)
-        owners = (ids, flat, offsets, self._column, self._written.lowest, self._written.highest)
+        owners = (ids, flat, flat_grads, offsets, self._column, self._written.lowest, self._written.highest)
         addresses = [a.ctypes.data for a in owners]
         flags = headers.ALIGNED | headers.WRITEABLE * self._zeros
         counts = [len(self._written.lowest), self._verdicts.ctypes.data, len(ids), flags, id(np.ndarray), id(None)]
@@ -145,9 +155,9 @@ class HostSteps:
 
     def _examine(self, grads: list[Any]) -> None:
         """Look at the odd ones in Python: refuse them, or take them the slow way."""
-        problems, copies, views = Problems(), [], []
+        problems, copies, views, others = Problems(), [], [], {}
         for i in self._verdicts.nonzero()[0].tolist():
-            tensor, grad, verdict = self._tensors[i], grads[i], self._verdicts[i]
+            tensor, layout, grad, verdict = self._tensors[i], self._layouts[i], grads[i], self._verdicts[i]
             if verdict & headers.PARAM_CHANGED:
                 check_unchanged(tensor, problems)
             if grad is None:
@@ -157,18 +167,22 @@ class HostSteps:
                 if array is None:
                     continue
                 check_read_apart(array, tensor.grad_label, self._written.near(array), problems)
-                if not isinstance(grad, np.generic) and tensor.layout.matches(array) and is_aligned(array):
+                if array.dtype != layout.dtype:
+                    others[tensor] = array.dtype
+                elif not isinstance(grad, np.generic) and layout.matches(array) and is_aligned(array):
                     self._column[i] = address_of(array)
                     if not isinstance(grad, np.ndarray):
                         views.append(array)
                 else:
                     copies.append((i, array))
         problems.raise_any()
+        if others:
+            raise OtherDtypes(others)
         if views:
             self._views, self.launch = views, self._run_and_release
         for i, array in copies:
             if i not in self._dense:
-                (self._dense[i],) = allocate([self._tensors[i].layout])
+                (self._dense[i],) = allocate([self._layouts[i]])
             np.copyto(self._dense[i], array)
             self._column[i] = address_of(self._dense[i])
             if self._zeros:

@@ -28,13 +28,16 @@ def variants_of(settings: Settings) -> dict[Any, Variant]:
 
 
 def batched(
-    tensors: Sequence[Tensor], groups: Sequence[int], variants: Mapping[tuple[int, np.dtype[Any]], Variant]
-) -> dict[tuple[int | None, np.dtype[Any], Variant], list[int]]:
-    """Which tensors one launch updates: those that share device, dtype and Variant, by their numbers."""
-    batches: dict[tuple[int | None, np.dtype[Any], Variant], list[int]] = {}
-    for i, (tensor, group) in enumerate(zip(tensors, groups, strict=True)):
+    tensors: Sequence[Tensor],
+    groups: Sequence[int],
+    variants: Mapping[tuple[int, np.dtype[Any]], Variant],
+    grad_dtypes: Sequence[np.dtype[Any]],
+) -> dict[tuple[int | None, np.dtype[Any], np.dtype[Any], Variant], list[int]]:
+    """Which tensors one launch updates: those that share device, dtype, that of gradients and Variant, by number."""
+    batches: dict[tuple[int | None, np.dtype[Any], np.dtype[Any], Variant], list[int]] = {}
+    for i, (tensor, group, grad_dtype) in enumerate(zip(tensors, groups, grad_dtypes, strict=True)):
         dtype = tensor.layout.dtype
-        batches.setdefault((tensor.device, dtype, variants[group, dtype]), []).append(i)
+        batches.setdefault((tensor.device, dtype, grad_dtype, variants[group, dtype]), []).append(i)
     return batches
 
 
@@ -54,7 +57,7 @@ class Steps(Protocol):
 
 
 class Plan:
-    """Everything a step needs that does not change from step to step.
+    """Everything a step needs that does not change from step to step, for gradients of these dtypes.
 
     `bind` checks all of a step's arrays and raises before anything is written; `launch` runs the step.
     """
@@ -65,17 +68,18 @@ class Plan:
         groups: Sequence[int],
         buffers: Sequence[Mapping[str, Array]],
         settings: Settings,
+        grad_dtypes: Sequence[np.dtype[Any]],
         steps: NDArray,
         order: Order | None,
         outcome: Mapping[int | None, int],
         asked: Asked = NOTHING_ASKED,
     ) -> None:
-        self.asked = asked
+        self.asked, self.grad_dtypes = asked, tuple(grad_dtypes)
         self.variants = variants_of(settings)
-        by_batch = batched(tensors, groups, self.variants)
+        by_batch = batched(tensors, groups, self.variants, grad_dtypes)
         self._order = [i for rows in by_batch.values() for i in rows]
         self._in_order = self._order == list(range(len(tensors)))
-        measured = {i for (_, _, variant), rows in by_batch.items() if variant.measures for i in rows}
+        measured = {i for (*_, variant), rows in by_batch.items() if variant.measures for i in rows}
         on: dict[int | None, list[int]] = {}  # the tensors of each device
         for i, tensor in enumerate(tensors):
             on.setdefault(tensor.device, []).append(i)
@@ -88,27 +92,35 @@ class Plan:
             make_batch(
                 variant,
                 dtype,
+                grad_dtype,
                 device,
                 [(tensors[i], groups[i], buffers[i]) for i in rows],
                 [number[i] for i in rows],
                 norms[device],
             )
-            for (device, dtype, variant), rows in by_batch.items()
+            for (device, dtype, grad_dtype, variant), rows in by_batch.items()
         ]
         ordered, self._written = [tensors[i] for i in self._order], Written(tensors, buffers)
+        layouts = [tensors[i].layout.of(grad_dtypes[i]) for i in self._order]  # of gradients that lie as parameters do
         self._write(settings)
         self.steps: Steps
         if order is None:
-            self.steps = HostSteps(ordered, self.batches, self._written, steps)
+            self.steps = HostSteps(ordered, layouts, self.batches, self._written, steps)
         else:
             from .device import DeviceSteps  # it imports CuPy and Numba's CUDA target
 
-            self.steps = DeviceSteps(ordered, self.batches, self._written, steps, order)
+            self.steps = DeviceSteps(ordered, layouts, self.batches, self._written, steps, order)
 
     def _write(self, settings: Settings) -> None:
         for batch in self.batches:
             for row, group in enumerate(batch.groups):
                 batch.scalars[row] = settings[group, batch.dtype][1]
+
+    @property
+    def settings(self) -> Settings:
+        """What it is for, with the numbers as they were written last."""
+        kinds = {(g, b.dtype): b.scalars[row] for b in self.batches for row, g in enumerate(b.groups)}
+        return {kind: (self.variants[kind], row) for kind, row in kinds.items()}
 
     def write_scalars(self, settings: Settings) -> None:
         """The numbers of the next steps."""
@@ -127,7 +139,10 @@ class Plan:
         return self.steps.captured
 
     def bind(self, grads: list[Any], signals: Signals = SILENCE) -> None:
-        """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
+        """Take the gradients of the next step, in the order of the tensors; every refusal comes from here.
+
+        Gradients of other dtypes than it is for raise `OtherDtypes`.
+        """
         if signals.arrays:
             problems = Problems()
             for name, _, array in signals.arrays:  # a batch may count before another has read them

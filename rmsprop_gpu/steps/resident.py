@@ -55,7 +55,7 @@ class Resident:
     def __init__(self, batch: Batch, device: int, norms: ResidentNorms | None, counts: bool, order: Order) -> None:
         self.batch, self.device, self._norms, self._counts = batch, device, norms, counts
         self._sent = batch.scalars.tobytes()
-        self.kernels = cuda.kernels(batch.variant, batch.dtype, device)
+        self.kernels = cuda.kernels(batch.variant, batch.dtype, batch.grad_dtype, device)
         with order.allocating(device) as stream:
             chunks = cuda.chunks(batch.sizes, batch.dtype)
             nothing = np.empty((0, 3), np.int64)

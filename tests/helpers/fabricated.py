@@ -14,6 +14,7 @@ def times(median, q1=None, q3=None):
 
 LAUNCH = {
     "name": "update_kernel[float32, plain]", "device": "cpu", "variant": "plain", "dtype": "float32",
+    "grad_dtype": "float32",
     "compute_dtype": "float32", "tensors": 2, "elements": 1000, "chunks": 2, "grid": None, "block": None,
     "bytes_per_element": 20, "bytes": 20_000, "flops_per_element": 9, "seconds": times(2e-6, 1e-6, 3e-6),
     "copies": times(2.5e-6), "copied": 20_000, "code": None,

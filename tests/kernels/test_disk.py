@@ -134,8 +134,15 @@ def test_whatever_compiles_is_in_the_hash():
     assert PACKAGE / "arrays" / "dtypes.py" in disk.FILES  # asked when kernels are made
 
 
-def key(make=cpu._make_update_kernel, variant=None, dtype=np.float32, maker=rule.make_rule, target=("cpu",)):
-    return disk.key_of(target, make, variant or Variant(), dtype, maker)
+def key(
+    make=cpu._make_update_kernel,
+    variant=None,
+    dtype=np.float32,
+    grad_dtype=None,
+    maker=rule.make_rule,
+    target=("cpu",),
+):
+    return disk.key_of(target, make, variant or Variant(), dtype, grad_dtype or dtype, maker)
 
 
 def test_a_key_tells_everything_apart(here):
@@ -143,6 +150,7 @@ def test_a_key_tells_everything_apart(here):
         key(),
         key(variant=Variant(momentum=True)),
         key(dtype=np.float64),
+        key(grad_dtype=np.float16),
         key(make=cpu_drive._make_driver),
         key(target=("cuda",)),
         disk.key_of(("cpu",), cpu_drive._make_driver, True),
@@ -202,7 +210,7 @@ def test_whatever_a_maker_reaches_is_in_its_key(module, name, value, here, monke
     """As it is now: it may have been replaced, loaded again, or from a stale .pyc."""
 
     def keys():
-        made = [(cpu._make_update_kernel, Variant(), np.float32, rule.make_rule)]
+        made = [(cpu._make_update_kernel, Variant(), np.float32, np.float32, rule.make_rule)]
         made += [(cpu_prepare.make_partials_kernel, Variant(norm=True), np.float32), (cpu_prepare.make_totals_kernel,)]
         made += [(cpu_prepare.make_prepare_kernel, Variant(norm=True), np.float32)]
         return [disk.key_of(("cpu",), *maker) for maker in made]
@@ -427,7 +435,7 @@ def test_what_cannot_be_stored_is_no_reason_to_fail(here, monkeypatch):
 
     monkeypatch.setattr(compiling, "_compiled", {})
     monkeypatch.setattr(cpu_code, "dumps", fail)
-    assert cpu_code.address(cpu._make_update_kernel, Variant(), np.float32, rule.make_rule)
+    assert cpu_code.address(cpu._make_update_kernel, Variant(), np.float32, np.float32, rule.make_rule)
     assert list(here.iterdir()) == []
 
 
@@ -461,7 +469,7 @@ def test_a_kernel_is_loaded_once_a_process(here, monkeypatch):
     reads, read = [], disk.read
     monkeypatch.setattr(disk, "read", lambda name: reads.append(name) or read(name))
     for _ in range(2):
-        cpu_code.address(cpu._make_update_kernel, Variant(), np.float32, rule.make_rule)
+        cpu_code.address(cpu._make_update_kernel, Variant(), np.float32, np.float32, rule.make_rule)
     assert len(reads) == 1
 
 

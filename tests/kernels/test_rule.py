@@ -139,7 +139,7 @@ def test_a_bare_constant_is_found(old, new, monkeypatch):
 @pytest.mark.parametrize("variant", [Variant(), EVERY[-37], max(EVERY, key=sum)], ids=name)
 def test_loop_is_vectorised(variant, dtype):
     kind = {np.float32: "float", np.float64: "double"}[dtype]
-    (llvm,) = cpu.functions(variant, np.dtype(dtype))["update_kernel"].inspect_llvm().values()
+    (llvm,) = cpu.functions(variant, np.dtype(dtype), np.dtype(dtype))["update_kernel"].inspect_llvm().values()
     assert re.search(rf"fdiv <\d+ x {kind}>", llvm)
 
 

@@ -35,7 +35,16 @@ WRONG_STEPS = {
     "no shape": (last(np.zeros((), F4)), ValueError, ["grads[2][0] has shape ()"]),
     "column": (last(np.zeros((7, 1), F4)), ValueError, ["grads[2][0] has shape (7, 1)"]),
     "float64": (last(np.zeros(7)), TypeError, ["grads[2][0] has dtype float64", "float32"]),
-    "float16": (last(np.zeros(7, np.float16)), TypeError, ["grads[2][0] has dtype float16"]),
+    "float16": (
+        lambda opt: [right_grads()[0], np.zeros(6, np.float16), right_grads()[2]],
+        TypeError,
+        ["grads[1] has dtype float16", "float64; wanted float64"],
+    ),
+    "shape beside a half": (
+        lambda opt: [{"a": np.zeros(4, np.float16), "b": None}, None, [np.zeros(8, F4)]],
+        ValueError,
+        ["grads[2][0] has shape (8,)"],
+    ),
     "int": (last(np.zeros(7, int)), TypeError, ["grads[2][0] has dtype int64"]),
     "object": (last(np.zeros(7, object)), TypeError, ["grads[2][0] has dtype object"]),
     "byte order": (last(np.zeros(7, F4.newbyteorder())), TypeError, ["grads[2][0] has dtype float32 of foreign byte"]),

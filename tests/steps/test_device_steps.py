@@ -140,14 +140,14 @@ def test_beyond_two_to_the_31_elements(rng):
         compute = np.float64 if dtype is np.float64 else F4
         v = cupy.zeros(n, compute)
         h = RMSProp(host[0].copy()).param_groups[0].hyper()
-        batch = make_batch(Variant(), np.dtype(dtype), 0, [], [], Norms([], [], 0))
+        batch = make_batch(Variant(), np.dtype(dtype), np.dtype(dtype), 0, [], [], Norms([], [], 0))
         table = np.zeros((1, 8), np.int64)
         table[0, PARAM], table[0, SQUARE_AVG] = p.data.ptr - offset * size, v.data.ptr - offset * v.itemsize
         column, chunks = np.array([g.data.ptr - offset * size]), np.array([[0, offset, offset + n]])
         row = scalars(h, 0.1, np.dtype(compute))
         sent = [cupy.asarray(x) for x in (table, column, chunks, row)]
         at = cuda.Addresses(*[x.data.ptr for x in sent], 0, 0, 0, 0)
-        kernels, stream = cuda.kernels(Variant(), np.dtype(dtype), 0), cupy.cuda.get_current_stream()
+        kernels, stream = cuda.kernels(Variant(), np.dtype(dtype), np.dtype(dtype), 0), cupy.cuda.get_current_stream()
         cuda.launches(kernels, stream, batch, at, 1, 0, False)["update_kernel"]()
         want = host[0].copy()
         RMSProp(want, lr=0.1).step(host[1])
@@ -156,11 +156,11 @@ def test_beyond_two_to_the_31_elements(rng):
 
 def test_a_kernel_is_compiled_once_for_all_optimizers_and_devices():
     dtype, variant = np.dtype(F4), Variant(momentum=True)
-    first = cuda.kernels(variant, dtype, 0)
+    first = cuda.kernels(variant, dtype, dtype, 0)
     for _ in range(2):
         RMSProp(arrays(0), momentum=0.25).step(arrays(1))
-    assert cuda.kernels(variant, dtype, 0) == first
-    kernel = cuda.functions(variant, dtype, 0)["update_kernel"]
+    assert cuda.kernels(variant, dtype, dtype, 0) == first
+    kernel = cuda.functions(variant, dtype, dtype, 0)["update_kernel"]
     assert len(kernel.overloads) == 1
 
 
