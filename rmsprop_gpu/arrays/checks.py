@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +56,36 @@ class Problems:
     def __len__(self) -> int:
         return len(self._found)
 
+    def take(self, error: Exception) -> None:
+        """Add what an error names, one by one, but for what is known."""
+        self._found += [one for one in problems_of(error) if one not in self._found]
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        """Add what is refused within, and go on behind it."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            self.take(error)
+
     def raise_any(self) -> None:
-        """Raise a TypeError if any of them is one, else a ValueError, naming every problem; return if there is none."""
-        if not self._found:
-            return
+        """Raise their error; return if there is none."""
+        if self._found:
+            raise self.error()
+
+    def error(self) -> Exception:
+        """A TypeError if any of them is one, else a ValueError, naming every problem."""
         kinds, texts = zip(*self._found, strict=True)
         kind = TypeError if TypeError in kinds else ValueError
-        if len(texts) == 1:
-            raise kind(texts[0])
-        raise kind("\n  ".join([f"{len(texts)} problems, nothing was changed:", *texts]))
+        said = texts[0] if len(texts) == 1 else f"{len(texts)} problems, nothing was changed:\n  " + "\n  ".join(texts)
+        error = kind(said)
+        vars(error)["problems"] = list(self._found)
+        return error
+
+
+def problems_of(error: Exception) -> list[tuple[type[Exception], str]]:
+    """What an error names, of `Problems` or another."""
+    return getattr(error, "problems", None) or [(type(error), str(error))]
 
 
 @dataclass(eq=False)
@@ -248,11 +270,12 @@ def check_read_apart(array: Array, label: str, others: Iterable[tuple[str, Array
             )
 
 
-def check_grads_disjoint(labelled: Iterable[tuple[str, Array]], problems: Problems) -> None:
-    """Refuse gradients that share memory with each other, where they are written to."""
+def check_grads_disjoint(labelled: Iterable[tuple[str, Any]], problems: Problems) -> None:
+    """Refuse gradients that share memory with each other, where they are written to; what is no array has none."""
+    arrays = [(label, plain_array(x, label, Problems())) for label, x in labelled]
     apart: list[tuple[int, str, Array]] = []  # (end, label, array) of those before, as far as they reach to here
     for (start, end), label, x in sorted(
-        ((interval_of(x), label, x) for label, x in labelled if x.size), key=lambda entry: entry[0]
+        ((interval_of(x), label, x) for label, x in arrays if x is not None and x.size), key=lambda entry: entry[0]
     ):
         apart = [entry for entry in apart if entry[0] > start]
         for _, other, y in apart:

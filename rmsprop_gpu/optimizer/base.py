@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from .. import hyper
-from ..arrays.checks import Problems, Tensor, check_disjoint, check_one_place, make_tensor
+from ..arrays.checks import Problems, Tensor, check_disjoint, check_one_place, make_tensor, problems_of
 from ..arrays.dtypes import compute_dtype, grad_dtypes
 from ..conventions.explain import Explanation, explain
 from ..hyper import Schedule
 from ..state.buffers import State
 from ..state.outcome import Outcome
-from ..steps.signals import signals
+from ..steps.signals import Signals, signals
 from .entries import Entries
 from .groups import Groups, ParamGroup
 from .mirror import Mirror
@@ -139,9 +139,10 @@ class Optimizer(Stateful):
         Raises
         ------
         TypeError, ValueError
-            Naming everything that is wrong with any gradient, or with a NumPy parameter that was changed in place (the
-            memory of an array on a device cannot move); and where a mapping or list of parameters, as it was given,
-            holds another array now. Then nothing at all was written: a step is all or nothing.
+            Naming everything that is wrong with any gradient or other argument, or with a NumPy parameter that was
+            changed in place (the memory of an array on a device cannot move); and where a mapping or list of
+            parameters, as it was given, holds another array now. Then nothing at all was written: a step is all or
+            nothing.
         RuntimeError
             Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; where a step
             that a CUDA graph captures would need something that is not on the device yet; and inside another step of
@@ -152,14 +153,36 @@ class Optimizer(Stateful):
         try:
             if turn.setdefault(0, token) is not token:
                 turn.take_over(token, "a step")
-            if self._entries.moved():
-                self._entries.check()
-            arrays = self._flatten(grads)
-            told = signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
-            self._planner.bound(arrays, told).launch()
+            arrays, told = None, signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
+            try:
+                arrays = self._flatten(grads)
+                if self._entries.moved():
+                    self._entries.check()
+                if told.problems:
+                    told.problems.raise_any()
+                plan = self._planner.bound(arrays, told)
+            except (TypeError, ValueError) as error:
+                self._refuse_more(error, arrays, told)
+                raise
+            plan.launch()
         finally:
             if turn.get(0) is token:
                 del turn[0]
+
+    def _refuse_more(self, error: Exception, arrays: list[Any] | None, told: Signals) -> None:
+        """Raise an error that names all that is wrong with a step, if that is more than this one names."""
+        problems = Problems()
+        with problems.taking():
+            self._entries.check()
+        if told.problems:
+            with problems.taking():
+                told.problems.raise_any()
+        if arrays is not None:
+            with problems.taking(), suppress(RuntimeError, MemoryError):  # that there can be no step at all
+                self._planner.look(arrays, told)
+        problems.take(error)
+        if len(problems) > len(problems_of(error)):
+            raise problems.error() from None
 
     def refresh(self, step: int | None = None) -> None:
         """Send the hyperparameters as they are now to the device, for the next replay of a captured CUDA graph.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,15 @@ class Planner:
         if self._scheduled:
             self._steps[0] = at + 1
 
-    def compile(self, asked: Asked, grad_dtype: np.dtype[Any] | None) -> None:
+    def look(self, grads: list[Any], signals: Signals) -> None:
+        """Refuse of these what a step would refuse; none is taken, and no other number is looked at."""
+        captured = self._order and self._order.capturing()
+        plan = self._to_capture(signals.asked) if captured else self.compile(signals.asked)
+        with suppress(OtherDtypes):  # which another plan takes
+            plan.bind(grads, signals)
+        plan.bind([None] * len(grads))  # it holds none of them
+
+    def compile(self, asked: Asked, grad_dtype: np.dtype[Any] | None = None) -> Plan:
         """Make the plan of a step that asks for this, which compiles; no schedule is asked, and no number is sent.
 
         Every parameter that may have gradients of this dtype does.
@@ -163,7 +172,7 @@ class Planner:
         if grad_dtype is not None:
             own = [t.layout.dtype for t in self._tensors]
             dtypes = tuple(grad_dtype if grad_dtype.name in grad_dtypes(x) else x for x in own)
-        self._plan_for(self._settings(hypers, rates, asked), asked, dtypes, False)
+        return self._plan_for(self._settings(hypers, rates, asked), asked, dtypes, False)
 
     def kernels(self) -> dict[str, Any]:
         """The jitted functions that a step like the last would launch with the hyperparameters as they are, by name."""

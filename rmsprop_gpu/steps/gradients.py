@@ -10,7 +10,6 @@ import cupy
 import numpy as np
 
 from ..arrays.checks import Problems, Tensor, check_grad, check_grads_disjoint, check_read_apart
-from ..arrays.interop import cupy_array
 from ..arrays.layout import Array, Layout, address_of
 from .batch import OtherDtypes, Written
 
@@ -88,17 +87,11 @@ class Gradients:
                 column[i] = address_of(array) if array.size else EMPTY
             else:
                 copies.append((i, array))
+        if self._zeros:
+            pairs = zip(self._tensors, grads, strict=True)
+            check_grads_disjoint([(t.grad_label, g) for t, g in pairs if g is not None], problems)
         problems.raise_any()
         if others:
             raise OtherDtypes(others)
-        if self._zeros:
-            self._check_apart(grads)
         self.column, self.copies = column, copies
         self._views = views  # another library's memory is held by the view as well as by its array
-
-    def _check_apart(self, grads: list[Any]) -> None:
-        """What is written to must not be another's gradient."""
-        problems = Problems()
-        pairs = zip(self._tensors, grads, strict=True)
-        check_grads_disjoint([(t.grad_label, cupy_array(g)) for t, g in pairs if g is not None], problems)
-        problems.raise_any()

@@ -17,7 +17,6 @@ from ..arrays.checks import (
     check_read_apart,
     check_unchanged,
     check_unmoved,
-    plain_array,
 )
 from ..arrays.layout import Layout, NDArray, address_of, is_aligned
 from ..kernels import cpu, cpu_touch
@@ -109,17 +108,18 @@ class HostSteps:
     def bind(self, grads: list[Any], signals: Signals) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
         self._odd.clear()
-        if self._movable:
-            self._check_unmoved()
         if self._views:
             self._views.clear()
             self.launch = self._run
         self._grad_ids[:] = np.fromiter(map(id, grads), np.int64, len(grads))
         try:
-            if not headers.TRUSTED or self._check(*self._check_arguments):
-                self._examine(grads)
+            odd = not headers.TRUSTED or self._check(*self._check_arguments)
+            if odd or self._movable:
+                self._examine(grads, self._verdicts.nonzero()[0].tolist() if odd else [])
             if self._zeros and (self._odd or self._touch()):
-                self._check_apart(grads)
+                problems = Problems()
+                self._check_apart(grads, problems)
+                problems.raise_any()
         except BaseException:
             self._column.fill(-1)  # no address in it counts as checked
             raise
@@ -133,12 +133,6 @@ class HostSteps:
         self._views.clear()
         self.launch = self._run
 
-    def _check_unmoved(self) -> None:
-        problems = Problems()
-        for tensor in self._movable:
-            check_unmoved(tensor, problems)
-        problems.raise_any()
-
     def _touch(self) -> bool:
         """Might gradients that lie as their parameters do share memory?"""
         at = np.flatnonzero((self._column != 0) & (self._nbytes > 0))
@@ -146,17 +140,17 @@ class HostSteps:
         starts = self._column[at]
         return bool((starts[1:] < (starts + self._nbytes[at])[:-1]).any())
 
-    def _check_apart(self, grads: list[Any]) -> None:
+    def _check_apart(self, grads: list[Any], problems: Problems) -> None:
         """What is written to must not be another's gradient."""
-        problems = Problems()
-        given = [(t.grad_label, g) for t, g in zip(self._tensors, grads, strict=True) if g is not None]
-        check_grads_disjoint([(label, plain_array(g, label, problems)) for label, g in given], problems)
-        problems.raise_any()
+        pairs = zip(self._tensors, grads, strict=True)
+        check_grads_disjoint([(t.grad_label, g) for t, g in pairs if g is not None], problems)
 
-    def _examine(self, grads: list[Any]) -> None:
+    def _examine(self, grads: list[Any], odd: list[int]) -> None:
         """Look at the odd ones in Python: refuse them, or take them the slow way."""
         problems, copies, views, others = Problems(), [], [], {}
-        for i in self._verdicts.nonzero()[0].tolist():
+        for tensor in self._movable:
+            check_unmoved(tensor, problems)
+        for i in odd:
             tensor, layout, grad, verdict = self._tensors[i], self._layouts[i], grads[i], self._verdicts[i]
             if verdict & headers.PARAM_CHANGED:
                 check_unchanged(tensor, problems)
@@ -175,6 +169,8 @@ class HostSteps:
                         views.append(array)
                 else:
                     copies.append((i, array))
+        if problems and self._zeros:
+            self._check_apart(grads, problems)
         problems.raise_any()
         if others:
             raise OtherDtypes(others)

@@ -144,11 +144,20 @@ class Plan:
         Gradients of other dtypes than it is for raise `OtherDtypes`.
         """
         if signals.arrays:
-            problems = Problems()
-            for name, _, array in signals.arrays:  # a batch may count before another has read them
-                check_read_apart(array, name, self._written.near(array), problems)
-            problems.raise_any()
-        self.steps.bind(grads if self._in_order else [grads[i] for i in self._order], signals)
+            self._check_apart(grads, signals)
+        self.steps.bind(self._ordered(grads), signals)
+
+    def _ordered(self, grads: list[Any]) -> list[Any]:
+        return grads if self._in_order else [grads[i] for i in self._order]
+
+    def _check_apart(self, grads: list[Any], signals: Signals) -> None:
+        problems = Problems()
+        for name, _, array in signals.arrays:  # a batch may count before another has read them
+            check_read_apart(array, name, self._written.near(array), problems)
+        if problems:
+            with problems.taking():
+                self.steps.bind(self._ordered(grads), signals)
+        problems.raise_any()
 
     def launch(self) -> None:
         """Run the step that was bound."""

@@ -35,6 +35,7 @@ class Signals(NamedTuple):
     # (name, as it was given, as CuPy or NumPy has it), held until the step is enqueued: the words hold their addresses.
     arrays: tuple[tuple[str, Any, Any], ...] = ()
     numbers: tuple[str, ...] = ()  # those that were told as numbers, which a CUDA graph would keep for ever
+    problems: Problems | None = None  # what is wrong with them
 
 
 SILENCE = Signals()
@@ -43,23 +44,27 @@ SILENCE = Signals()
 def signals(
     grad_scale: Any, found_inf: Any, zero_grads: Any, devices: list[int], computes: Collection[np.dtype[Any]]
 ) -> Signals:
-    """The arguments of a step, validated, for parameters in host memory or on these devices, of these compute types."""
+    """The arguments of a step, for parameters in host memory or on these devices, of these compute types.
+
+    Nothing is raised: what is wrong is noted, and said together with what else is wrong with the step.
+    """
     if grad_scale is None and found_inf is None and zero_grads is False:
         return SILENCE
     problems = Problems()
     if not isinstance(zero_grads, (bool, np.bool_)):
         problems.add(TypeError, f"zero_grads is {zero_grads!r} ({a(type(zero_grads))}); wanted True or False")
+    before = len(problems)
     scale = _signal(grad_scale, "grad_scale", devices, problems)
-    if scale[0][0] == table.NUMBER and not len(problems):
+    if scale[0][0] == table.NUMBER and len(problems) == before:
         _check_reciprocal(grad_scale, computes, problems)
     found = _signal(found_inf, "found_inf", devices, problems)
-    problems.raise_any()
     given = grad_scale is not None, found_inf is not None
-    asked = Asked(told=any(given), scaled=given[0], zero_grads=bool(zero_grads))
+    zeros = isinstance(zero_grads, (bool, np.bool_)) and bool(zero_grads)
+    asked = Asked(told=any(given), scaled=given[0], zero_grads=zeros)
     both = ("grad_scale", scale), ("found_inf", found)
     arrays = tuple((name, *x) for name, (words, x) in both if words[0] > table.NUMBER)
     named = tuple(name for name, (words, _) in both if words[0] == table.NUMBER)
-    return Signals(asked, (*scale[0], *found[0]), arrays, named)
+    return Signals(asked, (*scale[0], *found[0]), arrays, named, problems)
 
 
 def _signal(x: Any, name: str, devices: list[int], problems: Problems) -> tuple[tuple[int, int], Any]:

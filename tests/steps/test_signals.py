@@ -1,6 +1,7 @@
 """What a step is told beside its gradients: which numbers and arrays are refused, in which words."""
 
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -68,6 +69,108 @@ def test_wrong_signals_are_refused(case):
             opt.step(np.ones(5, F4), **told)
     opt.step(np.ones(5, F4), grad_scale=2.0)
     assert opt.steps == 1
+
+
+ALL_WRONG = {"grad_scale": -1, "found_inf": "no", "zero_grads": 1}
+WRONG_TEXTS = ["grad_scale is -1", "found_inf is a str", "zero_grads is 1"]
+
+
+def test_a_refused_step_names_all_that_is_wrong(xp):
+    """The arguments beside the gradients, and every gradient."""
+    params = {"w": xp.ones(5, F4), "b": xp.ones(3, F4)}
+    opt = RMSProp(params)
+    wrong, right = {"w": xp.ones(4, F4), "b": xp.ones(3, F2)}, {name: xp.ones_like(x) for name, x in params.items()}
+    texts = ['grads["w"] has shape (4,)', 'grads["b"] has dtype float16']
+    for _ in range(2):
+        with refusing(opt, TypeError, "5 problems, nothing was changed:", *WRONG_TEXTS, *texts):
+            opt.step(wrong, **ALL_WRONG)
+        with refusing(opt, TypeError, "3 problems", *WRONG_TEXTS):
+            opt.step(right, **ALL_WRONG)
+        with refusing(opt, TypeError, "2 problems", *texts):
+            opt.step(wrong, grad_scale=2.0)
+    opt.step(right)
+    assert opt.steps == 1
+
+
+def test_a_refused_step_names_a_wrong_structure_beside_the_rest(xp):
+    opt = RMSProp({"w": xp.ones(5, F4), "b": xp.ones(3, F4)})
+    wrong = {"w": xp.ones(5, F4), "c": xp.ones(3, F4)}
+    with refusing(opt, TypeError, "5 problems", *WRONG_TEXTS, 'grads["b"] is missing', 'grads["c"]'):
+        opt.step(wrong, **ALL_WRONG)
+
+
+def test_a_refused_step_names_a_parameter_that_was_replaced_beside_the_rest(xp):
+    params = [xp.ones(5, F4), xp.ones(3, F4)]
+    opt = RMSProp(params)
+    params[1] = xp.ones(3, F4)
+    texts = ["params[1] is another object", "grad_scale is 0", "grads[0] has shape"]
+    with refusing(opt, ValueError, "3 problems", *texts):
+        opt.step([xp.ones(4, F4), xp.ones(3, F4)], grad_scale=0)
+
+
+def test_a_refused_step_names_a_wrong_learning_rate_beside_the_gradients(xp):
+    asked = []
+    opt = RMSProp(xp.ones(5, F4), lr=lambda step: asked.append(step) or (0.1 if step == 0 else -1.0))
+    opt.step(xp.ones(5, F4))
+    with refusing(opt, ValueError, "2 problems", "lr", "grads has shape (4,)"):
+        opt.step(xp.ones(4, F4))
+    assert asked == [0, 1]
+
+
+def test_an_error_of_a_schedule_is_its_own(xp):
+    def lr(step):
+        raise ValueError("mine")
+
+    opt = RMSProp(xp.ones(5, F4), lr=lr)
+    with pytest.raises(ValueError, match=r"^mine$") as info:
+        opt.step(xp.ones(5, F4))
+    assert info.traceback[-1].name == "lr"
+
+
+def test_a_refused_step_names_overlaps_beside_the_rest(xp):
+    """Of gradients that are written to, and of what the step is told with what it writes."""
+    memory, params = xp.ones(9, F4), [xp.ones(5, F4), xp.ones(5, F4), xp.ones(5, F4)]
+    opt = RMSProp(params)
+    grads = [memory[:5], memory[4:], xp.ones(4, F4)]
+    texts = ["grads[1] overlaps grads[0] in memory", "grads[2] has shape (4,)", "grad_scale overlaps params[0]"]
+    for _ in range(2):
+        with refusing(opt, ValueError, "3 problems", *texts):
+            opt.step(grads, zero_grads=True, grad_scale=params[0][:1])
+    with refusing(opt, ValueError, "grads[1] overlaps grads[0] in memory"):
+        opt.step([*grads[:2], params[2].copy()], zero_grads=True)
+    opt.step([x.copy() for x in params], zero_grads=True)
+    assert opt.steps == 1
+
+
+def test_gradients_beside_wrong_arguments_are_not_kept(xp):
+    opt = RMSProp(xp.ones(5, F4))
+    opt.step(xp.ones(5, F4))
+    grad = xp.ones(5, F4)
+    before = sys.getrefcount(grad)
+    with refusing(opt, ValueError, "grad_scale is 0"):
+        opt.step(grad, grad_scale=0)
+    assert sys.getrefcount(grad) == before
+
+
+@pytest.mark.gpu
+def test_under_capture_too_a_refused_step_names_all_that_is_wrong(stream):
+    import cupy
+
+    opt, grad = RMSProp(cupy.ones(5, F4)), cupy.ones(5, F4)
+    scale = cupy.ones((), F4)
+    with stream:
+        opt.step(grad, grad_scale=scale)
+        stream.begin_capture()
+        with pytest.raises(TypeError, match="2 problems") as info:
+            opt.step(cupy.ones_like(grad)[:4], grad_scale="2")
+        with pytest.raises(TypeError, match="found_inf is a str"):  # the step before had other arguments
+            opt.step(grad, found_inf="2")
+        opt.step(grad, grad_scale=scale)
+        graph = stream.end_capture()
+    assert "grads has shape (4,)" in str(info.value)
+    graph.launch(stream)
+    stream.synchronize()
+    assert int(opt.state[0]["step"]) == 2
 
 
 @pytest.mark.parametrize("case", WRONG_ARRAYS)
