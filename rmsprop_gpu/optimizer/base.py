@@ -16,6 +16,7 @@ from ..hyper import Schedule
 from ..state.buffers import State
 from ..state.outcome import Outcome
 from ..steps.signals import Signals, signals
+from . import attributes
 from .entries import Entries
 from .groups import Groups, ParamGroup
 from .mirror import Mirror
@@ -313,8 +314,8 @@ class Optimizer(Stateful):
         return summary(type(self).__name__, self.steps, self._groups.hypers(), self._groups.members, self._state.nbytes)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "lr" and not name.startswith("_"):
-            raise AttributeError(f"{name!r} cannot be assigned here; wanted opt.param_groups[i][{name!r}] = ...")
+        if name != "lr" and not name.startswith("_") and (why := attributes.refusal(type(self), name, value)):
+            raise AttributeError(why)
         super().__setattr__(name, value)
 
     def __reduce__(self) -> NoReturn:

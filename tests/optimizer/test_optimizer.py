@@ -118,3 +118,100 @@ def test_kernels_are_what_a_step_launches():
     assert all((x == 1).all() for x in params)
     opt.param_groups[0]["momentum"] = 0.0
     assert "update_kernel[float32, plain]" in opt.kernels()
+
+
+# What can be assigned
+
+
+class Counting(RMSProp):
+    """A subclass with attributes of its own."""
+
+    beta = None  # declared, since it is called as a hyperparameter of others
+
+    def __init__(self, params, **given):
+        self.calls, self.log_every = 0, 10
+        super().__init__(params, **given)
+        self.beta = 0.5
+
+    def step(self, grads, **told):
+        self.calls += 1
+        super().step(grads, **told)
+
+    @property
+    def learning_rate(self):
+        return self.lr
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.lr = value
+
+
+def test_a_subclass_may_have_attributes_of_its_own():
+    opt = Counting(np.ones(3))
+    opt.step(np.ones(3))
+    opt.step(np.ones(3), zero_grads=True)
+    opt.model = "a model"
+    opt.learning_rate = 0.5
+    assert (opt.calls, opt.steps, opt.log_every, opt.beta, opt.model, opt.lr) == (2, 2, 10, 0.5, "a model", 0.5)
+
+
+@pytest.mark.parametrize("cls", [RMSProp, AdaGrad, type("Mine", (RMSProp,), {})])
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("eps", "wanted opt.param_groups[i]['eps'] = ..."),
+        ("weight_decay", "wanted opt.param_groups[i]['weight_decay'] = ..."),
+        ("learning_rate", "wanted opt.param_groups[i]['lr'] = ..."),
+        ("epsilon", "wanted opt.param_groups[i]['eps'] = ..."),
+        ("momentun", "close to 'momentum'"),
+        ("Weight_Decay", "close to 'weight_decay'"),
+        (
+            "betas",
+            "a hyperparameter, but none here; wanted opt.param_groups[i][...] = ..., or a subclass that declares it",
+        ),
+        ("steps", "'steps' of "),
+        ("state", "'state' of "),
+        ("step", "wanted a function"),
+    ],
+)
+def test_what_would_have_no_effect_cannot_be_assigned(cls, name, wanted):
+    opt = cls(np.ones(3))
+    with refused(AttributeError, f"{name!r} ", "cannot be assigned", wanted, of=[opt]):
+        setattr(opt, name, 0.5)
+
+
+@pytest.mark.parametrize("cls", [RMSProp, AdaGrad])
+def test_our_own_classes_have_no_other_attributes(cls):
+    opt = cls(np.ones(3))
+    with refused(AttributeError, f"'model' cannot be assigned to {cls.__name__}", "or a subclass", of=[opt]):
+        opt.model = "a model"
+
+
+def test_a_step_may_be_wrapped():
+    opt, twin, seen = RMSProp(np.ones(3)), RMSProp(np.ones(3)), []
+    step = opt.step
+
+    def wrapped(grads, **told):
+        seen.append(opt.steps)
+        step(grads, **told)
+
+    opt.step = wrapped
+    opt.step(np.ones(3))
+    opt.step(np.ones(3), zero_grads=True)
+    del opt.step
+    opt.step(np.ones(3))
+    for _ in range(3):
+        twin.step(np.ones(3))
+    assert seen == [0, 1]
+    assert_same_bits(opt.param_groups[0]["params"][0], twin.param_groups[0]["params"][0])
+
+
+def test_what_a_refusal_advises_is_taken():
+    opt = Counting(np.ones(3))
+    opt.param_groups[0]["eps"] = 0.5
+    opt.param_groups[0]["lr"] = 0.5
+    assert (opt.param_groups[0]["eps"], opt.lr) == (0.5, 0.5)
+    Declaring = type("Declaring", (RMSProp,), {"betas": None})
+    other = Declaring(np.ones(3))
+    other.betas = (0.9, 0.99)
+    assert other.betas == (0.9, 0.99)
