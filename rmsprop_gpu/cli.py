@@ -105,7 +105,7 @@ def threads() -> list[tuple[str, str]]:
         number = numba.get_num_threads()  # starts them
         RMSProp(param).step(np.zeros_like(param))
         layer: str = numba.threading_layer()  # type: ignore[attr-defined]  # Numba does not list it in __all__
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         return [("threads", f"do not work: {' '.join(str(error).split())}")]
     return [("threads", str(number)), ("threading layer", layer)]
 

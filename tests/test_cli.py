@@ -19,7 +19,7 @@ from rmsprop_gpu.cli import main
 from rmsprop_gpu.demo import train
 from rmsprop_gpu.demo.train import Run
 from rmsprop_gpu.extras import command
-from rmsprop_gpu.kernels import disk
+from rmsprop_gpu.kernels import compiling, disk
 from rmsprop_gpu.kernels.cpu_drive import SERIAL_BELOW
 
 COMMAND = (sys.executable, "-m", "rmsprop_gpu")
@@ -322,6 +322,17 @@ def test_ctrl_c_before_the_first_epoch(monkeypatch, capsys):
     monkeypatch.setattr(Run, "_compile", interrupted)
     assert main(["demo", "--quiet"]) == 130
     assert capsys.readouterr() == ("", "rmsprop-gpu: interrupted\n")
+
+
+def test_without_a_compiler_the_commands_say_so_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(compiling, "_jit_was_off", True)
+    monkeypatch.setattr(compiling, "_compiled", {})
+    assert main(["demo", "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("rmsprop-gpu: Numba's compiler is off (NUMBA_DISABLE_JIT is set")
+    assert main(["info"]) == 0
+    assert "do not work: Numba's compiler is off" in capsys.readouterr().out
 
 
 def test_info_needs_no_extra_and_loads_no_cuda():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from devices import MODULES
 from processes import run, start
 
 
@@ -44,6 +45,48 @@ print([m for m in sys.modules if m.split(".")[0] in ("cupy", "numba_cuda", "torc
        or m.startswith("numba.cuda.cudadrv")])
 """
     assert run(code) == "[]"
+
+
+JIT_OFF = """
+import {module} as xp, numba, numpy, sys
+from rmsprop_gpu import RMSProp, reference, rmsprop_update
+{before}
+opt = RMSProp(xp.ones(200_000, xp.float32), initial_scale=1.0, use_ema=True)
+assert "p = p - 0.01 * u" in opt.explain() and "200,000 parameters" in repr(opt)
+opt.load_state_dict(opt.state_dict())
+for refused in (
+    lambda: opt.step(xp.ones(200_000, xp.float32)),
+    lambda: opt.compile(),
+    lambda: opt.kernels(),
+    lambda: rmsprop_update(xp.ones(3), xp.ones(3), xp.ones(3), lr=0.1),
+):
+    try:
+        refused()
+    except RuntimeError as error:
+        print(error)
+assert opt.steps == 0 and (opt.param_groups[0]["params"][0] == 1).all()
+try:
+    opt.step(xp.ones(3, xp.float32), grad_scale=0)
+except ValueError as error:
+    assert "grad_scale is 0" in str(error)
+"""
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("when", ["from the start", "later", "and on again"])
+def test_without_a_compiler_a_step_is_refused_and_what_needs_none_works(module, when):
+    before = {
+        "from the start": "",
+        "later": "numba.config.DISABLE_JIT = 1",
+        "and on again": "numba.config.DISABLE_JIT = 0",
+    }
+    off = {} if when == "later" else {"NUMBA_DISABLE_JIT": "1"}
+    said = run(JIT_OFF.format(module=module, before=before[when]), **off).splitlines()
+    assert len(said) == 4
+    assert set(said) == {
+        "Numba's compiler is off (NUMBA_DISABLE_JIT is set, or was when rmsprop_gpu was imported), without which no "
+        "kernel runs; unset it in a new process, or take rmsprop_gpu.reference, the same mathematics in plain Python"
+    }
 
 
 THREADS = """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .. import AdaGrad, RMSProp, __version__
 from ..conventions.explain import WORDS
 from ..extras import extra
+from ..kernels.compiling import why_not
 from .report import image_format, plot, print_summary
 from .train import LR, Run, Settings
 
@@ -102,6 +103,8 @@ def run(options: argparse.Namespace) -> int:
     """Train, print, write; whatever can be refused is refused before the training."""
     training = make_run(options)
     check_files(options)
+    if why := why_not():
+        raise RefusedError(why)
     with extra("demo"):
         from rich.console import Console
     console = Console(highlight=False, stderr=options.json == STDOUT)

@@ -7,18 +7,33 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from numba.core import config
+
 # A fork waits for a compilation in another thread: the child would else wait for Numba's compiler lock for ever.
 _lock = threading.RLock()
 _forked = False
 _compiled: dict[Any, Any] = {}
+_jit_was_off = bool(config.DISABLE_JIT)  # what was decorated then are plain functions for good
+
+
+def why_not() -> str | None:
+    """Why nothing can be compiled in this process; None where it can."""
+    if not _jit_was_off and not config.DISABLE_JIT:
+        return None
+    return (
+        "Numba's compiler is off (NUMBA_DISABLE_JIT is set, or was when rmsprop_gpu was imported), without which no "
+        "kernel runs; unset it in a new process, or take rmsprop_gpu.reference, the same mathematics in plain Python"
+    )
 
 
 def once(make: Callable[..., Any], *key: Any) -> Any:
-    """Return ``make(*key)``, which compiles, made at the first call."""
+    """Return ``make(*key)``, which compiles, made at the first call; a RuntimeError where nothing can be compiled."""
     name = (make, *key)
     if name not in _compiled:
         with _lock:
             if name not in _compiled:
+                if why := why_not():
+                    raise RuntimeError(why)
                 _compiled[name] = make(*key)
     return _compiled[name]
 
