@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from numba.core import config
+from numba.core import config as numba_config
 
 # A fork waits for a compilation in another thread: the child would else wait for Numba's compiler lock for ever.
 _lock = threading.RLock()
 _forked = False
 _compiled: dict[Any, Any] = {}
+config: Any = numba_config  # of which mypy knows no setting
 _jit_was_off = bool(config.DISABLE_JIT)  # what was decorated then are plain functions for good
 
 

@@ -105,7 +105,7 @@ class DeviceSteps:
             self._changed = False
         except runtime.CUDARuntimeError as error:
             self._changed = True
-            raise failure(error, {}, None, self._order) from error
+            raise failure(error, {}, None, self._order, self._memory()) from error
         self._run([*self._calls, *self._zeroing(), self._count])
         for device in self._order.devices:
             self._order.enqueued(device)
@@ -166,10 +166,15 @@ class DeviceSteps:
             done.extend(map(_call, [*calls, partial(runtime.setDevice, device)]))
         except Exception as error:  # CUDA's errors have no base of their own in cuda.core
             named = enumerate(getattr(call, "kernel", None) for call in self._calls)
-            failed = failure(error, {i: name for i, name in named if name}, len(done), self._order)
+            kernels = {i: name for i, name in named if name}
+            failed = failure(error, kernels, len(done), self._order, self._memory())
             with suppress(runtime.CUDARuntimeError):  # of a device that is lost
                 runtime.setDevice(device)
             raise failed from error
+
+    def _memory(self) -> list[Array]:
+        """What was allocated for it on each device."""
+        return [resident.table for resident in self._residents]
 
     def _capture(self) -> None:
         """Enqueue the step that was bound into a graph; nothing may be copied then that is not part of the step."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from cupy.cuda import runtime
 
 from .streams import Order
 
+_RESET = "the device was reset (numba.cuda.close() does that)"
+_UNREGISTERED = 0  # cudaMemoryTypeUnregistered: memory that CUDA does not know
 
-def failure(error: Exception, kernels: Mapping[int, str], done: int | None, order: Order) -> RuntimeError:
+
+def failure(
+    error: Exception, kernels: Mapping[int, str], done: int | None, order: Order, memory: Iterable[Any]
+) -> RuntimeError:
     """One exception that says it all; an optimizer that cannot go on is marked in its `order`.
 
     `kernels` are the launches of the step by their places among its calls, `done` is how many calls were made: None
-    before the first.
+    before the first. `memory` are arrays that the optimizer has allocated.
     """
     if done is None:
         what, before = "CUDA failed before the first launch of the step", 0
@@ -28,9 +34,31 @@ def failure(error: Exception, kernels: Mapping[int, str], done: int | None, orde
     except runtime.CUDARuntimeError:
         order.broken = f"{what} ({error}): the device is lost to this process, start a new one"
         return RuntimeError(order.broken)
+    if not all(map(_is_there, memory)):
+        order.broken = f"{what} ({error}): {_RESET}, and all arrays there with it; start a new process"
+        return RuntimeError(order.broken)
     if before:
         half = f"{before} of the step's {len(kernels)} launches were made"
         again = "restore the parameters, then load_state_dict makes it usable again"
         order.broken = f"{what} ({error}): {half}, the optimizer is between two steps; {again}"
         return RuntimeError(order.broken)
+    if _names_a_handle(error):
+        return RuntimeError(
+            f"{what} ({error}): nothing was updated. Either the current stream was destroyed, then take another one, "
+            f"or {_RESET}, and all kernels there with it; then start a new process"
+        )
     return RuntimeError(f"{what} ({error}): nothing was updated, the optimizer is usable as it was before the step")
+
+
+def _is_there(array: Any) -> bool:
+    """Does CUDA still know the memory of this array?"""
+    try:
+        return bool(runtime.pointerGetAttributes(array.data.ptr).type != _UNREGISTERED)
+    except runtime.CUDARuntimeError:
+        return False
+
+
+def _names_a_handle(error: Exception) -> bool:
+    """Does it say that what it was given, a kernel or a stream, is none, or is of a context that is gone?"""
+    said = str(error)
+    return any(mark in said for mark in ("INVALID_HANDLE", "InvalidResourceHandle", "CONTEXT"))

@@ -26,7 +26,7 @@ def ended(process):
     """What it printed; it must have ended well and without a warning."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
-    assert err == ""
+    assert err == "", err
     return out.strip()
 
 

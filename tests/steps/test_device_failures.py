@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from on_device import arrays, everything
+from processes import start
 
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.kernels import cuda
@@ -88,3 +89,39 @@ def test_a_step_that_ends_between_two_launches_says_so_until_the_state_is_loaded
     opt.load_state_dict(saved)
     opt.step(grads)
     assert opt.steps == 2
+
+
+CLOSED = """
+import cupy, numba.cuda, numpy as np, os, sys
+from rmsprop_gpu import RMSProp
+def says(opt, grad):
+    try:
+        opt.step(grad)
+        cupy.cuda.get_current_stream().synchronize()
+    except Exception as error:
+        print(str(error).replace("\\n", " "))
+arrays = cupy.ones((2, 5000), np.float32)
+opt = RMSProp(arrays[0])
+opt.step(arrays[1])
+numba.cuda.close()
+{then}
+sys.stdout.flush()
+os._exit(0)  # whatever is unloaded at the end is gone
+"""
+SAME = "for _ in range(2): says(opt, arrays[1])"
+ANEW = """
+cupy.get_default_memory_pool().free_all_blocks()
+arrays = cupy.ones((2, 5000), np.float32)
+says(RMSProp(arrays[0]), arrays[1])
+"""
+
+
+@pytest.mark.parametrize("then", [SAME, ANEW], ids=["same", "anew"])
+def test_after_a_reset_no_error_promises_that_the_optimizer_is_usable(then):
+    """The launch may fail by the kernel or by the memory, or what was launched later."""
+    process = start(CLOSED.format(then=then))
+    said = process.communicate(timeout=120)[0].splitlines()  # the device may complain beside it
+    assert process.returncode == 0
+    assert len(said) == 2 or then is ANEW
+    assert not [line for line in said if "usable" in line]
+    assert not said or "the device was reset (numba.cuda.close() does that)" in said[0] or "illegal" in said[0].lower()
