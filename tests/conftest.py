@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -25,6 +26,14 @@ def pytest_addoption(parser):
 @pytest.fixture
 def rng():
     return np.random.default_rng(2012)
+
+
+@pytest.fixture
+def answers_ctrl_c():
+    """Answer to it as Python does, here and in what the test starts: in the background (`&`, nohup) it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=MODULES)

@@ -298,7 +298,7 @@ def test_a_part_s_surroundings(run, monkeypatch):
     assert chunks.PART.environment == {"RMSPROP_GPU_CACHE": "0"}  # a kernel's key knows nothing of threads
 
 
-def test_ctrl_c_ends_the_part_and_writes_the_summary(tmp_path):
+def test_ctrl_c_ends_the_part_and_writes_the_summary(tmp_path, answers_ctrl_c):
     code = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -315,7 +315,7 @@ sys.exit(command.main(["--to", {str(tmp_path)!r}]))
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     numbers, page = json.loads((tmp_path / "summary.json").read_text()), (tmp_path / "summary.md").read_text()
     assert [row["state"] for row in numbers["parts"].values()] == ["done", "interrupted", "interrupted"]

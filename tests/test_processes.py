@@ -200,7 +200,7 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
     run(code, RMSPROP_GPU_CACHE="0")
 
 
-def test_ctrl_c_leaves_no_half_step():
+def test_ctrl_c_leaves_no_half_step(answers_ctrl_c):
     """Two batches (two dtypes) and the count of steps: an interrupt finds all of them stepped equally often."""
     code = """
 import signal, threading, time, numpy as np
@@ -210,8 +210,8 @@ grads = [np.ones(60_000, np.float32), np.ones(60_000)]
 opt = RMSProp(params, lr=1.0, alpha=0.0, eps=0.0)
 opt.step(grads)
 for k in range(40):
-    threading.Timer(0.01 + 0.0001 * k, signal.raise_signal, [signal.SIGINT]).start()
     try:
+        threading.Timer(0.01 + 0.0001 * k, signal.raise_signal, [signal.SIGINT]).start()
         while True:
             opt.step(grads)
     except KeyboardInterrupt:

@@ -19,11 +19,9 @@ F4 = np.float32
 
 
 @pytest.fixture
-def ctrl_c():
-    """Python's own answer to it, which a process in the background does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
+def ctrl_c(answers_ctrl_c):
+    """What comes with it."""
+    return functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)
 
 
 def test_ctrl_c_cannot_leave_a_step_half_done(ctrl_c):
