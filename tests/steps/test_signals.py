@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from on_either import F2, F4, refusing
+from on_either import F4, F8, refusing
 
 from rmsprop_gpu import RMSProp
 
@@ -79,8 +79,8 @@ def test_a_refused_step_names_all_that_is_wrong(xp):
     """The arguments beside the gradients, and every gradient."""
     params = {"w": xp.ones(5, F4), "b": xp.ones(3, F4)}
     opt = RMSProp(params)
-    wrong, right = {"w": xp.ones(4, F4), "b": xp.ones(3, F2)}, {name: xp.ones_like(x) for name, x in params.items()}
-    texts = ['grads["w"] has shape (4,)', 'grads["b"] has dtype float16']
+    wrong, right = {"w": xp.ones(4, F4), "b": xp.ones(3, F8)}, {name: xp.ones_like(x) for name, x in params.items()}
+    texts = ['grads["w"] has shape (4,)', 'grads["b"] has dtype float64']
     for _ in range(2):
         with refusing(opt, TypeError, "5 problems, nothing was changed:", *WRONG_TEXTS, *texts):
             opt.step(wrong, **ALL_WRONG)
