@@ -67,6 +67,25 @@ def test_parameters_and_gradients_of_others_step_as_those_of_numpy(wrap):
 
 @pytest.mark.usefixtures("check")
 @EACH
+def test_their_half_gradients_are_taken_where_they_lie(wrap):
+    """Of NumPy's parameters and of theirs, before those of float32 and behind them."""
+    rng = np.random.default_rng(0)
+    mine, theirs, params = ([np.ones(40, F4), np.ones((4, 5), F4)] for _ in range(3))
+    opt, own, twin = RMSProp(params), RMSProp([wrap(x) for x in theirs]), RMSProp(mine)
+    for dtype in (np.float16, np.float16, F4, np.float16):
+        grads = [rng.standard_normal(x.shape).astype(dtype) for x in mine]
+        opt.step([wrap(g) for g in grads])
+        own.step([wrap(g) for g in grads])
+        twin.step([g.astype(F4) for g in grads])
+        assert list(opt.kernels()) == [f"update_kernel[float32{' with float16 gradients' * (dtype != F4)}, plain]"]
+        for steps in (opt._planner._plan.steps, own._planner._plan.steps):
+            assert not steps._dense  # no copy
+    for got in (params, theirs):
+        assert [x.tobytes() for x in got] == [x.tobytes() for x in mine]
+
+
+@pytest.mark.usefixtures("check")
+@EACH
 def test_their_gradients_are_zeroed_and_kept_apart(wrap):
     param, grad = np.ones(40, F4), np.ones(40, F4)
     opt = RMSProp(param)

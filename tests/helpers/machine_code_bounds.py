@@ -1,5 +1,7 @@
 """What the machine code of a kernel should be."""
 
+from collections import Counter
+
 import numpy as np
 
 from rmsprop_gpu.arrays.dtypes import compute_dtype
@@ -18,7 +20,7 @@ def instructions_per_element(facts, dtype):
     return sum(facts.loop.values()) / lanes(dtype)
 
 
-def bounds(variant, dtype):
+def bounds(variant, dtype, grad_dtype=None):
     """At most so many registers, and instructions an element in the vector loop.
 
     The average is two operations more an element, and two accesses a vector. In float64 an IEEE division and root take
@@ -27,16 +29,18 @@ def bounds(variant, dtype):
     """
     if np.dtype(dtype) == np.float64:
         return 72 + 10 * (variant.centered and variant.momentum and variant.ema), 96
-    return (40, 42) if np.dtype(dtype) == np.float32 and variant == Variant() else (64, 64 + 3 * variant.ema)
+    is_plain = np.dtype(dtype) == np.dtype(grad_dtype or dtype) == np.float32 and variant == Variant()
+    return (40, 42) if is_plain else (64, 64 + 3 * variant.ema)
 
 
-def wanted_accesses(variant, dtype):
+def wanted_accesses(variant, dtype, grad_dtype=None):
     """Loads and stores of the vector loop: each stream once, in 128 bits; four halves are 64."""
     states = 1 + variant.centered + variant.momentum + variant.ema
-    stores = 1 + variant.zero_grads
-    if np.dtype(dtype).itemsize == 2:
-        return {"LDG.E.64": 2, "STG.E.64": stores, "LDG.E.128": states, "STG.E.128": states}
-    return {"LDG.E.128": 2 + states, "STG.E.128": stores + states}
+    wanted = Counter({"LDG.E.128": states, "STG.E.128": states})
+    for stream, stores in ((dtype, 1), (grad_dtype or dtype, variant.zero_grads)):
+        bits = 64 if np.dtype(stream).itemsize == 2 else 128
+        wanted.update({f"LDG.E.{bits}": 1, f"STG.E.{bits}": stores})
+    return dict(+wanted)
 
 
 def flaws(facts, dtype):
@@ -55,13 +59,13 @@ def _nothing(facts, field, what):
         yield f"{getattr(facts, field)} {what}"
 
 
-def flaws_of_update(facts, variant, dtype):
+def flaws_of_update(facts, variant, dtype, grad_dtype=None):
     """What is not as it should be in an update kernel."""
     yield from flaws(facts, dtype)
-    wanted = wanted_accesses(variant, dtype)
+    wanted = wanted_accesses(variant, dtype, grad_dtype)
     if facts.accesses != wanted:
         yield f"the vector loop has {facts.accesses}; wanted {wanted}"
-    registers, instructions = bounds(variant, dtype)
+    registers, instructions = bounds(variant, dtype, grad_dtype)
     if facts.registers > registers:
         yield f"{facts.registers} registers; wanted at most {registers}"
     if instructions_per_element(facts, dtype) > instructions:

@@ -28,12 +28,12 @@ FEW = [PLAIN, BOTH, TOLD, max(VARIANTS, key=sum)]  # for most architectures: a k
 OF = {cc: [*VARIANTS, TOLD] if cc in {(7, 5), (9, 0)} else FEW for cc in CAPABILITIES}
 
 
-def problems(facts, variant, dtype):
+def problems(facts, variant, dtype, grad_dtype=None):
     """The flaws of an update kernel, and an fma that the rule does not ask for: a contraction."""
     advance = not variant.adagrad and not variant.prepared
     # The rule stands in the kernel for each lane of a vector, and once for the ragged end.
     wanted = wanted_instructions(variant)["fma"] * (lanes(dtype) + 1) + advance
-    found = list(flaws_of_update(facts, variant, dtype))
+    found = list(flaws_of_update(facts, variant, dtype, grad_dtype))
     return found if facts.fma == wanted else [*found, f"{facts.fma} fma in the PTX; wanted {wanted}"]
 
 
@@ -42,6 +42,14 @@ def problems(facts, variant, dtype):
 def test_update_kernels_are_without_flaws(dtype, cc):
     facts = read([cuda.make_update_kernel(variant, dtype) for variant in OF[cc]], cc)
     found = {name(v): problems(f, v, dtype) for v, f in zip(OF[cc], facts, strict=True)}
+    assert not {variant: flaws for variant, flaws in found.items() if flaws}
+
+
+@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_update_kernels_of_half_gradients_are_without_flaws(half, cc):
+    facts = read([cuda.make_update_kernel(variant, np.float32, half) for variant in OF[cc]], cc)
+    found = {name(v): problems(f, v, np.float32, half) for v, f in zip(OF[cc], facts, strict=True)}
     assert not {variant: flaws for variant, flaws in found.items() if flaws}
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 
+import ml_dtypes
 import numpy as np
 import pytest
 from devices import MODULES
@@ -58,3 +59,29 @@ def test_it_follows_what_was_assigned():
 def test_what_is_no_switch_is_refused(name):
     with pytest.raises(TypeError, match=f"{name} is 2.0 \\(a float\\); wanted True or False"):
         RMSProp(np.ones(3)).compile(**{name: 2.0})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_gradients_to_come_may_be_halves(module, monkeypatch):
+    """Of those parameters that may have them; with what float32 gradients take, any mixture is compiled."""
+    xp = importlib.import_module(module)
+    opt = RMSProp([xp.ones(3, dtype) for dtype in (np.float32, np.float32, np.float64, np.float16)])
+    monkeypatch.setattr(compiling, "_compiled", {})
+    opt.compile(grad_dtype="float16")
+    one = set(compiling._compiled)
+    opt.step([xp.ones(3, dtype) for dtype in (np.float16, np.float16, np.float64, np.float16)])
+    assert set(compiling._compiled) == one
+    opt.compile(grad_dtype=np.float32)
+    both = set(compiling._compiled)
+    assert both > one
+    opt.step([xp.ones(3, dtype) for dtype in (np.float16, np.float32, np.float64, np.float16)])
+    assert set(compiling._compiled) == both
+
+
+@pytest.mark.parametrize("given", ["float", "int32", 3, np.dtype(">f2"), "nothing", ml_dtypes.bfloat16])
+def test_what_is_no_dtype_of_its_gradients_is_refused(given):
+    with pytest.raises(TypeError) as error:
+        RMSProp([np.ones(3, np.float16)]).compile(grad_dtype=given)
+    assert str(error.value) == f"grad_dtype is {given!r}; wanted float16"
+    with pytest.raises(TypeError, match="wanted float32 or float16 or bfloat16 or float64"):
+        RMSProp([np.ones(3, np.float32), np.ones(3)]).compile(grad_dtype="int32")

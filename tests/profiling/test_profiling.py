@@ -73,6 +73,24 @@ def test_the_report_says_what_a_step_launches(module):
     assert json.loads(json.dumps(report.to_dict()))["launches"][0]["bytes"] == w.bytes
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_half_gradients_have_a_launch_of_their_own(module):
+    """Two bytes less are read of each, and written where they are zeroed."""
+    xp = pytest.importorskip(module)
+    opt = RMSProp([xp.ones(50, F4), xp.ones(30, F4)])
+    grads = [xp.ones(50, F4), xp.ones(30, np.float16)]
+    for _ in range(2):  # before the first step, and behind it
+        report = profile(opt, grads, repeats=2)
+        found = [(x.name, x.dtype, x.grad_dtype, x.compute_dtype, x.bytes_per_element) for x in report.launches]
+        assert found == [
+            ("update_kernel[float32, plain]", "float32", "float32", "float32", 20),
+            ("update_kernel[float32 with float16 gradients, plain]", "float32", "float16", "float32", 18),
+        ]
+        assert report.bytes == 20 * 50 + 18 * 30
+        opt.step(grads)
+    assert opt.steps == 2
+
+
 @pytest.mark.parametrize(("threads", "chunks"), [(1, 2), (3, 4)])
 def test_chunks_are_those_of_the_launch(threads, chunks, monkeypatch):
     """On the CPU a kernel is called once for each tensor, and once more where two threads share one."""

@@ -24,6 +24,8 @@ def test_bytes_that_a_feature_adds_to_an_element_are_those_of_the_docstrings(swi
     assert bytes_per_element(Variant(**{switch: True}), single) == 20 + ADDED[switch]
     assert bytes_per_element(Variant(**{switch: True}), half) == 14 + (8 if switch == "ema" else ADDED[switch] // 2)
     assert bytes_per_element(Variant(norm=True, finite=True), single) == 24
+    own = 8 if switch == "ema" else ADDED[switch] // 2
+    assert bytes_per_element(Variant(**{switch: True}), single, half) == 18 + own
 
 
 def test_flops_are_the_instructions_counted_by_hand():
@@ -41,13 +43,13 @@ from rmsprop_gpu.profiling.traffic import bytes_per_element
 from variants import cover, optimizer, Variant
 from rmsprop_gpu.kernels.cuda import chunk_of
 SIZE = 1 << 18
-def step(variant, dtype, **told):
+def step(variant, dtype, grad_dtype=None, **told):
     opt = optimizer(variant, cupy.zeros(SIZE, dtype))
-    opt.step(cupy.asarray(np.ones(SIZE, dtype)), **told)
+    opt.step(cupy.asarray(np.ones(SIZE, grad_dtype or dtype)), **told)
     cupy.cuda.Device().synchronize()
     variant = variant._replace(told="found_inf" in told, zero_grads=bool(told))
-    dtype = np.dtype(dtype)
-    print(len(opt.kernels()), SIZE * bytes_per_element(variant, dtype), SIZE // chunk_of(dtype))
+    dtype, grad_dtype = np.dtype(dtype), np.dtype(grad_dtype or dtype)
+    print(len(opt.kernels()), SIZE * bytes_per_element(variant, dtype, grad_dtype), SIZE // chunk_of(dtype))
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 for variant in dict.fromkeys([Variant(), *cover(2)]):
@@ -56,6 +58,9 @@ for variant in dict.fromkeys([Variant(), *cover(2)]):
 for dtype in DTYPES:
     step(Variant(), dtype, zero_grads=True)
     step(Variant(ema=True), dtype, zero_grads=True, found_inf=False)
+for half in DTYPES[2:]:
+    step(Variant(), np.float32, half, zero_grads=True)
+    step(Variant(norm=True, scale=True, momentum=True, centered=True), np.float32, half)
 """
 
 
