@@ -114,11 +114,13 @@ def make_factors(variant: Variant, T: Any, space: int) -> Any:
     @inline
     def prepared(address, index, s):  # type: ignore[no-untyped-def]
         f = address + index * stride
-        return Factors(load(f, table.SCALE), load(f, table.CORRECTION), load(f, table.EMA_MOMENTUM))
+        return Factors(
+            load(f, table.SCALE), load(f, table.POWER), load(f, table.CORRECTION), load(f, table.EMA_MOMENTUM)
+        )
 
     @inline
     def neutral(address, index, s):  # type: ignore[no-untyped-def]
-        return Factors(s.scale, one, zero)
+        return Factors(s.scale, one, one, zero)
 
     return prepared if variant.prepared else neutral
 
@@ -174,10 +176,41 @@ def make_gate(variant: Variant, T: Any, space: int) -> Any:
     return gate
 
 
+# A scale below the smallest normal number of its type would keep few bits there, or none. It is lifted by a power of
+# two, and the gradient is multiplied by the reciprocal first, which is exact unless the scaled gradient is 0 anyway. A
+# float32 that the first power leaves too small takes the second; in float64 nothing is so small.
+_LIFTS = {np.float32: (2.0**100, 2.0**149), np.float64: (2.0**900, 2.0**900)}
+
+
 @inline
-def _clip(most, norm):  # type: ignore[no-untyped-def]
-    """What shortens a gradient of this norm to `most`: NaN if it has no norm and there is something to clip by."""
-    return ONE if norm <= most or most == INFINITY else most / norm
+def _clipped(scale, most, norm, lift):  # type: ignore[no-untyped-def]
+    """`scale`, `lift` and what shortens a gradient of this norm to `most`, multiplied: NaN if that is NaN."""
+    # Where the quotient may be too small for a float64, it is lifted before.
+    above, behind = (most * lift, ONE) if most < ONE else (most, lift)
+    return scale * lift if norm <= most or most == INFINITY else scale * (above / norm * behind)
+
+
+def make_scale(T: Any) -> Any:
+    """``scale(s, inverse, own, norm)``: what a gradient is multiplied by, and the power of two before it.
+
+    `own` is the norm of its tensor, `norm` that of all.
+    """
+    tiny = np.float64(np.finfo(T).smallest_normal)
+    first, second = (np.float64(x) for x in _LIFTS[T])
+    less = tiny / first
+
+    @inline
+    def scale(s, inverse, own, norm):  # type: ignore[no-untyped-def]
+        signed, most, length = np.float64(s.scale) * inverse, np.float64(s.clipnorm), own
+        if np.float64(s.global_clipnorm) != INFINITY:  # one of them at most is there
+            most, length = np.float64(s.global_clipnorm), norm
+        x, lift = _clipped(signed, most, length, ONE), ONE
+        if -tiny < x < tiny:
+            lift = second if -less < x < less else first
+            x = _clipped(signed, most, length, lift)
+        return T(x), T(ONE / lift)
+
+    return scale
 
 
 def make_prepare(variant: Variant, T: Any, space: int) -> Any:
@@ -186,7 +219,7 @@ def make_prepare(variant: Variant, T: Any, space: int) -> Any:
     `row` is the address of its row in the table, `sum_address` that of its own sum.
     """
     (load64, _), (load_int, _), (_, store) = memory(np.float64, space), memory(np.int64, space), memory(T, space)
-    advance, scalars_of = make_advance(variant, T, space), make_scalars(T, space)
+    advance, scalars_of, scale_of = make_advance(variant, T, space), make_scalars(T, space), make_scale(T)
     zero, one, stride = T(0), T(1), table.FACTOR_COLUMNS * np.dtype(T).itemsize
 
     @inline
@@ -195,11 +228,10 @@ def make_prepare(variant: Variant, T: Any, space: int) -> Any:
         store(f, table.SKIP, one if skip else zero)
         if not skip:
             s = scalars_of(scalars, row)
-            scale = np.float64(s.scale) * inverse
-            if variant.norm:
-                own = math.sqrt(load64(sum_address, table.SQUARES)) * inverse
-                scale = scale * _clip(np.float64(s.clipnorm), own) * _clip(np.float64(s.global_clipnorm), norm)
-            store(f, table.SCALE, T(scale))
+            own = math.sqrt(load64(sum_address, table.SQUARES)) * inverse if variant.norm else ZERO
+            scale, power = scale_of(s, inverse, own, norm)
+            store(f, table.SCALE, scale)
+            store(f, table.POWER, power)
             if variant.ema:  # the first step sets the average, as Keras does
                 first = load_int(load_int(row, STEP), 0) == 0
                 store(f, table.EMA_MOMENTUM, zero if first else s.ema_momentum)

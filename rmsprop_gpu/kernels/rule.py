@@ -92,6 +92,7 @@ class Factors(NamedTuple):
     """What a step's tensor has of its own, in the compute type."""
 
     scale: Any  # of its gradient
+    power: Any  # of two, which the scale lacks where it would be too small for its type
     correction: Any  # of its second moment
     ema_momentum: Any  # 0 in the first step
 
@@ -103,11 +104,14 @@ def make_rule(variant: Variant, T: Any) -> Any:
     lacks passes through.
     """
     zero = T(0)  # constants take their neighbours' type: a bare 0 makes float32 code float64
+    prepared = variant.prepared
 
     @inline
     def rule(p, grad, v, m, b, e, s, f):  # type: ignore[no-untyped-def]  # typed by Numba
         g = grad
         if variant.scale:
+            if prepared:
+                g = f.power * g
             g = f.scale * g
         if variant.clipvalue:
             # Select, never min, max, abs: on NaN the CPU and the GPU choose differently. Here a NaN stays a NaN.

@@ -12,8 +12,8 @@ PARAM, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, EMA, STEP, BIAS_WEIGHT, SCALARS_RO
 COLUMNS = 8
 
 # The factors of a tensor, in the compute type: one row each.
-SCALE, CORRECTION, EMA_MOMENTUM, SKIP = range(4)
-FACTOR_COLUMNS = 4
+SCALE, POWER, CORRECTION, EMA_MOMENTUM, SKIP = range(5)
+FACTOR_COLUMNS = 5
 
 # What a step is told beside its gradients, two words each: how the second is to be read, and a number or its address.
 GRAD_SCALE, FOUND_INF = 0, 2

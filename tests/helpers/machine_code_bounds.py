@@ -79,7 +79,11 @@ def wanted_instructions(v):
         "sqrt": 1,
         "fadd": int(v.eps and not (v.eps_in_sqrt and v.bias_correction)),
         "fsub": int(v.lr_in_momentum),
-        "fmul": 2 * (not v.adagrad) + v.scale + (v.bias_correction and not v.eps_in_sqrt) + v.lr_in_momentum + v.ema,
+        "fmul": 2 * (not v.adagrad)
+        + v.scale * (1 + v.prepared)
+        + (v.bias_correction and not v.eps_in_sqrt)
+        + v.lr_in_momentum
+        + v.ema,
         "fcmp": 2 * v.clipvalue + v.centered + (not v.eps) + v.ema,
         "fma": 1
         + 2 * v.centered

@@ -100,7 +100,7 @@ def instructions(variant, T):
             load(x, 6), load(x, 7), load(x, 8), load(x, 9), load(x, 10), load(x, 11), load(x, 12), load(x, 13),
             load(x, 14), load(x, 15), load(x, 16), load(x, 17), load(x, 18),
         )  # fmt: skip
-        f = Factors(load(x, 19), load(x, 20), load(x, 21))
+        f = Factors(load(x, 19), load(x, 20), load(x, 21), load(x, 22))
         p, v, m, b, e = make(load(x, 0), load(x, 1), load(x, 2), load(x, 3), load(x, 4), load(x, 5), s, f)
         store(y, 0, p)
         store(y, 1, v)

@@ -113,6 +113,45 @@ def test_gradients_and_grad_scale_by_a_power_of_two_change_no_bit(xp, dtype, nam
         assert one.last_grad_norm == other.last_grad_norm
 
 
+def assert_multiplied(opt, grad, factor):
+    """The gradient that the rule saw, which a `grad_avg` of alpha 0 is, is the given one times this exact factor.
+
+    The factor and the product are rounded once each, and neither may be off by more than half of the least number.
+    """
+    got, f = host(opt.state[0]["grad_avg"]), np.finfo(grad.dtype)
+    for x, y in zip(got.tolist(), grad.tolist(), strict=True):
+        want = Fraction(y) * factor
+        error = abs(Fraction(x) - want)
+        assert error <= abs(want) * Fraction(1.01 * float(f.eps)) + Fraction(float(f.smallest_subnormal)) * Fraction(
+            0.51
+        )
+
+
+TINY = {F4: [1e-3, 1e-20, 1e-30, 1e-38, 1e-42], F8: [1e-160, 1e-300, 1e-320]}
+
+
+@pytest.mark.parametrize(("dtype", "clip"), [(T, clip) for T, clips in TINY.items() for clip in clips])
+@pytest.mark.parametrize("name", ["clipnorm", "global_clipnorm"])
+def test_a_factor_below_the_normal_numbers_is_as_exact_as_another(xp, dtype, clip, name):
+    """Gradients whose norm is 1e40 or 1e153, most of them large, some far smaller."""
+    grad = np.concatenate([draw(0, 300)[0], draw(1, 20)[0] * 1e-20]).astype(dtype)
+    grad *= dtype(1e37 if dtype is F4 else 1e151)
+    norm = norm_of([grad])
+    opt = RMSProp(xp.zeros(grad.size, dtype), alpha=0.0, centered=True, **{name: clip})
+    opt.step(xp.array(grad))
+    assert opt.last_grad_norm == norm
+    assert_multiplied(opt, grad, Fraction(float(dtype(clip))) / Fraction(norm))
+
+
+@pytest.mark.parametrize("scale", [1e42, 1e44])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_grad_scale_with_a_reciprocal_below_the_normal_numbers(xp, scale, sign):
+    grad = draw(0, 300)[0] * F4(1e36)
+    opt = RMSProp(xp.zeros(300, F4), alpha=0.0, centered=True, maximize=sign < 0)
+    opt.step(xp.array(grad), grad_scale=scale)
+    assert_multiplied(opt, grad, sign / Fraction(scale))
+
+
 NOT_NUMBERS = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -3e38], F4)
 
 
