@@ -110,7 +110,7 @@ def make_prepare_kernel(variant: Variant, T: Any) -> Any:
 
     In the place of a row it gets whether this batch counts the steps that are skipped.
     """
-    gate, outcome, prepare = make_gate(variant, T, HOST), make_outcome(variant, HOST), make_prepare(variant, T, HOST)
+    gate, outcome, prepare = make_gate(variant, HOST), make_outcome(variant, HOST), make_prepare(variant, T, HOST)
 
     @kernel
     def prepare_kernel(batch, counts, start, stop):  # type: ignore[no-untyped-def]

@@ -125,7 +125,7 @@ def make_prepare_kernel(variant: Variant, D: Any) -> Any:
     """
     T: Any = compute_dtype(np.dtype(D)).type
     gate, outcome, prepare = (
-        make_gate(variant, T, GLOBAL),
+        make_gate(variant, GLOBAL),
         make_outcome(variant, GLOBAL),
         make_prepare(variant, T, GLOBAL),
     )

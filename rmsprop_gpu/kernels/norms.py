@@ -151,9 +151,8 @@ def _make_told(space: int) -> Any:
     return told
 
 
-def make_gate(variant: Variant, T: Any, space: int) -> Any:
+def make_gate(variant: Variant, space: int) -> Any:
     """``gate(norms, words)``: is the step skipped; ``1 / grad_scale``; the norm of all gradients times that."""
-    zero = T(0)
     (load, _), (load_int, _) = memory(np.float64, space), memory(np.int64, space)
     told = _make_told(space)
 
@@ -167,9 +166,10 @@ def make_gate(variant: Variant, T: Any, space: int) -> Any:
         if variant.norm:
             norm = math.sqrt(load(total, table.SQUARES)) * inverse
         if variant.finite:
-            # A factor that is 0, infinite or NaN would make of all gradients what none of them was.
-            factor = T(inverse)
-            usable = factor > zero and factor - factor == zero
+            # A factor that is 0, infinite or NaN would make of all gradients what none of them was. Asked of the type
+            # that holds the least, whatever that of this batch is: a step is skipped as a whole.
+            factor = np.float64(np.float32(inverse)) if load_int(norms, table.NARROW) != 0 else inverse
+            usable = factor > ZERO and factor - factor == ZERO
             skip = skip or load(total, table.NONFINITE) != ZERO or not usable
         return skip, inverse, norm
 

@@ -21,8 +21,10 @@ TOLD_WORDS = 4
 NOTHING, NUMBER, AT_FLOAT32, AT_FLOAT64, AT_INT8, AT_INT32, AT_INT64 = range(7)
 
 # What a device knows of the norms of a step, by addresses: partial sums; for each tensor the first of its partial sums
-# and how many it has; the sums of the tensors and behind them the total; how many tensors there are; the outcome.
-PARTIALS, SEGMENTS, SUMS, TENSORS, OUTCOME = range(5)
+# and how many it has; the sums of the tensors and behind them the total; how many tensors there are; the outcome;
+# whether float32 is the compute type of any of them.
+PARTIALS, SEGMENTS, SUMS, TENSORS, OUTCOME, NARROW = range(6)
+NORMS_WORDS = 6
 SQUARES, NONFINITE = range(2)  # a sum, both in float64: of squares; of elements that are not finite
 SKIPPED, NORM = range(2)  # the outcome: an int64, a float64
 

@@ -50,19 +50,21 @@ class OtherDtypes(Exception):  # noqa: N818  # no error: who asked takes another
 class Norms:
     """Where the norms of a step are summed, for the tensors of one device in the order of the parameters."""
 
-    def __init__(self, sizes: Sequence[int], measured: Sequence[bool], outcome: int) -> None:
+    def __init__(self, tensors: Sequence[Tensor], measured: Sequence[bool], outcome: int) -> None:
+        sizes = [tensor.layout.size for tensor in tensors]
         counts = np.where(measured, -(-np.array(sizes, np.int64) // BLOCK), 0)
         self.segments = np.stack([np.cumsum(counts) - counts, counts], axis=1)
         self.partials = int(counts.sum())
         self.outcome = outcome  # its address
-        self.block = np.zeros(5, np.int64)  # of addresses
+        self.narrow = any(compute_dtype(tensor.layout.dtype) == np.float32 for tensor in tensors)
+        self.block = np.zeros(table.NORMS_WORDS, np.int64)  # of addresses
         self._memory: tuple[Any, ...] = ()
 
     def settle(self, partials: Any, segments: Any, sums: Any) -> None:
         """Take the arrays, of the host or of a device, in which the sums are made."""
         self._memory = partials, segments, sums  # addresses do not own
         addresses = [address_of(x) if x.size else 0 for x in self._memory]
-        self.block[:] = [*addresses, len(self.segments), self.outcome]
+        self.block[:] = [*addresses, len(self.segments), self.outcome, self.narrow]
 
 
 @dataclass(eq=False)

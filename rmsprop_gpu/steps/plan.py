@@ -84,7 +84,7 @@ class Plan:
         for i, tensor in enumerate(tensors):
             on.setdefault(tensor.device, []).append(i)
         norms = {
-            device: Norms([tensors[i].layout.size for i in rows], [i in measured for i in rows], outcome[device])
+            device: Norms([tensors[i] for i in rows], [i in measured for i in rows], outcome[device])
             for device, rows in on.items()
         }
         number = {i: k for rows in on.values() for k, i in enumerate(rows)}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from on_either import F4, assert_same, copies, draw, everything, flat, mixed, mixed_grads, on, params_of, refusing
+from on_either import F4, F8, assert_same, copies, draw, everything, flat, mixed, mixed_grads, on, params_of, refusing
 from variants import bits
 
 from rmsprop_gpu import RMSProp
@@ -112,6 +112,21 @@ def test_a_scale_that_is_no_scale_is_as_a_gradient_that_is_not_finite(xp, scale)
     assert opt.skipped_steps == 1
     opt.step(xp.ones(30, F4), grad_scale=xp.full((), 2.0, F4))
     assert opt.skipped_steps == 1
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e46, 1e-310])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_scale_that_one_dtype_cannot_hold_skips_the_step_for_all(xp, scale, order):
+    """Its reciprocal is infinite or 0 in float32, and in float64 only that of the last: half of a step is none."""
+    dtypes = [F4, F8][::order]
+    opt = RMSProp([xp.ones(30, T) for T in dtypes], skip_nonfinite=True)
+    before, grads = everything(opt), [xp.full(30, 1e-9, T) for T in dtypes]
+    opt.step(grads, grad_scale=xp.full((), scale, F8))
+    assert everything(opt) == before
+    assert opt.skipped_steps == 1
+    alone = RMSProp(xp.ones(30, F8), skip_nonfinite=True)
+    alone.step(xp.full(30, 1e-9, F8), grad_scale=xp.full((), scale, F8))
+    assert alone.skipped_steps == (scale == 1e-310)
 
 
 def test_a_schedule_is_given_the_count_of_calls_skipped_ones_too(xp):
