@@ -7,11 +7,23 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from ..arrays.dtypes import compute_dtype
 from . import table
 from .cpu_code import unique
 from .intrinsics import HOST, make_scratch, memory
-from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
+from .norms import (
+    BLOCK,
+    LANES,
+    SUM,
+    ZERO,
+    added,
+    larger,
+    make_gate,
+    make_outcome,
+    make_prepare,
+    make_sum_terms,
+    make_terms,
+    make_verdict,
+)
 from .rule import Variant, inline
 
 KERNEL = types.void(*[types.int64] * 4)  # batch, row, start, stop
@@ -30,10 +42,10 @@ _load_int, _ = memory(np.int64, HOST)
 _load, _store = memory(np.float64, HOST)
 
 
-def _make_sum(add: Any) -> Any:
+def _make_sum(add: Any, join: Any) -> Any:
     """``total(address, start, stop)``: the terms of these elements in the order of norms.py.
 
-    ``add(address, i, so_far)`` adds the term of element i.
+    ``add(address, i, so_far)`` adds the term of element i, ``join(a, b)`` makes one of two lanes.
     """
 
     @inline
@@ -50,7 +62,7 @@ def _make_sum(add: Any) -> Any:
         width = LANES // 2
         while width > 0:
             for j in range(width):
-                _store(lanes, j, _load(lanes, j) + _load(lanes, j + width))
+                _store(lanes, j, join(_load(lanes, j), _load(lanes, j + width)))
             width //= 2
         return _load(lanes, 0)
 
@@ -59,34 +71,30 @@ def _make_sum(add: Any) -> Any:
 
 def make_partials_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of the partial sums of one tensor's gradient, elements start to stop: whole blocks."""
-    load, _ = memory(D, HOST)
-    zero: Any = compute_dtype(np.dtype(D)).type(0)
-    squares = _make_sum(make_terms(D, HOST)[0])
+    squares, magnitude = map(_make_sum, make_terms(D, HOST), (added, larger))
 
     @kernel
     def partials_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
         grad = _load_int(_load_int(batch, table.GRADS), index)
         norms, number = _load_int(batch, table.NORMS), _load_int(_load_int(batch, table.NUMBERS), index)
-        first = _load_int(_load_int(norms, table.SEGMENTS), 2 * number)
+        first = _load_int(_load_int(norms, table.SEGMENTS), table.SEGMENT_COLUMNS * number + table.FIRST)
         for begin in range(start, stop, BLOCK):
             end = begin + BLOCK if begin + BLOCK < stop else stop
-            sum_of_squares, nonfinite = ZERO, 0
+            sum_of_squares, largest = ZERO, ZERO
             if grad != 0 and variant.norm:
                 sum_of_squares = squares(grad, begin, end)
             if grad != 0 and variant.finite:
-                for i in range(begin, end):
-                    x = load(grad, i)
-                    nonfinite += x - x != zero  # infinity - infinity is NaN, which differs from all
+                largest = magnitude(grad, begin, end)
             partial = _load_int(norms, table.PARTIALS) + SUM * (first + begin // BLOCK)
             _store(partial, table.SQUARES, sum_of_squares)
-            _store(partial, table.NONFINITE, np.float64(nonfinite))
+            _store(partial, table.LARGEST, largest)
 
     return partials_kernel
 
 
 def make_totals_kernel() -> Any:
     """The kernel of the sums of all tensors, and of their total; instead of a batch it gets what is known of norms."""
-    squares, nonfinite = map(_make_sum, make_sum_terms(HOST))
+    squares, magnitude = map(_make_sum, make_sum_terms(HOST), (added, larger))
 
     @kernel
     def totals_kernel(norms, index, start, stop):  # type: ignore[no-untyped-def]
@@ -95,12 +103,13 @@ def make_totals_kernel() -> Any:
         for i in range(tensors + 1):
             source, first, last = partials, 0, 0
             if i < tensors:
-                first = _load_int(segments, 2 * i)
-                last = first + _load_int(segments, 2 * i + 1)
+                segment = segments + 8 * table.SEGMENT_COLUMNS * i
+                first = _load_int(segment, table.FIRST)
+                last = first + _load_int(segment, table.COUNT)
             else:
                 source, last = sums, tensors
             _store(sums + SUM * i, table.SQUARES, squares(source + SUM * first, 0, last - first))
-            _store(sums + SUM * i, table.NONFINITE, nonfinite(source + SUM * first, 0, last - first))
+            _store(sums + SUM * i, table.LARGEST, magnitude(source + SUM * first, 0, last - first))
 
     return totals_kernel
 
@@ -110,12 +119,16 @@ def make_prepare_kernel(variant: Variant, T: Any) -> Any:
 
     In the place of a row it gets whether this batch counts the steps that are skipped.
     """
+    mark, marked = make_verdict(HOST)
     gate, outcome, prepare = make_gate(variant, HOST), make_outcome(variant, HOST), make_prepare(variant, T, HOST)
 
     @kernel
     def prepare_kernel(batch, counts, start, stop):  # type: ignore[no-untyped-def]
         norms = _load_int(batch, table.NORMS)
         skip, inverse, norm = gate(norms, _load_int(batch, table.TOLD))
+        if variant.finite:
+            mark(norms, inverse, norm, 0, 1)
+            skip = skip or marked(norms)
         outcome(norms, skip, norm, counts)
         scalars, factors = _load_int(batch, table.SCALARS), _load_int(batch, table.FACTORS)
         for i in range(start, stop):

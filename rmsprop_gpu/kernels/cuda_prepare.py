@@ -10,7 +10,20 @@ from ..arrays.dtypes import compute_dtype
 from . import table
 from .cuda_target import target
 from .intrinsics import GLOBAL, memory
-from .norms import BLOCK, LANES, SUM, ZERO, make_gate, make_outcome, make_prepare, make_sum_terms, make_terms
+from .norms import (
+    BLOCK,
+    LANES,
+    SUM,
+    ZERO,
+    added,
+    larger,
+    make_gate,
+    make_outcome,
+    make_prepare,
+    make_sum_terms,
+    make_terms,
+    make_verdict,
+)
 from .rule import Variant, inline
 
 THREADS = 256  # a block of partial sums, or of rows where nothing is summed
@@ -22,15 +35,16 @@ _load_int, _ = memory(np.int64, GLOBAL)
 _load, _store = memory(np.float64, GLOBAL)
 
 
-def _make_sum(add: Any) -> Any:
+def _make_sum(add: Any, join: Any, zero: Any = ZERO) -> Any:
     """``total(address, start, stop, thread)``: the terms of these elements in the order of norms.py, by a warp.
 
-    ``add(address, i, so_far)`` adds the term of element i. The sum is the first thread's.
+    ``add(address, i, so_far)`` adds the term of element i to what begins with `zero`, ``join(a, b)`` makes one of two
+    lanes. The sum is the first thread's.
     """
 
     @inline
     def total(address, start, stop, thread):  # type: ignore[no-untyped-def]
-        a, b, c, d = ZERO, ZERO, ZERO, ZERO
+        a, b, c, d = zero, zero, zero, zero
         whole = stop - (stop - start) % LANES
         i = start + thread
         while i < whole:  # libNVVM goes through it four times at once: sixteen loads are under way
@@ -45,21 +59,39 @@ def _make_sum(add: Any) -> Any:
             c = add(address, i + 2 * WARP, c)
         if i + 3 * WARP < stop:
             d = add(address, i + 3 * WARP, d)
-        a, b = a + c, b + d  # lanes 64 apart
-        a = a + b  # 32 apart
+        a, b = join(a, c), join(b, d)  # lanes 64 apart
+        a = join(a, b)  # 32 apart
         width = WARP // 2
         while width > 0:
-            a = a + target.shfl_down_sync(ALL, a, width)
+            a = join(a, target.shfl_down_sync(ALL, a, width))
             width //= 2
         return a
 
     return total
 
 
+def _make_largest(add: Any) -> Any:
+    """The same of the largest magnitude, whose order is as good as any; it is sooner compiled than four lanes are."""
+
+    @inline
+    def largest(address, start, stop, thread):  # type: ignore[no-untyped-def]
+        a, i, width = ZERO, start + thread, WARP // 2
+        while i < stop:
+            a = add(address, i, a)
+            i += WARP
+        while width > 0:
+            a = larger(a, target.shfl_down_sync(ALL, a, width))
+            width //= 2
+        return a
+
+    return largest
+
+
 def make_partials_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of the partial sums of a batch's gradients, a warp for each block of elements."""
-    warps, (add_square, add_nonfinite) = THREADS // WARP, make_terms(D, GLOBAL)
-    squares, nonfinite = _make_sum(add_square), _make_sum(add_nonfinite)
+    warps, (add_square, add_magnitude) = THREADS // WARP, make_terms(D, GLOBAL)
+    zero: Any = compute_dtype(np.dtype(D)).type(0)
+    squares, magnitude = _make_sum(add_square, added), _make_sum(add_magnitude, larger, zero)
 
     def partials_kernel(grads, blocks, count, numbers, norms):  # type: ignore[no-untyped-def]
         k = np.int64(target.blockIdx.x) * warps + np.int64(target.threadIdx.x) // WARP
@@ -71,23 +103,25 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
         stop, grad = _load_int(block, table.STOP), _load_int(grads, row)
         if start == stop:
             return
-        first = _load_int(_load_int(norms, table.SEGMENTS), 2 * _load_int(numbers, row))
+        segment = table.SEGMENT_COLUMNS * _load_int(numbers, row)
+        first = _load_int(_load_int(norms, table.SEGMENTS), segment + table.FIRST)
         partial = _load_int(norms, table.PARTIALS) + SUM * (first + start // BLOCK)
-        sum_of_squares, not_finite = ZERO, ZERO
+        sum_of_squares, largest = ZERO, zero
         if grad != 0 and variant.norm:
             sum_of_squares = squares(grad, start, stop, thread)
         if grad != 0 and variant.finite:
-            not_finite = nonfinite(grad, start, stop, thread)
+            largest = magnitude(grad, start, stop, thread)
         if thread == 0:
             _store(partial, table.SQUARES, sum_of_squares)
-            _store(partial, table.NONFINITE, not_finite)
+            _store(partial, table.LARGEST, np.float64(largest))
 
     return partials_kernel
 
 
 def _make_totals() -> Any:
     """``totals(norms)``: the sums of all tensors and of their total, by one block of threads, which waits for them."""
-    squares, nonfinite = map(_make_sum, make_sum_terms(GLOBAL))
+    add_squares, add_magnitude = make_sum_terms(GLOBAL)
+    squares, magnitude = _make_sum(add_squares, added), _make_largest(add_magnitude)
 
     @inline
     def add_up(source, sums, i, count, warp, thread):  # type: ignore[no-untyped-def]
@@ -96,9 +130,9 @@ def _make_totals() -> Any:
             if thread == 0:
                 _store(sums + SUM * i, table.SQUARES, s)
         else:
-            n = nonfinite(source, 0, count, thread)
+            x = magnitude(source, 0, count, thread)
             if thread == 0:
-                _store(sums + SUM * i, table.NONFINITE, n)
+                _store(sums + SUM * i, table.LARGEST, x)
 
     @inline
     def totals(norms):  # type: ignore[no-untyped-def]
@@ -107,7 +141,8 @@ def _make_totals() -> Any:
         warp, thread = np.int64(target.threadIdx.x) // WARP, np.int64(target.threadIdx.x) % WARP
         i = warp // 2
         while i < tensors:
-            first, count = _load_int(segments, 2 * i), _load_int(segments, 2 * i + 1)
+            segment = segments + 8 * table.SEGMENT_COLUMNS * i
+            first, count = _load_int(segment, table.FIRST), _load_int(segment, table.COUNT)
             add_up(partials + SUM * first, sums, i, count, warp, thread)
             i += SUMMING_THREADS // (2 * WARP)
         target.syncthreads()
@@ -129,12 +164,17 @@ def make_prepare_kernel(variant: Variant, D: Any) -> Any:
         make_outcome(variant, GLOBAL),
         make_prepare(variant, T, GLOBAL),
     )
+    mark, marked = make_verdict(GLOBAL)
     totals, measures, threads = _make_totals(), variant.measures, _prepare_threads(variant)
 
     def prepare_kernel(table_, grads, scalars, factors, rows, numbers, norms, counts):  # type: ignore[no-untyped-def]
         if measures:
             totals(norms)
         skip, inverse, norm = gate(norms, grads + 8 * rows)
+        if variant.finite:
+            mark(norms, inverse, norm, np.int64(target.threadIdx.x), threads)
+            target.syncthreads()
+            skip = skip or marked(norms)
         index = np.int64(target.blockIdx.x) * threads + np.int64(target.threadIdx.x)
         if index == 0:
             outcome(norms, skip, norm, counts)

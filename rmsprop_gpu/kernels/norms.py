@@ -26,10 +26,23 @@ SUM = 16  # bytes of a sum
 ZERO, ONE, INFINITY = np.float64(0), np.float64(1), np.float64(math.inf)
 
 
+@inline
+def added(a, b):  # type: ignore[no-untyped-def]
+    """How two lanes of a sum become one."""
+    return a + b
+
+
+@inline
+def larger(a, b):  # type: ignore[no-untyped-def]
+    """The same of the largest magnitude; none is NaN."""
+    return b if a < b else a
+
+
 def make_terms(D: Any, space: int) -> Any:
-    """``add(grad, i, so_far)`` of a gradient's squares, and of its elements that are not finite; D is its type."""
+    """``add(grad, i, so_far)`` of a gradient's squares, and of its magnitudes to the largest; D is its type."""
     load, _ = memory(D, space)
-    zero: Any = compute_dtype(np.dtype(D)).type(0)
+    T: Any = compute_dtype(np.dtype(D)).type
+    zero, infinity = T(0), T(math.inf)
 
     @inline
     def add_square(grad, i, so_far):  # type: ignore[no-untyped-def]
@@ -37,11 +50,13 @@ def make_terms(D: Any, space: int) -> Any:
         return fma(x, x, so_far)
 
     @inline
-    def add_nonfinite(grad, i, so_far):  # type: ignore[no-untyped-def]
+    def add_magnitude(grad, i, so_far):  # type: ignore[no-untyped-def]
         x = load(grad, i)
-        return so_far + (ONE if x - x != zero else ZERO)  # infinity - infinity is NaN, which differs from all
+        magnitude = -x if x < zero else x
+        larger = magnitude if magnitude == magnitude else infinity  # noqa: PLR0124  # a NaN differs from itself
+        return so_far if magnitude <= so_far else larger
 
-    return add_square, add_nonfinite
+    return add_square, add_magnitude
 
 
 def make_sum_terms(space: int) -> Any:
@@ -53,10 +68,10 @@ def make_sum_terms(space: int) -> Any:
         return so_far + load(sums + SUM * i, table.SQUARES)
 
     @inline
-    def add_nonfinite(sums, i, so_far):  # type: ignore[no-untyped-def]
-        return so_far + load(sums + SUM * i, table.NONFINITE)
+    def add_magnitude(sums, i, so_far):  # type: ignore[no-untyped-def]
+        return larger(so_far, load(sums + SUM * i, table.LARGEST))
 
-    return add_squares, add_nonfinite
+    return add_squares, add_magnitude
 
 
 def make_scalars(T: Any, space: int) -> Any:
@@ -152,7 +167,7 @@ def _make_told(space: int) -> Any:
 
 
 def make_gate(variant: Variant, space: int) -> Any:
-    """``gate(norms, words)``: is the step skipped; ``1 / grad_scale``; the norm of all gradients times that."""
+    """``gate(norms, words)``: is the step to be skipped; ``1 / grad_scale``; the norm of all gradients times that."""
     (load, _), (load_int, _) = memory(np.float64, space), memory(np.int64, space)
     told = _make_told(space)
 
@@ -170,7 +185,7 @@ def make_gate(variant: Variant, space: int) -> Any:
             # that holds the least, whatever that of this batch is: a step is skipped as a whole.
             factor = np.float64(np.float32(inverse)) if load_int(norms, table.NARROW) != 0 else inverse
             usable = factor > ZERO and factor - factor == ZERO
-            skip = skip or load(total, table.NONFINITE) != ZERO or not usable
+            skip = skip or not usable
         return skip, inverse, norm
 
     return gate
@@ -211,6 +226,50 @@ def make_scale(T: Any) -> Any:
         return T(x), T(ONE / lift)
 
     return scale
+
+
+def make_verdict(space: int) -> Any:
+    """``mark(norms, inverse, norm, first, step)`` and ``marked(norms)``: has any gradient a square that is not finite?
+
+    The first looks at every step-th tensor and marks the total, the second reads the mark. Every batch looks at the
+    same float64 numbers, whatever its own Variant and type are, so that it is one verdict.
+    """
+    (load, store), (load_int, _), (load32, _) = (memory(T, space) for T in (np.float64, np.int64, np.float32))
+    clipvalue, clipnorm, global_clipnorm = map(Scalars._fields.index, ("clipvalue", "clipnorm", "global_clipnorm"))
+    # Below the root of the largest number by more than the scaled gradient is off, which is rounded a few times.
+    narrow, wide = np.finfo(np.float32), np.finfo(np.float64)
+    limit32 = np.float64((1 - 8 * float(narrow.eps)) * 2.0**64)
+    limit64 = np.float64((1 - 8 * float(wide.eps)) * 2.0**512)
+
+    @inline
+    def mark(norms, inverse, norm, first, step):  # type: ignore[no-untyped-def]
+        sums, tensors = load_int(norms, table.SUMS), load_int(norms, table.TENSORS)
+        i = first
+        while i < tensors:
+            segment = load_int(norms, table.SEGMENTS) + 8 * table.SEGMENT_COLUMNS * i
+            s, limit = load_int(segment, table.SCALARS_AT), limit64
+            if load_int(segment, table.IS_FLOAT32) != 0:
+                limit, value = limit32, np.float64(load32(s, clipvalue))
+                own, together = np.float64(load32(s, clipnorm)), np.float64(load32(s, global_clipnorm))
+            else:
+                value, own, together = load(s, clipvalue), load(s, clipnorm), load(s, global_clipnorm)
+            largest, scale = load(sums + SUM * i, table.LARGEST), inverse
+            length = norm
+            if together == INFINITY:
+                together, length = own, math.sqrt(load(sums + SUM * i, table.SQUARES)) * inverse
+            if length > together:
+                scale = inverse * (together / length)
+            x = largest * scale
+            x = value if x > value else x
+            if largest == INFINITY or not x <= limit:
+                store(sums + SUM * tensors, table.LARGEST, INFINITY)
+            i += step
+
+    @inline
+    def marked(norms):  # type: ignore[no-untyped-def]
+        return load(load_int(norms, table.SUMS) + SUM * load_int(norms, table.TENSORS), table.LARGEST) == INFINITY
+
+    return mark, marked
 
 
 def make_prepare(variant: Variant, T: Any, space: int) -> Any:

@@ -20,12 +20,15 @@ GRAD_SCALE, FOUND_INF = 0, 2
 TOLD_WORDS = 4
 NOTHING, NUMBER, AT_FLOAT32, AT_FLOAT64, AT_INT8, AT_INT32, AT_INT64 = range(7)
 
-# What a device knows of the norms of a step, by addresses: partial sums; for each tensor the first of its partial sums
-# and how many it has; the sums of the tensors and behind them the total; how many tensors there are; the outcome;
-# whether float32 is the compute type of any of them.
+# What a device knows of the norms of a step, by addresses: partial sums; for each tensor its segment; the sums of the
+# tensors and behind them the total; how many tensors there are; the outcome; whether float32 is the compute type of any
+# of them.
 PARTIALS, SEGMENTS, SUMS, TENSORS, OUTCOME, NARROW = range(6)
 NORMS_WORDS = 6
-SQUARES, NONFINITE = range(2)  # a sum, both in float64: of squares; of elements that are not finite
+# Of a tensor: the first of its partial sums, how many it has, the address of its scalars, and are they float32?
+FIRST, COUNT, SCALARS_AT, IS_FLOAT32 = range(4)
+SEGMENT_COLUMNS = 4
+SQUARES, LARGEST = range(2)  # a sum, in float64: of squares; beside it the largest magnitude, infinite if one is NaN
 SKIPPED, NORM = range(2)  # the outcome: an int64, a float64
 
 # To the CPU's kernels a batch is known by these addresses: its own tables; what the step is told; the number of each of

@@ -72,9 +72,11 @@ class RMSProp(Optimizer):
         The same over the gradients of all tensors together (Keras; ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the
         norm). The same in all groups; refused across devices.
     skip_nonfinite : bool
-        Skip a step in which any gradient, as it is given, holds a NaN or infinity, or whose ``grad_scale``, in an
-        array, has a reciprocal that is 0 or not finite in the state's dtype of any parameter: no byte of parameters,
-        state or counters changes, `skipped_steps` counts. The same in all groups; refused across devices.
+        Skip a step in which any gradient, as it is given, holds a NaN or infinity; or, after scale and clip, an element
+        whose square is not finite in the state's dtype (in float32 from 1.8e19 on, and a millionth below that may count
+        as such), which would stay in ``square_avg`` for good; or whose ``grad_scale``, in an array, has a reciprocal
+        that is 0 or not finite in the state's dtype of any parameter. No byte of parameters, state or counters changes,
+        `skipped_steps` counts. Weight decay is not looked at. The same in all groups; refused across devices.
     use_ema, ema_momentum : bool, float
         Keep a moving average of the parameters in the same pass, ``opt.ema[name]`` (Keras's names and its rule: the
         first step sets it, each later one takes ``ema_momentum * ema + (1 - ema_momentum) * param``). Of a half it is

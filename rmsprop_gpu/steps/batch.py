@@ -53,12 +53,20 @@ class Norms:
     def __init__(self, tensors: Sequence[Tensor], measured: Sequence[bool], outcome: int) -> None:
         sizes = [tensor.layout.size for tensor in tensors]
         counts = np.where(measured, -(-np.array(sizes, np.int64) // BLOCK), 0)
-        self.segments = np.stack([np.cumsum(counts) - counts, counts], axis=1)
+        self.segments = np.zeros((len(sizes), table.SEGMENT_COLUMNS), np.int64)
+        self.segments[:, table.FIRST] = np.cumsum(counts) - counts
+        self.segments[:, table.COUNT] = counts
         self.partials = int(counts.sum())
         self.outcome = outcome  # its address
         self.narrow = any(compute_dtype(tensor.layout.dtype) == np.float32 for tensor in tensors)
         self.block = np.zeros(table.NORMS_WORDS, np.int64)  # of addresses
         self._memory: tuple[Any, ...] = ()
+
+    def find(self, batch: Batch, scalars: Any) -> None:
+        """Know where the scalars of a batch's tensors lie: in this array, of the host or of a device."""
+        rows = batch.table[:, table.SCALARS_ROW]
+        self.segments[batch.numbers, table.SCALARS_AT] = address_of(scalars) + rows * scalars.strides[0]
+        self.segments[batch.numbers, table.IS_FLOAT32] = scalars.dtype == np.float32
 
     def settle(self, partials: Any, segments: Any, sums: Any) -> None:
         """Take the arrays, of the host or of a device, in which the sums are made."""

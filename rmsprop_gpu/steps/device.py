@@ -49,11 +49,15 @@ class DeviceSteps:
         self._tensors, self._layouts, self._order = tensors, layouts, order
         self._count = partial(np.add, steps, 1, steps)
         known = {batch.device: batch.norms for batch in batches if batch.variant.prepared}
-        norms = {device: ResidentNorms(x, device or 0, order) for device, x in known.items()}
+        norms = {device: ResidentNorms() for device in known}
         first = next((batch for batch in batches if batch.variant.prepared), None)
         self._residents = [
             Resident(batch, batch.device or 0, norms.get(batch.device), batch is first, order) for batch in batches
         ]
+        for resident in self._residents:
+            resident.batch.norms.find(resident.batch, resident.scalars)
+        for device, x in known.items():
+            norms[device].settle(x, device or 0, order)
         self._zeros = any(batch.variant.zero_grads for batch in batches)
         ends = np.cumsum([len(batch.sizes) for batch in batches]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]

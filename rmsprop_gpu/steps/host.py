@@ -74,6 +74,8 @@ class HostSteps:
         self._zeros = any(batch.variant.zero_grads for batch in batches)
         self._nbytes = np.array([layout.nbytes for layout in layouts], np.int64)
         self._odd: list[NDArray] = []  # gradients that were copied, and are to be zeroed
+        for batch in batches:
+            batch.norms.find(batch, batch.scalars)
         for norms in {id(batch.norms): batch.norms for batch in batches if batch.variant.prepared}.values():
             sums = np.zeros((len(norms.segments) + 1, 2))
             norms.settle(np.zeros((norms.partials, 2)), norms.segments, sums)

@@ -31,7 +31,10 @@ def _uploaded(source: NDArray, stream: Any) -> Array:
 class ResidentNorms:
     """What a device knows of the norms of its tensors' gradients."""
 
-    def __init__(self, norms: Norms, device: int, order: Order) -> None:
+    block: Array
+
+    def settle(self, norms: Norms, device: int, order: Order) -> None:
+        """Send what is known, once it is known where all scalars lie."""
         with order.allocating(device) as stream:
             partials, sums = cupy.zeros((norms.partials, 2)), cupy.zeros((len(norms.segments) + 1, 2))
             norms.settle(partials, _uploaded(norms.segments, stream), sums)

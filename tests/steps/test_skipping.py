@@ -4,7 +4,21 @@ import math
 
 import numpy as np
 import pytest
-from on_either import F4, F8, assert_same, copies, draw, everything, flat, mixed, mixed_grads, on, params_of, refusing
+from on_either import (
+    BF,
+    F4,
+    F8,
+    assert_same,
+    copies,
+    draw,
+    everything,
+    flat,
+    mixed,
+    mixed_grads,
+    on,
+    params_of,
+    refusing,
+)
 from variants import bits
 
 from rmsprop_gpu import RMSProp
@@ -127,6 +141,82 @@ def test_a_scale_that_one_dtype_cannot_hold_skips_the_step_for_all(xp, scale, or
     alone = RMSProp(xp.ones(30, F8), skip_nonfinite=True)
     alone.step(xp.full(30, 1e-9, F8), grad_scale=xp.full((), scale, F8))
     assert alone.skipped_steps == (scale == 1e-310)
+
+
+LARGE = {F4: 1e20, F8: 1e160}  # finite, and their squares are not
+
+
+@pytest.mark.parametrize("dtype", [F4, F8])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_gradient_whose_square_is_too_large_skips_the_step_for_all(xp, dtype, sign):
+    """Infinite in the average, it would be there for good, and the element would not move again."""
+    opt = RMSProp([xp.ones(n, T) for n, T in ((30, F4), (9000, dtype), (30, F8))], skip_nonfinite=True)
+    grads = [xp.ones(n, T) for n, T in ((30, F4), (9000, dtype), (30, F8))]
+    before = everything(opt)
+    for at in (0, 4095, 4096, 8999):
+        grads[1][at] = sign * LARGE[dtype]
+        opt.step(grads)
+        assert everything(opt) == before
+        grads[1][at] = 1
+    assert opt.skipped_steps == 4
+    opt.step(grads)
+    assert opt.skipped_steps == 4
+
+
+@pytest.mark.parametrize("dtype", [F4, F8])
+def test_the_largest_gradient_that_is_taken(xp, dtype):
+    """Some roundings below the root of the largest number; from that root on none is."""
+    root = 2.0 ** (np.finfo(dtype).maxexp // 2)
+    opt = RMSProp(xp.ones(300, dtype), skip_nonfinite=True)
+    for below, skipped in ((1e-5 if dtype is F4 else 1e-13, 0), (0, 1)):
+        opt.step(xp.full(300, root * (1 - below), dtype))
+        assert opt.skipped_steps == skipped
+        assert np.isfinite(np.frombuffer(everything(opt)[1][0]["square_avg"], dtype)).all()
+
+
+HARMLESS = {
+    "clipvalue": ({"clipvalue": 0.5}, {}),
+    "clipnorm": ({"clipnorm": 0.5}, {}),
+    "global_clipnorm": ({"global_clipnorm": 0.5}, {}),
+    "grad_scale": ({}, {"grad_scale": 1e10}),
+}
+
+
+@pytest.mark.parametrize("dtype", [F4, BF])
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_clip_or_scale_make_harmless_is_no_reason_to_skip(xp, name, dtype):
+    given, told = HARMLESS[name]
+    opt = RMSProp([xp.ones(30, dtype), xp.ones(3, F8)], skip_nonfinite=True, **given)
+    grads = [xp.full(30, 1e20, dtype), xp.ones(3, F8)]
+    opt.step(grads, **told)
+    assert opt.skipped_steps == 0
+    assert np.isfinite(np.frombuffer(everything(opt)[1][0]["square_avg"], F4)).all()
+    grads[0][3] = math.inf  # which no clip makes harmless
+    opt.step(grads, **told)
+    assert opt.skipped_steps == 1
+
+
+@pytest.mark.parametrize("clip", ["clipvalue", "clipnorm"])
+def test_only_the_clip_of_its_own_group_makes_a_gradient_harmless(xp, clip):
+    """The groups are batches of their own, of which one takes no norms: they come to one decision."""
+    groups = [{"params": [xp.ones(30, F4)]}, {"params": [xp.ones(30, F4)], clip: 0.5}]
+    opt, good, large = RMSProp(groups, skip_nonfinite=True), xp.ones(30, F4), xp.full(30, 1e20, F4)
+
+    def after(grads):
+        opt.step(grads)
+        return opt.skipped_steps, *(int(opt.state[i]["step"]) for i in range(2))
+
+    assert after([[good], [large]]) == (0, 1, 1)
+    assert after([[large], [good]]) == (1, 1, 1)
+    opt.param_groups[1][clip] = 1e25
+    assert after([[good], [large]]) == (2, 1, 1)
+
+
+def test_a_grad_scale_may_make_a_square_too_large(xp):
+    opt = RMSProp(xp.ones(30, F4), skip_nonfinite=True)
+    opt.step(xp.full(30, 1e15, F4), grad_scale=xp.full((), 1e-6, F4))
+    opt.step(xp.full(30, 1e15, F4))
+    assert opt.skipped_steps == 1
 
 
 def test_a_schedule_is_given_the_count_of_calls_skipped_ones_too(xp):
