@@ -15,8 +15,8 @@ from .norms import (
     LANES,
     SUM,
     ZERO,
-    added,
-    larger,
+    Terms,
+    largest_of,
     make_gate,
     make_outcome,
     make_prepare,
@@ -42,36 +42,49 @@ _load_int, _ = memory(np.int64, HOST)
 _load, _store = memory(np.float64, HOST)
 
 
-def _make_sum(add: Any, join: Any) -> Any:
-    """``total(address, start, stop)``: the terms of these elements in the order of norms.py.
+def _make_sum(terms: Terms, in_order: bool) -> Any:
+    """``total(address, start, stop)``: of these elements the sum of squares, in the order of norms.py, and the largest.
 
-    ``add(address, i, so_far)`` adds the term of element i, ``join(a, b)`` makes one of two lanes.
+    Where no order is asked for there are no squares.
     """
+    load, square, magnitude, nothing = terms
 
     @inline
     def total(address, start, stop):  # type: ignore[no-untyped-def]
-        lanes = _scratch()
+        lanes, largest = _scratch(), nothing
         for j in range(LANES):
             _store(lanes, j, ZERO)
         whole = stop - (stop - start) % LANES
         for i in range(start, whole, LANES):
             for j in range(LANES):
-                _store(lanes, j, add(address, i + j, _load(lanes, j)))
+                x = load(address, i + j)
+                _store(lanes, j, square(x, _load(lanes, j)))
+                largest = magnitude(x, largest)
         for i in range(whole, stop):
-            _store(lanes, i - whole, add(address, i, _load(lanes, i - whole)))
+            x = load(address, i)
+            _store(lanes, i - whole, square(x, _load(lanes, i - whole)))
+            largest = magnitude(x, largest)
         width = LANES // 2
         while width > 0:
             for j in range(width):
-                _store(lanes, j, join(_load(lanes, j), _load(lanes, j + width)))
+                _store(lanes, j, _load(lanes, j) + _load(lanes, j + width))
             width //= 2
-        return _load(lanes, 0)
+        return _load(lanes, 0), largest
 
-    return total
+    @inline
+    def largest_alone(address, start, stop):  # type: ignore[no-untyped-def]
+        largest = nothing
+        for i in range(start, stop):
+            largest = magnitude(load(address, i), largest)
+        return ZERO, largest
+
+    return total if in_order else largest_alone
 
 
 def make_partials_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of the partial sums of one tensor's gradient, elements start to stop: whole blocks."""
-    squares, magnitude = map(_make_sum, make_terms(D, HOST), (added, larger))
+    terms = make_terms(variant, D, HOST)
+    total, nothing = _make_sum(terms, variant.norm), terms.nothing
 
     @kernel
     def partials_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
@@ -80,21 +93,20 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
         first = _load_int(_load_int(norms, table.SEGMENTS), table.SEGMENT_COLUMNS * number + table.FIRST)
         for begin in range(start, stop, BLOCK):
             end = begin + BLOCK if begin + BLOCK < stop else stop
-            sum_of_squares, largest = ZERO, ZERO
-            if grad != 0 and variant.norm:
-                sum_of_squares = squares(grad, begin, end)
-            if grad != 0 and variant.finite:
-                largest = magnitude(grad, begin, end)
+            squares, largest = ZERO, nothing
+            if grad != 0:
+                squares, largest = total(grad, begin, end)
             partial = _load_int(norms, table.PARTIALS) + SUM * (first + begin // BLOCK)
-            _store(partial, table.SQUARES, sum_of_squares)
-            _store(partial, table.LARGEST, largest)
+            _store(partial, table.SQUARES, squares)
+            _store(partial, table.LARGEST, largest_of(largest))
 
     return partials_kernel
 
 
 def make_totals_kernel() -> Any:
     """The kernel of the sums of all tensors, and of their total; instead of a batch it gets what is known of norms."""
-    squares, magnitude = map(_make_sum, make_sum_terms(HOST), (added, larger))
+    squares = _make_sum(make_sum_terms(table.SQUARES, HOST), True)
+    magnitude = _make_sum(make_sum_terms(table.LARGEST, HOST), False)
 
     @kernel
     def totals_kernel(norms, index, start, stop):  # type: ignore[no-untyped-def]
@@ -108,8 +120,8 @@ def make_totals_kernel() -> Any:
                 last = first + _load_int(segment, table.COUNT)
             else:
                 source, last = sums, tensors
-            _store(sums + SUM * i, table.SQUARES, squares(source + SUM * first, 0, last - first))
-            _store(sums + SUM * i, table.LARGEST, magnitude(source + SUM * first, 0, last - first))
+            _store(sums + SUM * i, table.SQUARES, squares(source + SUM * first, 0, last - first)[0])
+            _store(sums + SUM * i, table.LARGEST, magnitude(source + SUM * first, 0, last - first)[1])
 
     return totals_kernel
 
@@ -119,17 +131,16 @@ def make_prepare_kernel(variant: Variant, T: Any) -> Any:
 
     In the place of a row it gets whether this batch counts the steps that are skipped.
     """
-    mark, marked = make_verdict(HOST)
     gate, outcome, prepare = make_gate(variant, HOST), make_outcome(variant, HOST), make_prepare(variant, T, HOST)
+    too_large = make_verdict(HOST)
 
     @kernel
     def prepare_kernel(batch, counts, start, stop):  # type: ignore[no-untyped-def]
         norms = _load_int(batch, table.NORMS)
         skip, inverse, norm = gate(norms, _load_int(batch, table.TOLD))
         if variant.finite:
-            mark(norms, inverse, norm, 0, 1)
-            skip = skip or marked(norms)
-        outcome(norms, skip, norm, counts)
+            skip = skip or too_large(norms, inverse, norm, 0, 1)
+        outcome(norms, skip, norm * inverse, counts)
         scalars, factors = _load_int(batch, table.SCALARS), _load_int(batch, table.FACTORS)
         for i in range(start, stop):
             if _load_int(_load_int(batch, table.GRADS), i) != 0:

@@ -15,8 +15,9 @@ from .norms import (
     LANES,
     SUM,
     ZERO,
-    added,
+    Terms,
     larger,
+    largest_of,
     make_gate,
     make_outcome,
     make_prepare,
@@ -35,63 +36,73 @@ _load_int, _ = memory(np.int64, GLOBAL)
 _load, _store = memory(np.float64, GLOBAL)
 
 
-def _make_sum(add: Any, join: Any, zero: Any = ZERO) -> Any:
-    """``total(address, start, stop, thread)``: the terms of these elements in the order of norms.py, by a warp.
+def _make_sum(terms: Terms) -> Any:
+    """``total(address, start, stop, thread)``: of these elements the sum of squares and the largest, by a warp.
 
-    ``add(address, i, so_far)`` adds the term of element i to what begins with `zero`, ``join(a, b)`` makes one of two
-    lanes. The sum is the first thread's.
+    The squares are added in the order of norms.py. Both are the first thread's.
     """
+    load, square, magnitude, nothing = terms
 
     @inline
     def total(address, start, stop, thread):  # type: ignore[no-untyped-def]
-        a, b, c, d = zero, zero, zero, zero
+        a, b, c, d, largest = ZERO, ZERO, ZERO, ZERO, nothing
         whole = stop - (stop - start) % LANES
         i = start + thread
         while i < whole:  # libNVVM goes through it four times at once: sixteen loads are under way
-            a, b = add(address, i, a), add(address, i + WARP, b)
-            c, d = add(address, i + 2 * WARP, c), add(address, i + 3 * WARP, d)
+            w, x = load(address, i), load(address, i + WARP)
+            y, z = load(address, i + 2 * WARP), load(address, i + 3 * WARP)
+            a, b, c, d = square(w, a), square(x, b), square(y, c), square(z, d)
+            largest = magnitude(z, magnitude(y, magnitude(x, magnitude(w, largest))))
             i += LANES
         if i < stop:
-            a = add(address, i, a)
+            w = load(address, i)
+            a, largest = square(w, a), magnitude(w, largest)
         if i + WARP < stop:
-            b = add(address, i + WARP, b)
+            x = load(address, i + WARP)
+            b, largest = square(x, b), magnitude(x, largest)
         if i + 2 * WARP < stop:
-            c = add(address, i + 2 * WARP, c)
+            y = load(address, i + 2 * WARP)
+            c, largest = square(y, c), magnitude(y, largest)
         if i + 3 * WARP < stop:
-            d = add(address, i + 3 * WARP, d)
-        a, b = join(a, c), join(b, d)  # lanes 64 apart
-        a = join(a, b)  # 32 apart
+            z = load(address, i + 3 * WARP)
+            d, largest = square(z, d), magnitude(z, largest)
+        a, b = a + c, b + d  # lanes 64 apart
+        a = a + b  # 32 apart
         width = WARP // 2
         while width > 0:
-            a = join(a, target.shfl_down_sync(ALL, a, width))
+            a = a + target.shfl_down_sync(ALL, a, width)
+            largest = larger(target.shfl_down_sync(ALL, largest, width), largest)
             width //= 2
-        return a
+        return a, largest
 
     return total
 
 
-def _make_largest(add: Any) -> Any:
-    """The same of the largest magnitude, whose order is as good as any; it is sooner compiled than four lanes are."""
+def _make_largest() -> Any:
+    """``largest(sums, count, thread)``: the largest magnitude of these sums, by a warp; it is the first thread's.
+
+    Its order is as good as any, and it is sooner compiled than four lanes are.
+    """
+    load = make_sum_terms(table.LARGEST, GLOBAL).load
 
     @inline
-    def largest(address, start, stop, thread):  # type: ignore[no-untyped-def]
-        a, i, width = ZERO, start + thread, WARP // 2
-        while i < stop:
-            a = add(address, i, a)
+    def largest(sums, count, thread):  # type: ignore[no-untyped-def]
+        x, i, width = ZERO, thread, WARP // 2
+        while i < count:
+            x = larger(load(sums, i), x)
             i += WARP
         while width > 0:
-            a = larger(a, target.shfl_down_sync(ALL, a, width))
+            x = larger(target.shfl_down_sync(ALL, x, width), x)
             width //= 2
-        return a
+        return x
 
     return largest
 
 
 def make_partials_kernel(variant: Variant, D: Any) -> Any:
     """The kernel of the partial sums of a batch's gradients, a warp for each block of elements."""
-    warps, (add_square, add_magnitude) = THREADS // WARP, make_terms(D, GLOBAL)
-    zero: Any = compute_dtype(np.dtype(D)).type(0)
-    squares, magnitude = _make_sum(add_square, added), _make_sum(add_magnitude, larger, zero)
+    terms, warps = make_terms(variant, D, GLOBAL), THREADS // WARP
+    total, nothing = _make_sum(terms), terms.nothing
 
     def partials_kernel(grads, blocks, count, numbers, norms):  # type: ignore[no-untyped-def]
         k = np.int64(target.blockIdx.x) * warps + np.int64(target.threadIdx.x) // WARP
@@ -106,33 +117,28 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
         segment = table.SEGMENT_COLUMNS * _load_int(numbers, row)
         first = _load_int(_load_int(norms, table.SEGMENTS), segment + table.FIRST)
         partial = _load_int(norms, table.PARTIALS) + SUM * (first + start // BLOCK)
-        sum_of_squares, largest = ZERO, zero
-        if grad != 0 and variant.norm:
-            sum_of_squares = squares(grad, start, stop, thread)
-        if grad != 0 and variant.finite:
-            largest = magnitude(grad, start, stop, thread)
+        squares, largest = ZERO, nothing
+        if grad != 0:
+            squares, largest = total(grad, start, stop, thread)
         if thread == 0:
-            _store(partial, table.SQUARES, sum_of_squares)
-            _store(partial, table.LARGEST, np.float64(largest))
+            _store(partial, table.SQUARES, squares)
+            _store(partial, table.LARGEST, largest_of(largest))
 
     return partials_kernel
 
 
 def _make_totals() -> Any:
-    """``totals(norms)``: the sums of all tensors and of their total, by one block of threads, which waits for them."""
-    add_squares, add_magnitude = make_sum_terms(GLOBAL)
-    squares, magnitude = _make_sum(add_squares, added), _make_largest(add_magnitude)
+    """``totals(norms)``: the sums of all tensors, and of squares in all, by one block of threads, which waits for them.
+
+    A tensor has two warps, one for its squares and one for its largest magnitude: more loads are under way.
+    """
+    squares, largest = _make_sum(make_sum_terms(table.SQUARES, GLOBAL)), _make_largest()
 
     @inline
-    def add_up(source, sums, i, count, warp, thread):  # type: ignore[no-untyped-def]
-        if warp % 2 == 0:
-            s = squares(source, 0, count, thread)
-            if thread == 0:
-                _store(sums + SUM * i, table.SQUARES, s)
-        else:
-            x = magnitude(source, 0, count, thread)
-            if thread == 0:
-                _store(sums + SUM * i, table.LARGEST, x)
+    def add_up(source, sums, i, count, thread):  # type: ignore[no-untyped-def]
+        total, _ = squares(source, 0, count, thread)
+        if thread == 0:
+            _store(sums + SUM * i, table.SQUARES, total)
 
     @inline
     def totals(norms):  # type: ignore[no-untyped-def]
@@ -143,11 +149,17 @@ def _make_totals() -> Any:
         while i < tensors:
             segment = segments + 8 * table.SEGMENT_COLUMNS * i
             first, count = _load_int(segment, table.FIRST), _load_int(segment, table.COUNT)
-            add_up(partials + SUM * first, sums, i, count, warp, thread)
+            source = partials + SUM * first
+            if warp % 2 == 0:
+                add_up(source, sums, i, count, thread)
+            else:
+                x = largest(source, count, thread)
+                if thread == 0:
+                    _store(sums + SUM * i, table.LARGEST, x)
             i += SUMMING_THREADS // (2 * WARP)
         target.syncthreads()
-        if warp < 2:
-            add_up(sums, sums, tensors, tensors, warp, thread)
+        if warp == 0:
+            add_up(sums, sums, tensors, tensors, thread)
         target.syncthreads()
 
     return totals
@@ -164,7 +176,7 @@ def make_prepare_kernel(variant: Variant, D: Any) -> Any:
         make_outcome(variant, GLOBAL),
         make_prepare(variant, T, GLOBAL),
     )
-    mark, marked = make_verdict(GLOBAL)
+    too_large = make_verdict(GLOBAL)
     totals, measures, threads = _make_totals(), variant.measures, _prepare_threads(variant)
 
     def prepare_kernel(table_, grads, scalars, factors, rows, numbers, norms, counts):  # type: ignore[no-untyped-def]
@@ -172,12 +184,11 @@ def make_prepare_kernel(variant: Variant, D: Any) -> Any:
             totals(norms)
         skip, inverse, norm = gate(norms, grads + 8 * rows)
         if variant.finite:
-            mark(norms, inverse, norm, np.int64(target.threadIdx.x), threads)
-            target.syncthreads()
-            skip = skip or marked(norms)
+            found = too_large(norms, inverse, norm, np.int64(target.threadIdx.x), threads)
+            skip = target.syncthreads_or(np.int32(skip or found)) != 0
         index = np.int64(target.blockIdx.x) * threads + np.int64(target.threadIdx.x)
         if index == 0:
-            outcome(norms, skip, norm, counts)
+            outcome(norms, skip, norm * inverse, counts)
         while index < rows:
             if _load_int(grads, index) != 0:
                 own = _load_int(norms, table.SUMS) + SUM * _load_int(numbers, index)

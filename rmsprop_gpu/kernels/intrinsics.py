@@ -35,6 +35,33 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     return a(a, a, a), lambda context, builder, sig, args: builder.fma(*args)
 
 
+def _bits_of(x: Any) -> Any:
+    return types.int64 if x == types.float64 else types.int32
+
+
+@intrinsic
+def magnitude(typingctx, x):  # type: ignore[no-untyped-def]
+    """The bits of a number without its sign, as an integer: ordered as magnitudes are, each NaN above infinity."""
+    bits = _bits_of(x)
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        kind = ir.IntType(bits.bitwidth)
+        return builder.and_(builder.bitcast(args[0], kind), kind((1 << (bits.bitwidth - 1)) - 1))
+
+    return bits(x), codegen
+
+
+@intrinsic
+def of_magnitude(typingctx, bits):  # type: ignore[no-untyped-def]
+    """The number of these bits."""
+    x = types.float64 if bits == types.int64 else types.float32
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.DoubleType() if x == types.float64 else _F32)
+
+    return x(bits), codegen
+
+
 def _widen(builder: Any, name: str, space: int, x: Any) -> Any:
     """The float32 of the 16 bits of a half; anything else as it is."""
     if name == "float16":

@@ -9,13 +9,13 @@ the parameters. All of it is float64, where the square of a float32 is exact and
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..arrays.dtypes import compute_dtype
 from . import table
-from .intrinsics import fma, memory
+from .intrinsics import fma, magnitude, memory, of_magnitude
 from .rule import Factors, Scalars, Variant, inline
 from .table import BIAS_WEIGHT, SCALARS_ROW, STEP
 
@@ -26,52 +26,65 @@ SUM = 16  # bytes of a sum
 ZERO, ONE, INFINITY = np.float64(0), np.float64(1), np.float64(math.inf)
 
 
-@inline
-def added(a, b):  # type: ignore[no-untyped-def]
-    """How two lanes of a sum become one."""
-    return a + b
+class Terms(NamedTuple):
+    """What sums are made of. An element is loaded once, whatever is asked of it; what is not asked stays as it is."""
+
+    load: Any  # load(address, i): the element
+    square: Any  # square(x, so_far): the sum of squares with it, a float64
+    magnitude: Any  # magnitude(x, so_far): the largest magnitude with it
+    nothing: Any  # the largest of none
 
 
-@inline
-def larger(a, b):  # type: ignore[no-untyped-def]
-    """The same of the largest magnitude; none is NaN."""
-    return b if a < b else a
-
-
-def make_terms(D: Any, space: int) -> Any:
-    """``add(grad, i, so_far)`` of a gradient's squares, and of its magnitudes to the largest; D is its type."""
+def make_terms(variant: Variant, D: Any, space: int) -> Terms:
+    """Those of a gradient of type D. Magnitudes are in bits, `largest_of` makes a number of them."""
     load, _ = memory(D, space)
-    T: Any = compute_dtype(np.dtype(D)).type
-    zero, infinity = T(0), T(math.inf)
+    bits = np.dtype(f"int{8 * compute_dtype(np.dtype(D)).itemsize}")
 
     @inline
-    def add_square(grad, i, so_far):  # type: ignore[no-untyped-def]
-        x = np.float64(load(grad, i))
-        return fma(x, x, so_far)
+    def square(x, so_far):  # type: ignore[no-untyped-def]
+        wide = np.float64(x)
+        return fma(wide, wide, so_far)
 
     @inline
-    def add_magnitude(grad, i, so_far):  # type: ignore[no-untyped-def]
-        x = load(grad, i)
-        magnitude = -x if x < zero else x
-        larger = magnitude if magnitude == magnitude else infinity  # noqa: PLR0124  # a NaN differs from itself
-        return so_far if magnitude <= so_far else larger
+    def larger_bits(x, so_far):  # type: ignore[no-untyped-def]
+        return larger(magnitude(x), so_far)
 
-    return add_square, add_magnitude
+    return Terms(load, square if variant.norm else _same, larger_bits if variant.finite else _same, bits.type(0))
 
 
-def make_sum_terms(space: int) -> Any:
-    """The same of sums, when they are added up in their turn."""
-    load, _ = memory(np.float64, space)
+@inline
+def largest_of(bits):  # type: ignore[no-untyped-def]
+    """The magnitude of these bits, as a float64: of a NaN, infinity."""
+    x = np.float64(of_magnitude(bits))
+    return x if x <= INFINITY else INFINITY
+
+
+def make_sum_terms(column: int, space: int) -> Terms:
+    """Those of sums, when they are added up in their turn: of their squares, or of their largest magnitudes."""
+    load_float, _ = memory(np.float64, space)
+    of_squares = column == table.SQUARES
 
     @inline
-    def add_squares(sums, i, so_far):  # type: ignore[no-untyped-def]
-        return so_far + load(sums + SUM * i, table.SQUARES)
+    def load(sums, i):  # type: ignore[no-untyped-def]
+        return load_float(sums + SUM * i, column)
 
-    @inline
-    def add_magnitude(sums, i, so_far):  # type: ignore[no-untyped-def]
-        return larger(so_far, load(sums + SUM * i, table.LARGEST))
+    return Terms(load, _added if of_squares else _same, _same if of_squares else larger, ZERO)
 
-    return add_squares, add_magnitude
+
+@inline
+def _added(x, so_far):  # type: ignore[no-untyped-def]
+    return so_far + x
+
+
+@inline
+def larger(x, so_far):  # type: ignore[no-untyped-def]
+    """Of two magnitudes; neither is NaN."""
+    return x if so_far < x else so_far
+
+
+@inline
+def _same(x, so_far):  # type: ignore[no-untyped-def]
+    return so_far
 
 
 def make_scalars(T: Any, space: int) -> Any:
@@ -167,7 +180,7 @@ def _make_told(space: int) -> Any:
 
 
 def make_gate(variant: Variant, space: int) -> Any:
-    """``gate(norms, words)``: is the step to be skipped; ``1 / grad_scale``; the norm of all gradients times that."""
+    """``gate(norms, words)``: is the step to be skipped; ``1 / grad_scale``; the norm of all gradients, as they are."""
     (load, _), (load_int, _) = memory(np.float64, space), memory(np.int64, space)
     told = _make_told(space)
 
@@ -179,7 +192,7 @@ def make_gate(variant: Variant, space: int) -> Any:
             skip = told(words, table.FOUND_INF, ZERO) != ZERO
         total = load_int(norms, table.SUMS) + SUM * load_int(norms, table.TENSORS)
         if variant.norm:
-            norm = math.sqrt(load(total, table.SQUARES)) * inverse
+            norm = math.sqrt(load(total, table.SQUARES))
         if variant.finite:
             # A factor that is 0, infinite or NaN would make of all gradients what none of them was. Asked of the type
             # that holds the least, whatever that of this batch is: a step is skipped as a whole.
@@ -191,50 +204,46 @@ def make_gate(variant: Variant, space: int) -> Any:
     return gate
 
 
+@inline
+def _multiplied(inverse, norm, all_norm, clipnorm, global_clipnorm):  # type: ignore[no-untyped-def]
+    """What a gradient of this norm is multiplied by, as a numerator and a denominator: 1 / grad_scale, or the clip."""
+    most, length = (clipnorm, norm) if global_clipnorm == INFINITY else (global_clipnorm, all_norm)
+    if length * inverse <= most or most == INFINITY:
+        return inverse, ONE
+    # What is shortened is as long as the clip whatever it was scaled by, but for a scale that leaves only NaN.
+    return most if inverse < INFINITY else inverse - inverse, length
+
+
 # A scale below the smallest normal number of its type would keep few bits there, or none. It is lifted by a power of
 # two, and the gradient is multiplied by the reciprocal first, which is exact unless the scaled gradient is 0 anyway. A
 # float32 that the first power leaves too small takes the second; in float64 nothing is so small.
 _LIFTS = {np.float32: (2.0**100, 2.0**149), np.float64: (2.0**900, 2.0**900)}
 
 
-@inline
-def _clipped(scale, most, norm, lift):  # type: ignore[no-untyped-def]
-    """`scale`, `lift` and what shortens a gradient of this norm to `most`, multiplied: NaN if that is NaN."""
-    # Where the quotient may be too small for a float64, it is lifted before.
-    above, behind = (most * lift, ONE) if most < ONE else (most, lift)
-    return scale * lift if norm <= most or most == INFINITY else scale * (above / norm * behind)
-
-
 def make_scale(T: Any) -> Any:
-    """``scale(s, inverse, own, norm)``: what a gradient is multiplied by, and the power of two before it.
-
-    `own` is the norm of its tensor, `norm` that of all.
-    """
+    """``scale(s, inverse, norm, all_norm)``: what a gradient is multiplied by, and the power of two before it."""
     tiny = np.float64(np.finfo(T).smallest_normal)
     first, second = (np.float64(x) for x in _LIFTS[T])
-    less = tiny / first
 
     @inline
-    def scale(s, inverse, own, norm):  # type: ignore[no-untyped-def]
-        signed, most, length = np.float64(s.scale) * inverse, np.float64(s.clipnorm), own
-        if np.float64(s.global_clipnorm) != INFINITY:  # one of them at most is there
-            most, length = np.float64(s.global_clipnorm), norm
-        x, lift = _clipped(signed, most, length, ONE), ONE
+    def scale(s, inverse, norm, all_norm):  # type: ignore[no-untyped-def]
+        above, below = _multiplied(inverse, norm, all_norm, np.float64(s.clipnorm), np.float64(s.global_clipnorm))
+        x, lift = above / below, ONE
         if -tiny < x < tiny:
-            lift = second if -less < x < less else first
-            x = _clipped(signed, most, length, lift)
-        return T(x), T(ONE / lift)
+            lift = first if x * first >= tiny or x * first <= -tiny else second
+            x = above * lift / below
+        return s.scale * T(x), T(ONE / lift)
 
     return scale
 
 
 def make_verdict(space: int) -> Any:
-    """``mark(norms, inverse, norm, first, step)`` and ``marked(norms)``: has any gradient a square that is not finite?
+    """``too_large(norms, inverse, all_norm, first, step)``: has a gradient a square that is not finite?
 
-    The first looks at every step-th tensor and marks the total, the second reads the mark. Every batch looks at the
-    same float64 numbers, whatever its own Variant and type are, so that it is one verdict.
+    Or is it not finite itself? Of every step-th tensor from the first on. Every batch looks at the same float64
+    numbers, whatever its own Variant and type are, so that it is one verdict.
     """
-    (load, store), (load_int, _), (load32, _) = (memory(T, space) for T in (np.float64, np.int64, np.float32))
+    (load, _), (load_int, _), (load32, _) = (memory(T, space) for T in (np.float64, np.int64, np.float32))
     clipvalue, clipnorm, global_clipnorm = map(Scalars._fields.index, ("clipvalue", "clipnorm", "global_clipnorm"))
     # Below the root of the largest number by more than the scaled gradient is off, which is rounded a few times.
     narrow, wide = np.finfo(np.float32), np.finfo(np.float64)
@@ -242,9 +251,8 @@ def make_verdict(space: int) -> Any:
     limit64 = np.float64((1 - 8 * float(wide.eps)) * 2.0**512)
 
     @inline
-    def mark(norms, inverse, norm, first, step):  # type: ignore[no-untyped-def]
-        sums, tensors = load_int(norms, table.SUMS), load_int(norms, table.TENSORS)
-        i = first
+    def too_large(norms, inverse, all_norm, first, step):  # type: ignore[no-untyped-def]
+        found, i, tensors = False, first, load_int(norms, table.TENSORS)
         while i < tensors:
             segment = load_int(norms, table.SEGMENTS) + 8 * table.SEGMENT_COLUMNS * i
             s, limit = load_int(segment, table.SCALARS_AT), limit64
@@ -253,27 +261,20 @@ def make_verdict(space: int) -> Any:
                 own, together = np.float64(load32(s, clipnorm)), np.float64(load32(s, global_clipnorm))
             else:
                 value, own, together = load(s, clipvalue), load(s, clipnorm), load(s, global_clipnorm)
-            largest, scale = load(sums + SUM * i, table.LARGEST), inverse
-            length = norm
-            if together == INFINITY:
-                together, length = own, math.sqrt(load(sums + SUM * i, table.SQUARES)) * inverse
-            if length > together:
-                scale = inverse * (together / length)
-            x = largest * scale
+            sums = load_int(norms, table.SUMS) + SUM * i
+            above, below = _multiplied(inverse, math.sqrt(load(sums, table.SQUARES)), all_norm, own, together)
+            largest = load(sums, table.LARGEST)
+            x = largest * (above / below)
             x = value if x > value else x
-            if largest == INFINITY or not x <= limit:
-                store(sums + SUM * tensors, table.LARGEST, INFINITY)
+            found = found or largest == INFINITY or not x <= limit
             i += step
+        return found
 
-    @inline
-    def marked(norms):  # type: ignore[no-untyped-def]
-        return load(load_int(norms, table.SUMS) + SUM * load_int(norms, table.TENSORS), table.LARGEST) == INFINITY
-
-    return mark, marked
+    return too_large
 
 
 def make_prepare(variant: Variant, T: Any, space: int) -> Any:
-    """``prepare(row, scalars, factors, index, sum_address, skip, inverse, norm)``: factors and counters of a tensor.
+    """``prepare(row, scalars, factors, index, sum_address, skip, inverse, all_norm)``: factors, counters of a tensor.
 
     `row` is the address of its row in the table, `sum_address` that of its own sum.
     """
@@ -282,13 +283,13 @@ def make_prepare(variant: Variant, T: Any, space: int) -> Any:
     zero, one, stride = T(0), T(1), table.FACTOR_COLUMNS * np.dtype(T).itemsize
 
     @inline
-    def prepare(row, scalars, factors, index, sum_address, skip, inverse, norm):  # type: ignore[no-untyped-def]
+    def prepare(row, scalars, factors, index, sum_address, skip, inverse, all_norm):  # type: ignore[no-untyped-def]
         f = factors + index * stride
         store(f, table.SKIP, one if skip else zero)
         if not skip:
             s = scalars_of(scalars, row)
-            own = math.sqrt(load64(sum_address, table.SQUARES)) * inverse if variant.norm else ZERO
-            scale, power = scale_of(s, inverse, own, norm)
+            norm = math.sqrt(load64(sum_address, table.SQUARES)) if variant.norm else ZERO
+            scale, power = scale_of(s, inverse, norm, all_norm)
             store(f, table.SCALE, scale)
             store(f, table.POWER, power)
             if variant.ema:  # the first step sets the average, as Keras does
