@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from on_either import F4, F8, refusing
+from on_either import F2, F4, F8, refusing
 
 from rmsprop_gpu import RMSProp
 
