@@ -33,6 +33,9 @@ _R_DATA, _R_DESCR, _R_LOW, _R_SIZE, _R_ND, _R_DIMS = range(6)
 
 PARAM_CHANGED, GRAD_ODD, GRAD_OVERLAPS = 1, 2, 4  # verdicts
 
+load, store = memory(np.int64, HOST)
+load_int32, _ = memory(np.int32, HOST)
+
 
 def _layout_is_known() -> bool:
     """Does an array's C struct on this interpreter look as NumPy's headers say?"""
@@ -80,6 +83,32 @@ def record(layout: Layout, address: int = 0) -> list[int]:
     return [address, id(layout.dtype), layout.low, layout.nbytes, len(layout.shape), *dims]
 
 
+@njit(inline="always")
+def lies_so(shape, strides, nd, size, dims):  # type: ignore[no-untyped-def]
+    """Do these `nd` dimensions, of `size` elements or bytes in all, have the shapes and strides recorded at `dims`?"""
+    for j in range(nd):
+        n = load(shape, j)
+        if n != load(dims, 2 * j):
+            return False
+        # The stride of a dimension of one element, and of an array without any, says nothing.
+        if n != 1 and size != 0 and load(strides, j) != load(dims, 2 * j + 1):
+            return False
+    return True
+
+
+@njit(inline="always")
+def overlaps(lowest, highest, intervals, start, size):  # type: ignore[no-untyped-def]
+    """Is any byte of [start, start + size) in one of so many sorted, disjoint intervals?"""
+    a, b = 0, intervals
+    while a < b:  # the first interval that ends after start
+        middle = (a + b) // 2
+        if load(highest, middle) > start:
+            b = middle
+        else:
+            a = middle + 1
+    return size > 0 and a < intervals and load(lowest, a) < start + size
+
+
 def checker() -> Any:
     """The compiled function that checks a step's arrays; see `_make_check`."""
     return entry(_make_check)
@@ -90,8 +119,6 @@ def _make_check() -> Any:
 
     Writes the address of every gradient into the column (0 for ``None``), and looks for an overlap where it changed.
     """
-    load, store = memory(np.int64, HOST)
-    load_int32, _ = memory(np.int32, HOST)
 
     @njit(inline="always")
     def same(head, record, flags, ndarray):  # type: ignore[no-untyped-def]
@@ -101,28 +128,7 @@ def _make_check() -> Any:
         if load_int32(head + _FLAGS, 0) & flags != flags or load_int32(head + _ND, 0) != nd:
             return False
         shape, strides = load(head + _SHAPE, 0), load(head + _STRIDES, 0)
-        size = load(record, _R_SIZE)
-        for j in range(nd):
-            n = load(shape, j)
-            if n != load(record, _R_DIMS + 2 * j):
-                return False
-            # The stride of a dimension of one element, and of an array without any, says nothing.
-            if n != 1 and size != 0 and load(strides, j) != load(record, _R_DIMS + 2 * j + 1):
-                return False
-        return True
-
-    @njit(inline="always")
-    def overlaps(block, start, size):  # type: ignore[no-untyped-def]
-        """Is any byte of [start, start + size) in one of the sorted, disjoint intervals?"""
-        lowest, highest = load(block, LOWEST), load(block, HIGHEST)
-        a, b = 0, load(block, INTERVALS)
-        while a < b:  # the first interval that ends after start
-            middle = (a + b) // 2
-            if load(highest, middle) > start:
-                b = middle
-            else:
-                a = middle + 1
-        return size > 0 and a < load(block, INTERVALS) and load(lowest, a) < start + size
+        return lies_so(shape, strides, nd, load(record, _R_SIZE), record + 8 * _R_DIMS)
 
     @njit(types.int64(types.int64, types.int64))
     @unique
@@ -147,7 +153,8 @@ def _make_check() -> Any:
                 start = load(head + _DATA, 0) + load(record, _R_LOW)
                 if start != load(column, i):
                     store(column, i, start)
-                    if overlaps(block, start, load(record, _R_SIZE)):
+                    size = load(record, _R_SIZE)
+                    if overlaps(load(block, LOWEST), load(block, HIGHEST), load(block, INTERVALS), start, size):
                         verdict |= GRAD_OVERLAPS
             store(verdicts, i, verdict)
             any_verdict |= verdict
