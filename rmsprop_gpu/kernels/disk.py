@@ -32,7 +32,10 @@ _HASH = 32  # bytes
 
 # All that compiles, and what it is compiled from.
 PACKAGE = Path(__file__).parents[1]
-SOURCES = ("kernels/*.py", "arrays/dtypes.py", "steps/headers.py", "profiling/host.py", "profiling/device.py")
+SOURCES = (
+    *("kernels/*.py", "arrays/dtypes.py", "steps/headers.py", "torch/exchange.py"),
+    *("profiling/host.py", "profiling/device.py"),
+)
 FILES = sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))
 
 

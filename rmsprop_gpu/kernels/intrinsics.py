@@ -279,3 +279,30 @@ def call(typingctx, function, batch, row, start, stop):  # type: ignore[no-untyp
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen
+
+
+@intrinsic
+def ask(typingctx, function, a, b):  # type: ignore[no-untyped-def]
+    """What the C function ``int (void *, void *)`` at this address returns.
+
+    Where it calls Python, its caller has to hold the GIL, as an ``njit`` function without ``nogil`` does.
+    """
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        signature = ir.FunctionType(_I32, [ir.IntType(64)] * 2)
+        answer = builder.call(builder.inttoptr(args[0], signature.as_pointer()), args[1:])
+        return builder.sext(answer, ir.IntType(64))
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def tell(typingctx, function):  # type: ignore[no-untyped-def]
+    """Call the C function ``void (void)`` at this address; for the GIL as `ask`."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        signature = ir.FunctionType(ir.VoidType(), [])
+        builder.call(builder.inttoptr(args[0], signature.as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
