@@ -115,7 +115,8 @@ def _makers(
         made["totals_kernel"] = (make_totals_kernel,)
     if variant.prepared:
         made["prepare_kernel"] = make_prepare_kernel, variant.of_prepare, compute_dtype(dtype).type
-    made["update_kernel"] = _make_update_kernel, variant.of_update, dtype.type, grad_dtype.type, make or make_rule
+    types = dtype.type, grad_dtype.type
+    made["update_kernel"] = _make_update_kernel, variant.of_update, *types, make or make_rule
     return made
 
 
@@ -124,10 +125,13 @@ def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any])
     return {name: once(*maker) for name, maker in _makers(variant, dtype, grad_dtype).items()}
 
 
-def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any = None) -> Callable[[], None]:
+def make_launch(
+    batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any = None, threads: Callable[[], int] | None = None
+) -> Callable[[], None]:
     """Compile what these batches need; the function returned runs one step over them all and counts it in `steps`.
 
-    `make` makes what is done with each element: by default the rule, or what a profiler puts in its place.
+    `make` makes what is done with each element: by default the rule, or what a profiler puts in its place. `threads` is
+    asked in each step how many share it, by default Numba is.
     """
     sums, work, blocks = [], [], []
     prepares: list[tuple[int, ...]] = []
@@ -146,12 +150,12 @@ def make_launch(batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any
             prepares.append((kernels["prepare_kernel"], block, not prepares, 0, len(batch.sizes)))
         work.append(items_of(kernels["update_kernel"], block, batch.sizes))
 
-    run = driven([*totals.values(), *prepares], work, steps)
+    run = driven([*totals.values(), *prepares], work, steps, threads=threads)
     run.kept = blocks, batches  # type: ignore[attr-defined]  # addresses do not own
     if not sums:
         return run
     # Sums change nothing of a step: between the two calls it may be interrupted.
-    add_up = driven([], sums, np.zeros(1, np.int64), BLOCK)
+    add_up = driven([], sums, np.zeros(1, np.int64), BLOCK, threads)
 
     def add_up_and_run() -> None:
         add_up()

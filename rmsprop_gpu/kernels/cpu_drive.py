@@ -111,10 +111,12 @@ def driven(
     work: Sequence[np.ndarray[Any, Any]],
     steps: np.ndarray[Any, Any],
     unit: int | None = None,
+    threads: Callable[[], int] | None = None,
 ) -> Callable[[], None]:
     """Run the prepares, then all work by equal shares of its elements, then count in `steps`.
 
-    Tensors are cut at multiples of a unit from their start, by default `UNIT`.
+    Tensors are cut at multiples of a unit from their start, by default `UNIT`. `threads` is asked in each step how many
+    share it: by default Numba is.
     """
     unit = unit or UNIT
     serial, parallel = _drivers()
@@ -127,6 +129,8 @@ def driven(
 
     def run() -> None:
         parts = parts_of(size)
+        if threads and parts > 1:
+            parts = threads()
         if parts not in known:
             bounds = shares(sizes, parts, unit)
             addresses = first.ctypes.data, len(first), *(x.ctypes.data for x in (items, bounds, steps))

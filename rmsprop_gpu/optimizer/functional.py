@@ -10,7 +10,7 @@ from .. import hyper
 from ..arrays.checks import Problems, Tensor, a, check_disjoint, check_grad, check_param, make_tensor, place
 from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Array, address_of, device_of
-from ..steps.plan import Plan
+from ..steps.plan import Plan, array_steps
 
 
 def rmsprop_update(
@@ -144,8 +144,8 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
         order = Order([tensor.device])
         if order.capturing():
             raise RuntimeError("one update builds its plan anew and cannot be captured in a CUDA graph; use RMSProp")
-    steps, outcome = np.zeros(1, np.int64), {tensor.device: 0}
-    plan = Plan([tensor], [0], [buffers], settings, [checked.dtype], steps, order, outcome)
+    steps = array_steps([tensor], [checked.dtype], np.zeros(1, np.int64), order)
+    plan = Plan([tensor], [0], [buffers], settings, [checked.dtype], steps, {tensor.device: 0})
     plan.bind([grad])
     plan.launch()
     if order is not None:

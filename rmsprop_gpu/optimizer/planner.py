@@ -20,7 +20,7 @@ from ..state.buffers import State
 from ..state.kinds import needed
 from ..state.outcome import Outcome
 from ..steps.batch import OtherDtypes, kernel_name
-from ..steps.plan import Plan, Settings, batched, variants_of
+from ..steps.plan import Plan, Settings, array_steps, batched, variants_of
 from ..steps.signals import Signals
 from .groups import Groups
 
@@ -287,8 +287,7 @@ class Planner:
             self._state.buffers,
             settings,
             grad_dtypes,
-            self._steps,
-            self._order,
+            array_steps(self._tensors, grad_dtypes, self._steps, self._order),
             self._outcome.addresses,
             asked,
         )

@@ -51,6 +51,14 @@ def _and_zero(run: Callable[[], None], grads: list[NDArray]) -> Callable[[], Non
     return run_and_zero
 
 
+def settle_norms(batches: Sequence[Batch]) -> None:
+    """Make the memory in which the norms of these batches are summed."""
+    for batch in batches:
+        batch.norms.find(batch, batch.scalars)
+    for norms in {id(batch.norms): batch.norms for batch in batches if batch.variant.prepared}.values():
+        norms.settle(np.zeros((norms.partials, 2)), norms.segments, np.zeros((len(norms.segments) + 1, 2)))
+
+
 class HostSteps:
     """The steps of a plan over NumPy arrays: `bind` checks all of a step's arrays, `launch` runs it and cannot fail."""
 
@@ -74,11 +82,7 @@ class HostSteps:
         self._zeros = any(batch.variant.zero_grads for batch in batches)
         self._nbytes = np.array([layout.nbytes for layout in layouts], np.int64)
         self._odd: list[NDArray] = []  # gradients that were copied, and are to be zeroed
-        for batch in batches:
-            batch.norms.find(batch, batch.scalars)
-        for norms in {id(batch.norms): batch.norms for batch in batches if batch.variant.prepared}.values():
-            sums = np.zeros((len(norms.segments) + 1, 2))
-            norms.settle(np.zeros((norms.partials, 2)), norms.segments, sums)
+        settle_norms(batches)
         self._make_block()
         # Those of other libraries whose memory may become another (torch's): looked at in every step.
         self._movable = [t for t in tensors if t.array is not t.header and hasattr(t.array, "data_ptr")]

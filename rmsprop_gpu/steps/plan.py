@@ -56,6 +56,27 @@ class Steps(Protocol):
     def captured(self) -> bool: ...
 
 
+# Of the order in which batches take the tensors, the batches, and what they write.
+MakeSteps: TypeAlias = Callable[[Sequence[int], Sequence[Batch], Written], Steps]
+
+
+def array_steps(
+    tensors: Sequence[Tensor], grad_dtypes: Sequence[np.dtype[Any]], steps: NDArray, order: Order | None
+) -> MakeSteps:
+    """Steps over arrays: NumPy's, or with an order of streams those on devices; they are counted in `steps`."""
+
+    def make(at: Sequence[int], batches: Sequence[Batch], written: Written) -> Steps:
+        ordered = [tensors[i] for i in at]
+        layouts = [tensors[i].layout.of(grad_dtypes[i]) for i in at]  # of gradients that lie as parameters do
+        if order is None:
+            return HostSteps(ordered, layouts, batches, written, steps)
+        from .device import DeviceSteps  # it imports CuPy and Numba's CUDA target
+
+        return DeviceSteps(ordered, layouts, batches, written, steps, order)
+
+    return make
+
+
 class Plan:
     """Everything a step needs that does not change from step to step, for gradients of these dtypes.
 
@@ -69,8 +90,7 @@ class Plan:
         buffers: Sequence[Mapping[str, Array]],
         settings: Settings,
         grad_dtypes: Sequence[np.dtype[Any]],
-        steps: NDArray,
-        order: Order | None,
+        make_steps: MakeSteps,
         outcome: Mapping[int | None, int],
         asked: Asked = NOTHING_ASKED,
     ) -> None:
@@ -100,16 +120,9 @@ class Plan:
             )
             for (device, dtype, grad_dtype, variant), rows in by_batch.items()
         ]
-        ordered, self._written = [tensors[i] for i in self._order], Written(tensors, buffers)
-        layouts = [tensors[i].layout.of(grad_dtypes[i]) for i in self._order]  # of gradients that lie as parameters do
+        self._written = Written(tensors, buffers)
         self._write(settings)
-        self.steps: Steps
-        if order is None:
-            self.steps = HostSteps(ordered, layouts, self.batches, self._written, steps)
-        else:
-            from .device import DeviceSteps  # it imports CuPy and Numba's CUDA target
-
-            self.steps = DeviceSteps(ordered, layouts, self.batches, self._written, steps, order)
+        self.steps = make_steps(self._order, self.batches, self._written)
 
     def _write(self, settings: Settings) -> None:
         for batch in self.batches:
