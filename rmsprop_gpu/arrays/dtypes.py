@@ -24,6 +24,37 @@ def grad_dtypes(dtype: np.dtype[Any]) -> tuple[str, ...]:
     return ("float32", "float16", "bfloat16") if dtype == np.float32 else (dtype.name,)
 
 
+class Bfloat16:
+    """NumPy knows bfloat16 by ml_dtypes alone; this is its type, and an object of it its dtype, for who has neither."""
+
+    name, itemsize, isnative = "bfloat16", 2, True
+
+    @property
+    def type(self) -> type:
+        return Bfloat16
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_BFLOAT16: Any = Bfloat16()
+
+
+def named(name: str) -> np.dtype[Any]:
+    """The dtype of this name."""
+    return _BFLOAT16 if name == "bfloat16" else np.dtype(name)  # type: ignore[no-any-return]
+
+
+def of(T: Any) -> np.dtype[Any]:
+    """The dtype of a type: NumPy's, ml_dtypes', or ours."""
+    return _BFLOAT16 if T is Bfloat16 else np.dtype(T)  # type: ignore[no-any-return]
+
+
+def type_of(dtype: np.dtype[Any]) -> Any:
+    """The type by which kernels are known: one for bfloat16, whosever its dtype is."""
+    return Bfloat16 if dtype.name == "bfloat16" else dtype.type
+
+
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of arithmetic and state: that of the parameter, but float32 for halves."""
     return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..arrays.dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype, of, type_of
 from .compiling import once
 from .cpu_code import address
 from .cpu_drive import driven, items_of
@@ -59,7 +59,7 @@ class Batch(Protocol):
 
 def _make_update_kernel(variant: Variant, D: Any, G: Any, make_rule: Any) -> Any:
     """The kernel of a piece of a tensor, elements start to stop; parameters are of type D, gradients of type G."""
-    T: Any = compute_dtype(np.dtype(D)).type
+    T: Any = compute_dtype(of(D)).type
     rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), make_scalars(T, HOST)
     factors_of = make_factors(variant, T, HOST)
     (load, store), (load_state, store_state) = memory(D, HOST), memory(T, HOST)
@@ -111,11 +111,11 @@ def _makers(
     """What makes the kernels that a step of a Variant calls, in this order, and what they are made for."""
     made: dict[str, tuple[Any, ...]] = {}
     if variant.measures:
-        made["partials_kernel"] = make_partials_kernel, variant.of_sums, grad_dtype.type
+        made["partials_kernel"] = make_partials_kernel, variant.of_sums, type_of(grad_dtype)
         made["totals_kernel"] = (make_totals_kernel,)
     if variant.prepared:
         made["prepare_kernel"] = make_prepare_kernel, variant.of_prepare, compute_dtype(dtype).type
-    types = dtype.type, grad_dtype.type
+    types = type_of(dtype), type_of(grad_dtype)
     made["update_kernel"] = _make_update_kernel, variant.of_update, *types, make or make_rule
     return made
 

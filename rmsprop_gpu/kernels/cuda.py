@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import cuda.core
 import numpy as np
 
-from ..arrays.dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype, of, type_of
 from .cuda_code import compiled, handle
 from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel
 from .cuda_target import target
@@ -84,8 +84,8 @@ def _make_update(variant: Variant, D: Any, G: Any, T: Any, width: int) -> Any:
 def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
     """The kernel of all chunks of a batch, as a Python function; parameters are of type D, gradients of D or else G."""
     G = G or D
-    T: Any = compute_dtype(np.dtype(D)).type
-    size, grad_size, state_size = (np.dtype(x).itemsize for x in (D, G, T))
+    T: Any = compute_dtype(of(D)).type
+    size, grad_size, state_size = (of(x).itemsize for x in (D, G, T))
     # Elements a thread takes at a time: 128 bits of state. With 128 bits of halves a thread would have two such vectors
     # side by side, and each access of a warp would touch every second half of a sector.
     width = VECTOR // state_size
@@ -148,7 +148,7 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
 
 def _makers(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, tuple[Any, ...]]:
     """What makes the kernels that a step of a Variant launches, in this order, and what they are made for."""
-    D, G = dtype.type, grad_dtype.type
+    D, G = type_of(dtype), type_of(grad_dtype)
     partials = {"partials_kernel": (make_partials_kernel, variant.of_sums, G)} if variant.measures else {}
     prepare = {"prepare_kernel": (make_prepare_kernel, variant.of_prepare, D)} if variant.prepared else {}
     return {**partials, **prepare, "update_kernel": (make_update_kernel, variant.of_update, D, G)}

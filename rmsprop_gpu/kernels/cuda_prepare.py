@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype, of
 from . import table
 from .cuda_target import target
 from .intrinsics import GLOBAL, memory
@@ -170,7 +170,7 @@ def make_prepare_kernel(variant: Variant, D: Any) -> Any:
 
     Where there are partial sums, one block of threads adds them up first, and goes through all rows.
     """
-    T: Any = compute_dtype(np.dtype(D)).type
+    T: Any = compute_dtype(of(D)).type
     gate, outcome, prepare = (
         make_gate(variant, GLOBAL),
         make_outcome(variant, GLOBAL),

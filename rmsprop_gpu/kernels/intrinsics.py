@@ -10,6 +10,8 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, types
 
+from ..arrays.dtypes import of
+
 # Numba annotates an intrinsic with the signature of the function below it; callers write fewer arguments.
 intrinsic: Any = extending.intrinsic
 
@@ -128,7 +130,7 @@ def memory(T: Any, space: int, width: int = 1) -> tuple[Any, Any]:
     Halves are float32 for whoever loads and stores. With a `width`, tuples of so many elements that follow each
     other, aligned as a whole, in one access of at most 16 bytes.
     """
-    return (_one if width == 1 else _many)(np.dtype(T), space, width)
+    return (_one if width == 1 else _many)(of(T), space, width)
 
 
 def _one(dtype: np.dtype[Any], space: int, _: int) -> tuple[Any, Any]:
@@ -213,7 +215,7 @@ def make_lanes(function: Any, T: Any, width: int) -> Any:
     It is compiled once and called for each element, and the calls vanish in the machine code: inlined by Numba itself,
     so many copies take longer to compile the more there are.
     """
-    element = _TYPES[np.dtype(T).name][1]
+    element = _TYPES[of(T).name][1]
     many = element if width == 1 else types.UniTuple(element, width)
 
     @intrinsic

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays.dtypes import compute_dtype
+from ..arrays.dtypes import compute_dtype, of
 from . import table
 from .intrinsics import fma, magnitude, memory, of_magnitude
 from .rule import Factors, Scalars, Variant, inline
@@ -38,7 +38,7 @@ class Terms(NamedTuple):
 def make_terms(variant: Variant, D: Any, space: int) -> Terms:
     """Those of a gradient of type D. Magnitudes are in bits, `largest_of` makes a number of them."""
     load, _ = memory(D, space)
-    bits = np.dtype(f"int{8 * compute_dtype(np.dtype(D)).itemsize}")
+    bits = np.dtype(f"int{8 * compute_dtype(of(D)).itemsize}")
 
     @inline
     def square(x, so_far):  # type: ignore[no-untyped-def]
