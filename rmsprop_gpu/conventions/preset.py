@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .. import hyper
 from ..arrays.real import one_real
+
+
+T = TypeVar("T")
 
 
 class _Required:
@@ -95,6 +98,17 @@ class Preset:
                 wanted = " or ".join(map(repr, allowed))
                 raise ValueError(f"{key} is {hyper.written(value)}; wanted {wanted}: {name}'s {key} is not done here")
         return arguments
+
+    def built(self, name: str, given: Mapping[str, Any], make: Callable[..., T]) -> T:
+        """What `make` makes of the arguments of `RMSProp` for this framework's; its errors are in the framework's words."""
+        ours = self.rmsprop(name, given)
+        try:
+            return make(**ours)
+        except (TypeError, ValueError) as error:
+            text = self.in_its_words(str(error))  # what only the parameters decide
+            if text == str(error):
+                raise
+            raise type(error)(text) from None
 
     def _checked(self, key: str, value: Any) -> Any:
         ours = OURS.get(key, key)

@@ -240,3 +240,10 @@ PRESETS: dict[str, Preset] = {
         },
     ),
 }
+
+
+def preset_of(name: object) -> Preset:
+    """The preset of this name; a ValueError where there is none."""
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; wanted one of {', '.join(PRESETS)}")
+    return PRESETS[name]

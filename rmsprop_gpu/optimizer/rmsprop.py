@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from .. import hyper
-from ..conventions.presets import PRESETS
+from ..conventions.presets import preset_of
 from ..hyper import Schedule
 from .base import Optimizer
 
@@ -233,17 +234,7 @@ lr_in_momentum=True, decoupled_weight_decay=True
 weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, \
 loss_scale_factor, gradient_accumulation_steps, name
         """
-        if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f"there is no preset {name!r}; wanted one of {', '.join(PRESETS)}")
-        preset = PRESETS[name]
-        ours = preset.rmsprop(name, arguments)
-        try:
-            return cls(params, **ours, no_decay=no_decay)
-        except (TypeError, ValueError) as error:
-            text = preset.in_its_words(str(error))  # what only the parameters' dtype decides
-            if text == str(error):
-                raise
-            raise type(error)(text) from None
+        return preset_of(name).built(name, arguments, partial(cls, params, no_decay=no_decay))
 
 
 class AdaGrad(Optimizer):
