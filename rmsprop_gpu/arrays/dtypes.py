@@ -42,12 +42,14 @@ _BFLOAT16: Any = Bfloat16()
 
 def named(name: str) -> np.dtype[Any]:
     """The dtype of this name."""
-    return _BFLOAT16 if name == "bfloat16" else np.dtype(name)  # type: ignore[no-any-return]
+    dtype: np.dtype[Any] = _BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    return dtype
 
 
 def of(T: Any) -> np.dtype[Any]:
     """The dtype of a type: NumPy's, ml_dtypes', or ours."""
-    return _BFLOAT16 if T is Bfloat16 else np.dtype(T)  # type: ignore[no-any-return]
+    dtype: np.dtype[Any] = _BFLOAT16 if T is Bfloat16 else np.dtype(T)
+    return dtype
 
 
 def type_of(dtype: np.dtype[Any]) -> Any:

@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 from .. import hyper
 from ..arrays.real import one_real
 
-
 T = TypeVar("T")
 
 
@@ -100,7 +99,7 @@ class Preset:
         return arguments
 
     def built(self, name: str, given: Mapping[str, Any], make: Callable[..., T]) -> T:
-        """What `make` makes of the arguments of `RMSProp` for this framework's; its errors are in the framework's words."""
+        """What `make` makes of the arguments of `RMSProp` for this framework's; its errors in the framework's words."""
         ours = self.rmsprop(name, given)
         try:
             return make(**ours)
