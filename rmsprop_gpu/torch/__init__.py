@@ -6,4 +6,6 @@
 from ..extras import extra
 
 with extra("torch"):  # where torch is too old, too
-    from . import exchange as exchange
+    from .rmsprop import RMSprop
+
+__all__ = ["RMSprop"]

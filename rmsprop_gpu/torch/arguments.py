@@ -1,0 +1,83 @@
+"""The hyperparameters of a torch parameter group: torch's own and, behind them, those that torch does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from .. import hyper
+
+# torch's, as its function `rmsprop` takes them; what is beside them in a group is no number of the rule.
+TORCHS = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize")
+# Ours, with the values at which the rule is torch's.
+OURS: dict[str, Any] = {
+    "nesterov": False,
+    "eps_in_sqrt": False,
+    "lr_in_momentum": False,
+    "initial_scale": 0.0,
+    "bias_correction": False,
+    "decoupled_weight_decay": False,
+    "clipvalue": None,
+    "clipnorm": None,
+    "global_clipnorm": None,
+    "skip_nonfinite": False,
+}
+NEUTRAL = {"fused": None, **OURS}
+# What RMSProp over arrays has beside them.
+_ARRAYS = {name: hyper.SINCE[name] for name in ("use_ema", "ema_momentum")}
+
+# What of a group decides about a step, to be compared with that of the step before; the learning rate comes first.
+SWITCHES = ("fused", "capturable", "differentiable")
+values_of = itemgetter(*TORCHS, *OURS, *SWITCHES)
+
+
+def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ours that are given, validated; more than one clip is refused."""
+    fused = given.get("fused")
+    if fused is not None and not isinstance(fused, bool):
+        raise TypeError(f"fused is {fused!r} (a {type(fused).__name__}); wanted True, False or None")
+    found = {name: hyper.checked(name, given.get(name, neutral)) for name, neutral in OURS.items()}
+    hyper.check_clips(found)
+    return {"fused": fused, **found}
+
+
+def switched_on(group: Mapping[str, Any]) -> list[str]:
+    """The names of ours in this group that torch's rule does not have."""
+    return [name for name, neutral in OURS.items() if group[name] != neutral]
+
+
+def number(x: Any) -> Any:
+    """A number that may stand in a tensor, as a Python number."""
+    return x.item() if isinstance(x, torch.Tensor) else x
+
+
+def names_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """What the parameters are called, by their ids: by name where the groups have names, else by place, the first."""
+    names: dict[int, str] = {}
+    for i, group in enumerate(groups):
+        for j, p in enumerate(group["params"]):
+            name = group["param_names"][j] if "param_names" in group else f"param_groups[{i}]['params'][{j}]"
+            names.setdefault(id(p), name)
+    return names
+
+
+def hypers(values: tuple[Any, ...]) -> dict[str, Any] | str:
+    """The hyperparameters of a group as `hyper` has them, from its `values_of`; or why our kernels do not have them."""
+    h = dict(zip((*TORCHS, *OURS, *SWITCHES), values, strict=True))
+    if h.pop("fused") is False:
+        return "fused=False"
+    if h.pop("differentiable"):
+        return "differentiable=True"
+    if h.pop("capturable"):
+        return "capturable=True on the CPU"
+    try:
+        for name, value in h.items():
+            # torch asks of its switches only whether they are true.
+            h[name] = bool(value) if name in ("centered", "maximize") else hyper.checked(name, number(value))
+        hyper.check_clips(h)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return {**h, **_ARRAYS}

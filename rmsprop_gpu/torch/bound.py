@@ -1,0 +1,268 @@
+"""An optimizer's groups, state and tensors as they are now: who updates which, and with what numbers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import hyper
+from ..arrays import dtypes
+from ..arrays.checks import Tensor
+from ..arrays.layout import Layout, NDArray
+from ..steps.batch import Batch, Written
+from ..steps.plan import Plan, Settings
+from ..steps.signals import SILENCE, Signals, signals
+from . import theirs
+from .arguments import hypers, names_of, number, values_of
+from .rows import (
+    REALS,
+    extent,
+    has_memory,
+    is_plain,
+    memory_of,
+    prepare,
+    unusable,
+    unusable_grad,
+    unusable_state,
+    wanted,
+)
+from .steps import SPARSE, Changed, Row, TensorSteps
+
+_grad = attrgetter("grad")
+SHARED = "it shares memory with another"
+
+
+class Examined:
+    """Which parameters of an `RMSprop` are ours, which torch's, and why; nothing is changed."""
+
+    def __init__(self, opt: Any) -> None:
+        self.values = [(number(lr), *rest) for lr, *rest in map(values_of, opt.param_groups)]
+        self.hypers = [hypers(values) for values in self.values]
+        self._unfit: dict[tuple[int, str], str | None] = {}
+        self.theirs: dict[int, str] = {}
+        self.stateless: list[torch.Tensor] = []  # no gradient has come so far
+        self.ours: list[tuple[int, torch.Tensor]] = []
+        for i, group in enumerate(opt.param_groups):
+            for p in group["params"]:
+                why = self.why_theirs(i, p, opt.state.get(p))
+                if why is not None:
+                    self.theirs[id(p)] = why
+                elif p.grad is None and not opt.state.get(p):
+                    self.stateless.append(p)
+                else:
+                    self.ours.append((i, p))
+        self._part(opt)
+
+    def why_theirs(self, group: int, p: torch.Tensor, state: Mapping[str, Any] | None) -> str | None:
+        """Why torch's step updates this parameter; None where ours does."""
+        h = self.hypers[group]
+        if isinstance(h, str):
+            return h
+        if (why := unusable(p)) is not None:
+            return why
+        if p.grad is not None and (why := unusable_grad(p, p.grad)) is not None:
+            return why
+        if state and (why := unusable_state(p, state, h)) is not None:
+            return why
+        kind = group, dtypes.compute_dtype(dtype_of(p.dtype)).name
+        if kind not in self._unfit:
+            self._unfit[kind] = _why_unfit(h, kind[1])
+        return self._unfit[kind]
+
+    def _part(self, opt: Any) -> None:
+        """Leave those to torch that share memory: with one another, with a state, or with one that is torch's."""
+        spans = []
+        for _, p in self.ours:
+            spans += [(*extent(x), p) for x in (p, *memory_of(opt.state.get(p)))]
+        for p in chain.from_iterable(group["params"] for group in opt.param_groups):
+            if id(p) in self.theirs and is_plain(p):
+                spans.append((*extent(p), p))
+        spans = sorted((span for span in spans if span[0] < span[1]), key=lambda span: span[:2])
+        end, owner = 0, None
+        for start, stop, p in spans:
+            if start < end:
+                for x in (p, owner):
+                    self.theirs.setdefault(id(x), SHARED)
+            if stop > end:
+                end, owner = stop, p
+        self.ours = [(i, p) for i, p in self.ours if id(p) not in self.theirs]
+
+
+def _why_unfit(h: Mapping[str, Any], dtype: str) -> str | None:
+    """Why these numbers do not go into this dtype, as an eps that is 0 there."""
+    try:
+        hyper.scalars(h, h["lr"], np.dtype(dtype))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+class Bound:
+    """An `RMSprop` that is ready to step, until anything of it changes.
+
+    State that is missing is made; nothing else is written.
+    """
+
+    def __init__(self, opt: Any) -> None:
+        if any(p.grad is not None and p.grad.is_sparse for group in opt.param_groups for p in group["params"]):
+            raise RuntimeError(SPARSE)
+        found = Examined(opt)
+        self._found, self._values, self._hypers = found, found.values, found.hypers
+        self._stateless, self._theirs = found.stateless, found.theirs
+        names = names_of(opt.param_groups)
+        _refuse(opt, found, names)
+        self._rows = [self._row(opt, i, p, names[id(p)]) for i, p in found.ours]
+        self._rows_params = [row.param for row in self._rows]
+        # Compared by identity in each step: what is compared lives as long as this.
+        self._groups, self._state = opt.param_groups, opt.state
+        self._params, self._entries = _params(opt), list(opt.state.values())
+        self._param_ids, self._entry_ids = list(map(id, self._params)), list(map(id, self._entries))
+        self._group_of = {id(p): i for i, group in enumerate(opt.param_groups) for p in group["params"]}
+        self._outcome = np.zeros(2, np.int64)
+        self._steps = np.zeros(1, np.int64)
+        self._plans: dict[hyper.Asked, Plan] = {}
+        self._computes = {dtypes.compute_dtype(dtype_of(row.param.dtype)) for row in self._rows}
+
+    def _row(self, opt: Any, group: int, p: torch.Tensor, name: str) -> Row:
+        h, state = self._hypers[group], opt.state[p]
+        assert isinstance(h, dict)  # or the group's parameters were torch's
+        prepare(p, state, h)
+        kept = tuple(dict.fromkeys([*wanted(h), *["bias_weight"] * ("bias_weight" in state)]))
+        return Row(name, p, group, state, kept, p.dtype if p.grad is None else p.grad.dtype)
+
+    def fits(self, opt: Any) -> bool:
+        """Are these still the optimizer's groups, parameters and state?"""
+        return (
+            opt.param_groups is self._groups
+            and opt.state is self._state
+            and list(map(id, _params(opt))) == self._param_ids
+            and list(map(id, opt.state.values())) == self._entry_ids
+        )
+
+    def run(self, opt: Any) -> None:
+        """One step; raises `Changed`, before anything is written, where tensors are not as they were bound."""
+        if any(p.grad is not None for p in self._stateless):
+            raise Changed
+        told = self._told(opt)
+        self._take_values(opt)
+        plan = self._plans.get(told.asked) or self._planned(told.asked)
+        plan.bind(list(map(_grad, self._rows_params)), told)
+        # Before ours are written, so that an error of torch's leaves them as they are.
+        if self._theirs:
+            self._step_theirs(opt)
+        plan.launch()
+
+    def _step_theirs(self, opt: Any) -> None:
+        for p in self._params:
+            if id(p) not in self._theirs or p.grad is None:
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError(SPARSE)
+            why = self._found.why_theirs(self._group_of[id(p)], p, opt.state.get(p))
+            if why != self._theirs[id(p)] and self._theirs[id(p)] != SHARED:
+                raise Changed
+        theirs.step(opt, lambda p: id(p) in self._theirs, lambda p: self._theirs[id(p)])
+
+    def _told(self, opt: Any) -> Signals:
+        """What ``GradScaler.step`` left with an optimizer that says ``fused=True``."""
+        scale, found = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
+        if scale is None and found is None:
+            return SILENCE
+        return signals(number(scale), number(found), False, [], self._computes)
+
+    def _take_values(self, opt: Any) -> None:
+        """Write the numbers of the groups, where they are others than in the last step."""
+        values = [(number(lr), *rest) for lr, *rest in map(values_of, opt.param_groups)]
+        if values == self._values or not self._plans:
+            self._values = values
+            return
+        if [one[1:] for one in values] != [one[1:] for one in self._values] or not self._follow(values):
+            raise Changed  # what else changes is rare, and may ask for other state, or for torch's step
+        self._values = values
+
+    def _follow(self, values: Sequence[tuple[Any, ...]]) -> bool:
+        """Write other learning rates, if they are numbers that our kernels take."""
+        lrs = [hyper.rate_alone(one[0]) for one in values]
+        if None in lrs:
+            return False
+        pairs = zip(self._hypers, lrs, strict=True)
+        rates = [hyper.Rates(0.0, 0.0) if isinstance(h, str) else hyper.rates(h, lr) for h, lr in pairs]  # type: ignore[arg-type]
+        if not all(map(hyper.finite, rates)):
+            return False
+        for h, lr in zip(self._hypers, lrs, strict=True):
+            if isinstance(h, dict):
+                h["lr"] = lr
+        for plan in self._plans.values():
+            plan.write_rates(rates)
+        return True
+
+    def _settings(self, asked: hyper.Asked) -> Settings:
+        """Variant and numbers of each group and dtype."""
+        kinds = {(row.group, dtype_of(row.param.dtype)) for row in self._rows}
+        made = {}
+        for i, dtype in kinds:
+            h: Any = self._hypers[i]
+            made[i, dtype] = hyper.variant(h, False, asked), hyper.scalars(h, h["lr"], dtypes.compute_dtype(dtype))
+        return made
+
+    def _planned(self, asked: hyper.Asked) -> Plan:
+        made = Plan(
+            [_tensor(row) for row in self._rows],
+            [row.group for row in self._rows],
+            [{name: shadow(row.state[name]) for name in row.kept} for row in self._rows],
+            self._settings(asked),
+            [dtype_of(row.grad_dtype) for row in self._rows],
+            self._steps_of,
+            {None: self._outcome.ctypes.data},
+            asked,
+        )
+        self._plans[asked] = made
+        return made
+
+    def _steps_of(self, order: Sequence[int], batches: Sequence[Batch], written: Written) -> TensorSteps:
+        return TensorSteps([self._rows[i] for i in order], batches, written, self._steps, self._outcome)
+
+
+def _params(opt: Any) -> list[torch.Tensor]:
+    return list(chain.from_iterable([group["params"] for group in opt.param_groups]))
+
+
+def _refuse(opt: Any, found: Examined, names: Mapping[int, str]) -> None:
+    """What neither step can do, and what ``fused=True`` insists on."""
+    ours = [h for h in found.hypers if isinstance(h, dict)]
+    if ours:
+        hyper.check_shared(ours, [])
+    for p in (p for _, p in found.ours):
+        for x, what in [(p, ""), *((x, "a state of ") for x in memory_of(opt.state.get(p)))]:
+            if not has_memory(x):
+                raise RuntimeError(f"{what}{names[id(p)]} has no memory: its storage was resized to nothing")
+    insisted = [p for group in opt.param_groups if group["fused"] for p in group["params"] if id(p) in found.theirs]
+    if insisted:
+        reasons = "; ".join(f"{names[id(p)]}: {found.theirs[id(p)]}" for p in insisted)
+        raise RuntimeError(f"`fused=True` requires parameters that the kernels can take, but {reasons}")
+
+
+def dtype_of(dtype: torch.dtype) -> Any:
+    """The dtype of the reals that a kernel sees of torch's dtype."""
+    return dtypes.named(str(REALS[dtype]).removeprefix("torch."))
+
+
+def _tensor(row: Row) -> Tensor:
+    """The parameter as a plan has it: one line of reals."""
+    p, dtype = row.param, dtype_of(row.param.dtype)
+    layout = Layout((p.numel() * (1 + p.is_complex()),), (dtype.itemsize,), dtype, 0)
+    view = shadow(p)
+    return Tensor(row.name, row.name, f"{row.name}.grad", f"state of {row.name}, ", p, view, layout, p.data_ptr(), None)
+
+
+def shadow(t: torch.Tensor) -> NDArray:
+    """An array of the bytes of a dense tensor, for questions about addresses."""
+    nbytes = t.numel() * t.element_size()
+    memory: Any = (ctypes.c_uint8 * nbytes).from_address(t.data_ptr()) if nbytes else b""
+    return np.frombuffer(memory, np.uint8)

@@ -1,0 +1,235 @@
+"""``torch.optim.RMSprop`` in which only the step is new: one pass over the memory of the tensors that torch owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+import torch
+
+from .. import hyper
+from ..conventions.presets import preset_of
+from . import theirs
+from .arguments import NEUTRAL, checked, names_of
+from .bound import Bound, Examined
+from .rows import HALVES, KEPT
+from .steps import Changed
+
+
+class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are its own affair
+    """``torch.optim.RMSprop`` in one pass over memory: to replace the import is all that there is to do.
+
+    A subclass, in which only `step` is new: arguments, their checks, groups, names, ``state_dict``, hooks, pickles and
+    old checkpoints are torch's own. Parameters, gradients and state are torch's tensors and stay where they are;
+    ``state[p]`` holds ``step``, ``square_avg``, ``momentum_buffer`` and ``grad_avg`` as torch makes them, and
+    ``bias_weight`` with `bias_correction`.
+
+    Parameters
+    ----------
+    params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable
+        torch's, with its defaults. `foreach` means nothing here.
+    fused : bool, optional
+        None: our kernels where they can, torch's own step elsewhere (see `why_not_fused`). True: our kernels, or a
+        RuntimeError that names every parameter that they cannot take; and ``torch.amp.GradScaler.step`` hands over its
+        scale and what it found, which go into the pass, so that the host waits for nothing. False: torch's step.
+    nesterov, eps_in_sqrt, lr_in_momentum, initial_scale, bias_correction, decoupled_weight_decay
+        As in :class:`rmsprop_gpu.RMSProp`; by default the rule is torch's.
+    clipvalue, clipnorm, global_clipnorm, skip_nonfinite
+        As in :class:`rmsprop_gpu.RMSProp`, in the pass of the update; `global_clipnorm` and `skip_nonfinite` are the
+        same in all groups. A step that is skipped changes no byte, counters included.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        torch's own where torch refuses, in its words. Ours elsewhere, before anything is written: an argument out of
+        range; in a step `fused=True` or a switch that torch does not have on a parameter that only torch's step could
+        take.
+
+    Notes
+    -----
+    Other than in torch: with ``eps=0`` an element that never saw a gradient stays, where torch has 0/0; `centered`
+    keeps the variance from going below 0, where torch yields NaN on a constant gradient; and the state of halves is
+    float32, as the arithmetic is, and stays it through `load_state_dict`.
+
+    A step of many threads has as many as ``torch.get_num_threads()`` says. Gradients of float16 and bfloat16 for
+    parameters of float32 are widened where they are read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmsprop_gpu.torch import RMSprop
+    >>> model = torch.nn.Linear(3, 1)
+    >>> opt = RMSprop(model.parameters(), lr=1e-3, momentum=0.9)
+    >>> loss = model(torch.ones(2, 3)).square().mean()
+    >>> loss.backward()
+    >>> opt.step()
+    >>> opt.why_not_fused()
+    {}
+    """
+
+    _bound: Bound | None = None  # to the tensors of the last step; made anew where anything is not as it was
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        fused: bool | None = None,
+        nesterov: bool = False,
+        eps_in_sqrt: bool = False,
+        lr_in_momentum: bool = False,
+        initial_scale: float = 0.0,
+        bias_correction: bool = False,
+        decoupled_weight_decay: bool = False,
+        clipvalue: float | None = None,
+        clipnorm: float | None = None,
+        global_clipnorm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        given = dict(locals())
+        self._ours = checked({name: given[name] for name in NEUTRAL})  # for the groups, which torch's __init__ adds
+        if fused and differentiable:
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if fused and foreach:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        super().__init__(
+            params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable
+        )
+
+    @classmethod
+    def from_preset(cls, name: str, params: Any, /, **arguments: Any) -> RMSprop:
+        """RMSprop as another framework has it: its names, its defaults, its trajectory, over torch's tensors.
+
+        Parameters
+        ----------
+        name, **arguments
+            As in :meth:`rmsprop_gpu.RMSProp.from_preset`. timm's ``RMSpropTF`` is ``"timm"``; Stable-Baselines3's
+            ``RMSpropTFLike`` is ``"timm"`` with ``lr_in_momentum=False, alpha=0.99, eps=1e-8``.
+        params
+            As in torch; a group in it names hyperparameters as this class does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As there, and for what torch has elsewhere: a callable learning rate (its schedulers assign it), averages of
+            the parameters (``torch.optim.swa_utils.AveragedModel``).
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rmsprop_gpu.torch import RMSprop
+        >>> opt = RMSprop.from_preset("timm", torch.nn.Linear(3, 1).parameters(), momentum=0.9)
+        >>> opt.param_groups[0]["eps_in_sqrt"], opt.param_groups[0]["initial_scale"]
+        (True, 1.0)
+        """
+
+        def make(**ours: Any) -> RMSprop:
+            if callable(ours.get("lr")):
+                raise TypeError(
+                    f"lr is {hyper.shown(ours['lr'])}, a callable; wanted a number: torch's schedulers assign it"
+                )
+            if ours.pop("use_ema", False):
+                raise ValueError("use_ema is True; wanted False: torch has torch.optim.swa_utils.AveragedModel")
+            ours.pop("ema_momentum", None)
+            ours["weight_decay"] = ours.get("weight_decay") or 0.0  # None in Keras
+            return cls(params, **ours)
+
+        return preset_of(name).built(name, arguments, make)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Does ``GradScaler.step`` hand us the scale and what it found, as it does to torch's fused optimizers?
+
+        Only where all groups say ``fused=True``: Lightning refuses to clip gradients for optimizers that say so, and
+        accelerate counts the steps that they skip as taken.
+        """
+        return all(group.get("fused") is True for group in self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; the group may name our hyperparameters too."""
+        for name, value in self.__dict__.pop("_ours", NEUTRAL).items():
+            self.defaults.setdefault(name, value)
+        if isinstance(param_group, dict):  # torch refuses others
+            param_group.update(checked({name: param_group.get(name, self.defaults[name]) for name in NEUTRAL}))
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in NEUTRAL.items():  # torch's state has none of ours: torch's rule goes on
+                group.setdefault(name, value)
+        self._bound = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but that the state of halves stays float32, which torch would cast to the parameter's dtype."""
+        loaded: list[dict[str, Any]] = []
+        # The last before torch reads the dict, and the first behind: users' hooks change what counts, and see it.
+        before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.append(given))
+        behind = self.register_load_state_dict_post_hook(lambda _: self._keep_widths(loaded[-1]), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            behind.remove()
+
+    def _keep_widths(self, loaded: dict[str, Any]) -> None:
+        keys = chain.from_iterable(group["params"] for group in loaded["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, p in zip(keys, params, strict=True):
+            if p.dtype in HALVES and key in loaded["state"]:
+                for name in KEPT:
+                    x = loaded["state"][key].get(name)
+                    if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != p.dtype:
+                        self.state[p][name] = x.detach().to(p.device, torch.float32, copy=True)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform a single optimization step.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Reevaluates the model and returns the loss.
+        """
+        self._accelerator_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if is_traced():
+            theirs.step(self, lambda p: True, lambda p: "the step is traced")
+            return loss
+        with torch.no_grad():
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        for _ in range(3):  # what another thread changes meanwhile may have to be bound again
+            if self._bound is None or not self._bound.fits(self):
+                self._bound = None
+                self._bound = Bound(self)
+            with suppress(Changed):
+                self._bound.run(self)
+                return
+            self._bound = None
+        raise RuntimeError("the optimizer's tensors change while it steps")
+
+    def why_not_fused(self) -> dict[str, str]:
+        """By name the parameters that torch's own step would update now, each with the reason; empty where none is."""
+        found = Examined(self)
+        return {name: found.theirs[key] for key, name in names_of(self.param_groups).items() if key in found.theirs}
+
+
+def is_traced() -> bool:
+    """Do operations become a graph now, or go to a mode, so that a pass over bare addresses would be lost?"""
+    return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack())

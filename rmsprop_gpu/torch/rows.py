@@ -1,0 +1,150 @@
+"""Which of torch's parameters our kernels take, and the state of one: torch's tensors, made as torch makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+# The state beside the counters, and the hyperparameter that wants it.
+KEPT = {"square_avg": None, "momentum_buffer": "momentum", "grad_avg": "centered"}
+HALVES = (torch.float16, torch.bfloat16)
+# In which dtype each is updated: a complex number is two reals.
+REALS = {
+    **{torch.float32: torch.float32, torch.float64: torch.float64},
+    **{torch.complex64: torch.float32, torch.complex128: torch.float64},
+    **{half: half for half in HALVES},
+}
+
+
+def state_dtype(p: torch.Tensor) -> torch.dtype:
+    """That of a parameter's state: its own, but float32 for halves, which torch keeps in halves."""
+    return torch.float32 if p.dtype in HALVES else p.dtype
+
+
+def is_plain(t: torch.Tensor) -> bool:
+    """Is this torch's own tensor, whose memory is what it says, in host memory?"""
+    return type(t) in (torch.nn.Parameter, torch.Tensor) and t.layout == torch.strided and t.device.type == "cpu"
+
+
+def unusable(p: torch.Tensor) -> str | None:
+    """Why our kernels cannot take this parameter; None where they can."""
+    if type(p) not in (torch.nn.Parameter, torch.Tensor):
+        return f"it is a {type(p).__qualname__}, a class of its own"
+    if not is_plain(p):
+        return f"it lies on {p.device} as {p.layout}"
+    if p.dtype not in REALS:
+        return f"its dtype is {p.dtype}"
+    if not is_dense(p):
+        return f"it is not dense: shape {tuple(p.shape)}, strides {p.stride()}"
+    if p.is_conj() or p.is_neg():
+        return "it is conjugated or negated lazily"
+    return None
+
+
+def unusable_grad(p: torch.Tensor, grad: torch.Tensor) -> str | None:
+    """Why our kernels cannot take this gradient of a parameter that they can take."""
+    if type(grad) is not torch.Tensor and type(grad) is not torch.nn.Parameter:
+        return f"its gradient is a {type(grad).__qualname__}, a class of its own"
+    if grad.layout != torch.strided or grad.device != p.device:
+        return f"its gradient lies on {grad.device} as {grad.layout}"
+    if grad.shape != p.shape:
+        return f"its gradient has shape {tuple(grad.shape)}"
+    if grad.dtype != p.dtype and not (p.dtype == torch.float32 and grad.dtype in HALVES):
+        return f"its gradient has dtype {grad.dtype}"
+    return None
+
+
+def extent(t: torch.Tensor) -> tuple[int, int]:
+    """The address of the first byte, and the end, of a strided tensor on the CPU."""
+    if not t.numel():
+        return 0, 0
+    reach = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + reach * t.element_size()
+
+
+def has_memory(t: torch.Tensor) -> bool:
+    """Is there memory behind each element? A storage may be resized to nothing (FSDP does); torch then segfaults."""
+    return not t.numel() or bool(t.untyped_storage().nbytes() > t.storage_offset() * t.element_size())
+
+
+def memory_of(state: Mapping[str, Any] | None) -> list[torch.Tensor]:
+    """The tensors of a state that a step writes, beside its counters."""
+    return [] if state is None else [x for name in KEPT if isinstance(x := state.get(name), torch.Tensor)]
+
+
+def is_dense(t: torch.Tensor) -> bool:
+    """Is its memory one block, each element once, in whatever order of dimensions?"""
+    if t.numel() == 0:
+        return True
+    expected = 1
+    for stride, n in sorted((stride, n) for stride, n in zip(t.stride(), t.shape, strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= n
+    return True
+
+
+def lie_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Do the elements of both lie in the same order?"""
+    return a.shape == b.shape and (
+        a.numel() == 0 or all(n == 1 or s == r for n, s, r in zip(a.shape, a.stride(), b.stride(), strict=True))
+    )
+
+
+def wanted(h: Mapping[str, Any]) -> list[str]:
+    """The names of the state that these hyperparameters want, beside ``step``."""
+    names = [name for name, switch in KEPT.items() if switch is None or h[switch]]
+    return [*names, "bias_weight"] if h["bias_correction"] else names
+
+
+def unusable_state(p: torch.Tensor, state: Mapping[str, Any], h: Mapping[str, Any]) -> str | None:
+    """Why our kernels cannot go on with this state."""
+    if not state:
+        return None
+    step: Any = state.get("step")
+    if type(step) is not torch.Tensor or step.dtype not in (torch.float32, torch.float64) or step.device.type != "cpu":
+        return f"its step is {_described(step)}"
+    for name in wanted(h):
+        x: Any = state.get(name)
+        if x is None:
+            continue
+        shape = () if name == "bias_weight" else p.shape
+        if type(x) is not torch.Tensor or x.shape != shape or x.device != p.device or x.layout != torch.strided:
+            return f"its {name} is {_described(x)}"
+        if torch.promote_types(x.dtype, state_dtype(p)) != state_dtype(p):
+            return f"its {name} has dtype {x.dtype}, which {state_dtype(p)} cannot hold"
+    return None
+
+
+def _described(x: object) -> str:
+    if isinstance(x, torch.Tensor):
+        return f"a {type(x).__qualname__} of {x.dtype} with shape {tuple(x.shape)} on {x.device}"
+    return f"a {type(x).__name__}"
+
+
+def prepare(p: torch.Tensor, state: dict[str, Any], h: Mapping[str, Any]) -> None:
+    """Make what is missing in a usable state, and lay out anew, once, what lies otherwise than its parameter."""
+    if not state:
+        double = torch.get_default_dtype() == torch.float64
+        state["step"] = torch.zeros((), dtype=torch.float64 if double else torch.float32)
+    for name in wanted(h):
+        x = state.get(name)
+        if name == "bias_weight":
+            if x is None or x.dtype != real_state_dtype(p):
+                weight = 1.0 - h["alpha"] ** float(state["step"]) if x is None else float(x)
+                state[name] = torch.tensor(weight, dtype=real_state_dtype(p), device=p.device)
+        elif x is None:
+            fill = h["initial_scale"] if name == "square_avg" else 0.0
+            made = torch.empty_like(p, dtype=state_dtype(p), memory_format=torch.preserve_format).detach()
+            (torch.view_as_real(made) if made.is_complex() else made).fill_(fill)  # a complex number is two reals
+            state[name] = made
+        elif x.dtype != state_dtype(p) or x.requires_grad or x.is_conj() or x.is_neg() or not lie_alike(x, p):
+            anew = torch.empty_like(p, dtype=state_dtype(p), memory_format=torch.preserve_format).detach()
+            state[name] = anew.copy_(x.detach())
+
+
+def real_state_dtype(p: torch.Tensor) -> torch.dtype:
+    """That of the arithmetic."""
+    return torch.float32 if p.dtype in HALVES else REALS[p.dtype]
