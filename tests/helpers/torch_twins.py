@@ -1,0 +1,137 @@
+"""torch's RMSprop and ours over equal tensors: step by step from the same start, or through the same program."""
+
+import numpy as np
+import torch
+
+# Of the largest update of a tensor: what two right ways to round may differ by.
+PART = {torch.float64: 1e-12, torch.float32: 1e-5, torch.complex128: 1e-12, torch.complex64: 1e-5}
+
+
+def spread(seed, *shape, dtype=torch.float64, low=-6, high=2):
+    """Numbers of either sign over as many decades, so that the root of their average crosses eps."""
+    rng = np.random.default_rng(seed)
+
+    def drawn():
+        return torch.tensor(rng.standard_normal(shape) * 10.0 ** rng.uniform(low, high, shape))
+
+    return (torch.complex(drawn(), drawn()) if dtype.is_complex else drawn()).to(dtype)
+
+
+def reals(x):
+    """The numbers of a tensor in float64, for what is not to be rounded again."""
+    x = x.detach()
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.resolve_neg()).to(torch.float64)
+
+
+def assert_same_update(got, want, before):
+    """Two values of a parameter differ by no more than a part of the largest change of an element."""
+    assert (got.shape, got.dtype, got.device) == (want.shape, want.dtype, want.device)
+    got, want, before, dtype = reals(got), reals(want), reals(before), want.dtype
+    if want.numel():
+        assert torch.isfinite(want).all()
+        torch.testing.assert_close(got, want, rtol=0, atol=PART[dtype] * (want - before).abs().max().item())
+
+
+class Twins:
+    """Two optimizers, made by `make(cls, params)`; before each step ours is put where torch's is.
+
+    Parameters are of the size of an update, or their own rounding would hide that of the step.
+    """
+
+    def __init__(self, ours, make, tensors):
+        self.params, self.twins = [[t.clone().requires_grad_() for t in tensors] for _ in range(2)]
+        self.ours, self.torchs = make(ours, self.params), make(torch.optim.RMSprop, self.twins)
+
+    def meet(self):
+        """Put our parameters and state where torch's are, in place."""
+        for p, q in self.pairs():
+            p.detach().copy_(q.detach())
+            for name, x in self.torchs.state.get(q, {}).items():
+                self.ours.state[p][name].copy_(x)
+
+    def pairs(self):
+        return zip(self.params, self.twins, strict=True)
+
+    def step(self, grads):
+        """One step of both from the same start with these gradients; what torch's parameters and state were before."""
+        self.meet()
+        before = [
+            {"param": q.detach().clone(), **{name: x.clone() for name, x in self.torchs.state.get(q, {}).items()}}
+            for q in self.twins
+        ]
+        for (p, q), grad in zip(self.pairs(), grads, strict=True):
+            p.grad, q.grad = (None, None) if grad is None else (grad.clone(), grad.clone())
+        self.torchs.step()
+        self.ours.step()
+        for (p, q), grad in zip(self.pairs(), grads, strict=True):
+            if grad is not None:
+                assert torch.equal(p.grad, grad), "the gradient was written to"
+            assert self.ours.state.get(p, {}).keys() == self.torchs.state.get(q, {}).keys()
+        return before
+
+
+SHAPES = {"weight": (4, 3), "bias": (3,), "scale": (), "empty": (0, 3)}
+
+
+class Run:
+    """One optimizer over named tensors of float64: a matrix, a vector, a number and an empty one. For the same program.
+
+    Each step has gradients of its own, the same in each run. Parameters are of the size of an update.
+    """
+
+    def __init__(self, cls, dtype=torch.float64, shapes=SHAPES, **given):
+        self.params = {
+            name: torch.nn.Parameter(spread(i, *shape, dtype=dtype, low=-2, high=-1))
+            for i, (name, shape) in enumerate(shapes.items())
+        }
+        self.opt = cls(list(self.params.items()), **given)
+        self.taken = 0
+
+    def grad(self, name):
+        """The next gradient of a parameter, dense and new."""
+        p = self.params[name]
+        seed = 1000 + 10 * self.taken + sorted(self.params).index(name)
+        return spread(seed, *p.shape, dtype=p.dtype, low=-2, high=1).to(p.device)
+
+    def give(self):
+        """Gradients for the next step to those that can have one."""
+        for name, p in self.params.items():
+            p.grad = self.grad(name) if p.requires_grad else None
+
+    def step(self, n=1, change=lambda run: None):
+        """`n` steps; `change` sees the run between gradients and step."""
+        for _ in range(n):
+            self.give()
+            change(self)
+            self.opt.step()
+            self.taken += 1
+        return self
+
+    @property
+    def group(self):
+        return self.opt.param_groups[0]
+
+    def state(self, name):
+        return self.opt.state[self.params[name]]
+
+
+def assert_same_run(ours, torchs, part=None):
+    """Two runs ended alike: the parameters, and each number of their state."""
+    assert ours.params.keys() == torchs.params.keys()
+    for name, want in torchs.params.items():
+        got = ours.params[name]
+        assert (got.dtype, got.device) == (want.dtype, want.device)
+        assert_same_numbers(got, want, part or PART[want.dtype])
+        state, wanted = ours.state(name), torchs.state(name)
+        assert state.keys() == wanted.keys()
+        for key, x in wanted.items():
+            assert_same_numbers(state[key], x, part or PART[want.dtype])
+
+
+def assert_same_numbers(got, want, part):
+    """Two tensors differ by no more than a part of the largest element."""
+    assert got.shape == want.shape
+    got, want = reals(got), reals(want)
+    if want.numel():
+        assert torch.isfinite(want).all()
+        torch.testing.assert_close(got, want, rtol=0, atol=part * want.abs().max().item())
