@@ -124,7 +124,7 @@ OTHERS_MEMORY = {
 
 @pytest.mark.parametrize("name", OTHERS_MEMORY)
 def test_a_gradient_may_be_what_the_step_writes_at_another_time(name):
-    """torch reads it when it comes to it, in an order that differs between its forms: here it is as if it were a copy."""
+    """torch reads it when it comes to it, at a time that differs between its forms: here it counts as it was before."""
 
     def run_of(copy):
         run = Run(RMSprop, shapes=dict.fromkeys(("first", "weight", "last"), (4, 3)), **GIVEN).step()
