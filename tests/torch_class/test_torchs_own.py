@@ -330,6 +330,13 @@ def test_the_signature_begins_with_torchs():
     }
 
 
+@pytest.mark.parametrize("name", ["step", "zero_grad", "add_param_group", "state_dict", "load_state_dict"])
+def test_methods_may_be_called_by_keyword(name):
+    """Distributed checkpoints call load_state_dict(state_dict=...)."""
+    theirs, ours = (inspect.signature(getattr(cls, name)).parameters for cls in (torch.optim.RMSprop, RMSprop))
+    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+
+
 @pytest.mark.parametrize("words", [{"differentiable": True}, {"foreach": True}], ids=str)
 def test_fused_excludes_what_torchs_fused_classes_exclude(words):
     """With the words of torch's Adam."""
