@@ -7,7 +7,9 @@ import signal
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("foreign_runs", "given_arrays", "judge", "on_device", "on_either", "on_host")
+pytest.register_assert_rewrite(
+    "foreign_runs", "given_arrays", "judge", "on_device", "on_either", "on_host", "torch_twins"
+)
 
 from devices import MODULES, why_no_gpu  # noqa: E402
 
