@@ -220,9 +220,9 @@ def _multiplied(inverse, norm, all_norm, clipnorm, global_clipnorm):  # type: ig
 _LIFTS = {np.float32: (2.0**100, 2.0**149), np.float64: (2.0**900, 2.0**900)}
 
 
-def make_scale(T: Any) -> Any:
+def make_scale(variant: Variant, T: Any) -> Any:
     """``scale(s, inverse, norm, all_norm)``: what a gradient is multiplied by, and the power of two before it."""
-    tiny = np.float64(np.finfo(T).smallest_normal)
+    one, tiny = T(1), np.float64(np.finfo(T).smallest_normal)
     first, second = (np.float64(x) for x in _LIFTS[T])
 
     @inline
@@ -234,7 +234,11 @@ def make_scale(T: Any) -> Any:
             x = above * lift / below
         return s.scale * T(x), T(ONE / lift)
 
-    return scale
+    @inline
+    def as_it_is(s, inverse, norm, all_norm):  # type: ignore[no-untyped-def]
+        return s.scale, one
+
+    return scale if variant.told or variant.norm else as_it_is
 
 
 def make_verdict(space: int) -> Any:
@@ -279,7 +283,7 @@ def make_prepare(variant: Variant, T: Any, space: int) -> Any:
     `row` is the address of its row in the table, `sum_address` that of its own sum.
     """
     (load64, _), (load_int, _), (_, store) = memory(np.float64, space), memory(np.int64, space), memory(T, space)
-    advance, scalars_of, scale_of = make_advance(variant, T, space), make_scalars(T, space), make_scale(T)
+    advance, scalars_of, scale_of = make_advance(variant, T, space), make_scalars(T, space), make_scale(variant, T)
     zero, one, stride = T(0), T(1), table.FACTOR_COLUMNS * np.dtype(T).itemsize
 
     @inline
