@@ -24,7 +24,12 @@ def start(code, path=PACKAGE.parent, **environment):
 
 def ended(process):
     """What it printed; it must have ended well and without a warning."""
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()  # or it would take a processor from all tests behind this one
+        process.communicate()
+        raise
     assert process.returncode == 0, out + err
     assert err == "", err
     return out.strip()
