@@ -14,7 +14,7 @@ from benchmarks.workloads import AGAIN, C_OPENMP, COPY, OURS, TORCH
 ON_CPU = (
     *(cpu.RMSPROP_GPU, replace(cpu.RMSPROP_GPU, name=AGAIN)),  # the same once more: its ratio to the first is the noise
     *(cpu.TOGETHER, cpu.ASSIGNING, cpu.UNCLIPPED, cpu.NUMPY, cpu.NUMEXPR),
-    *(torch.FOREACH, torch.FOR_LOOP, torch.COMPILE, torch.ADAGRAD),
+    *(torch.OURS_IN_TORCH, torch.FOREACH, torch.FOR_LOOP, torch.COMPILE, torch.ADAGRAD),
     *(jax.OPTAX_RMSPROP, jax.KERAS),
     *(cpu.C_LOOP, cpu.C_COPY),
 )

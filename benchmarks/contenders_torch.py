@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.contenders_base import ALPHA, EPS, LR, Array, Contender, Running, Task, Unavailable, streams
-from benchmarks.workloads import COMPILED, FUSED, TORCH, Workload
+from benchmarks.workloads import COMPILED, DROP_IN, FUSED, TORCH, Workload
+
+OF_TORCH = ("weight_decay", "momentum", "centered", "maximize")
 
 
 def build(task: Task, make: Callable[..., Any], device: str = "cpu", compiled: bool = False) -> Running:
@@ -30,7 +32,7 @@ def build(task: Task, make: Callable[..., Any], device: str = "cpu", compiled: b
         for param, value in zip(params, values, strict=True):
             param.grad.copy_(torch.from_numpy(value))
 
-    most = task.hyper.get("global_clipnorm")
+    most = None if make is drop_in else task.hyper.get("global_clipnorm")
     norms = [0.0]
 
     def clip_and_step() -> None:
@@ -66,9 +68,17 @@ def rmsprop(params: list[Any], task: Task, foreach: bool | None = None) -> Any:
     """torch.optim.RMSprop; the form is torch's choice by default."""
     import torch
 
-    task.refuse_beyond(("weight_decay", "momentum", "centered", "maximize", "global_clipnorm"))
+    task.refuse_beyond((*OF_TORCH, "global_clipnorm"))
     own = {name: value for name, value in task.hyper.items() if name != "global_clipnorm"}
     return torch.optim.RMSprop(task.grouped(params), lr=LR, alpha=ALPHA, eps=EPS, foreach=foreach, **own)
+
+
+def drop_in(params: list[Any], task: Task) -> Any:
+    """This package's class for torch."""
+    from rmsprop_gpu.torch import RMSprop
+
+    task.refuse_beyond((*OF_TORCH, "global_clipnorm"))
+    return RMSprop(task.grouped(params), lr=LR, alpha=ALPHA, eps=EPS, **task.hyper)
 
 
 def fused_adagrad(params: list[Any], task: Task) -> Any:
@@ -127,5 +137,6 @@ FOREACH, FOR_LOOP = (
     Contender(name, functools.partial(build, make=functools.partial(rmsprop, foreach=foreach)), traffic=traffic)
     for name, foreach in zip(TORCH, (True, False), strict=True)
 )
+OURS_IN_TORCH = Contender(DROP_IN, functools.partial(build, make=drop_in), traffic=streams)
 COMPILE = Contender(COMPILED, functools.partial(build, make=rmsprop, compiled=True))
 ADAGRAD = Contender(FUSED, functools.partial(build, make=fused_adagrad), rule="adagrad", traffic=streams)

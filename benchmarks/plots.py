@@ -8,7 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import Rows, digits, plural, thread_rows, timed, to_ours
-from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, COPY, FUSED, OPTAX, OURS, PLAIN, TORCH, VIEWS
+from benchmarks.workloads import (
+    AGAIN,
+    ASSIGNED,
+    C_OPENMP,
+    COMPILED,
+    COPY,
+    DROP_IN,
+    FUSED,
+    OPTAX,
+    OURS,
+    PLAIN,
+    TORCH,
+    VIEWS,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +32,7 @@ if TYPE_CHECKING:
 # host, and no picture has both. Quartiles are a line across the marker, which makes a "+" of a "|".
 STYLES = {
     OURS: ("#006BA4", "o"),
+    DROP_IN: ("#00466F", "h"),
     "numpy": ("#595959", "x"),
     "numexpr": ("#898989", "+"),
     "cupy fuse": ("#595959", "x"),
@@ -106,7 +120,7 @@ def ratios(figure: Figure, result: dict[str, Any]) -> bool:
 
 def rivals_of(results: Rows) -> dict[str, dict[str, float]]:
     """Median and quartiles of time / ours, of all but ourselves."""
-    found = {name: to_ours(row) for name, row in timed(results).items() if name not in (AGAIN, VIEWS, PLAIN)}
+    found = {name: to_ours(row) for name, row in timed(results).items() if name not in (AGAIN, ASSIGNED, VIEWS, PLAIN)}
     return {name: ratio for name, ratio in found.items() if ratio}
 
 

@@ -16,13 +16,14 @@ SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text())  # reco
 OURS, AGAIN, COPY = "rmsprop_gpu", "rmsprop_gpu, again", "copy"
 VIEWS = "rmsprop_gpu, views"  # of one large array, as whoever allocates the parameters may have it
 PLAIN = "rmsprop_gpu, plain"  # without the hyperparameters and the schedule of the workload
+DROP_IN = "rmsprop_gpu.torch"  # over torch's tensors
 ASSIGNED = "rmsprop_gpu, assigned"  # opt.lr = ... before each step, in the place of a schedule
 TORCH = ("torch foreach", "torch for-loop")  # of its RMSprop: the default on a GPU, and the default on a CPU
 COMPILED, FUSED, OPTAX, C_OPENMP = "torch compile", "torch fused adagrad", "optax", "c openmp"
 
 # On most workloads the others would cost more time and memory than a run has. A name that a device does not have is not
 # run there.
-ESSENTIAL = (OURS, AGAIN, "cupy fuse", "cupy elementwise", *TORCH, FUSED, OPTAX, C_OPENMP, COPY)
+ESSENTIAL = (OURS, AGAIN, DROP_IN, "cupy fuse", "cupy elementwise", *TORCH, FUSED, OPTAX, C_OPENMP, COPY)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ WORKLOADS = {
             "One tensor of 1,000 elements, a learning rate that a schedule says anew for each step",
             ((1000,),),
             scheduled=True,
-            contenders=(OURS, AGAIN, ASSIGNED, PLAIN, *TORCH),
+            contenders=(OURS, AGAIN, DROP_IN, ASSIGNED, PLAIN, *TORCH),
         ),
         Workload(
             "scheduled-30",
@@ -136,7 +137,7 @@ WORKLOADS = {
             ((1000,),) * 30,
             groups=True,
             scheduled=True,
-            contenders=(OURS, AGAIN, ASSIGNED, PLAIN, *TORCH),
+            contenders=(OURS, AGAIN, DROP_IN, ASSIGNED, PLAIN, *TORCH),
         ),
         Workload("host-161", "161 tensors of one element: what a step costs before any arithmetic", ((1,),) * 161),
         Workload(
@@ -144,7 +145,7 @@ WORKLOADS = {
             "One tensor of 25 M elements, every switch that torch has too: momentum, centered, weight decay, maximize",
             ((25_000_000,),),
             hyper=TORCHS_SWITCHES,
-            contenders=(OURS, AGAIN, *TORCH, COPY),
+            contenders=(OURS, AGAIN, DROP_IN, *TORCH, COPY),
         ),
         Workload(
             "all-25m",
@@ -159,7 +160,7 @@ WORKLOADS = {
             "One tensor of 25 M elements, clipped by the norm of all gradients",
             ((25_000_000,),),
             hyper={"global_clipnorm": 1.0},
-            contenders=(OURS, AGAIN, PLAIN, *TORCH, OPTAX, COPY),
+            contenders=(OURS, AGAIN, DROP_IN, PLAIN, *TORCH, OPTAX, COPY),
             bars=(Bar((PLAIN,), at_most=1.5),),
         ),
         Workload(
@@ -167,7 +168,7 @@ WORKLOADS = {
             f"{RESNET50.title}, clipped by the norm of all gradients",
             RESNET50.shapes,
             hyper={"global_clipnorm": 1.0},
-            contenders=(OURS, AGAIN, PLAIN, *TORCH, OPTAX, COPY),
+            contenders=(OURS, AGAIN, DROP_IN, PLAIN, *TORCH, OPTAX, COPY),
         ),
         Workload(
             "guarded-25m",
