@@ -152,6 +152,16 @@ def test_a_grad_scale_with_a_reciprocal_below_the_normal_numbers(xp, scale, sign
     assert_multiplied(opt, grad, sign / Fraction(scale))
 
 
+@pytest.mark.parametrize("name", ["clipnorm", "global_clipnorm"])
+def test_what_is_shortened_is_as_exact_whatever_it_was_scaled_by(xp, name):
+    """Scaled alone, the norm would not be a number of float64 any more, nor would the gradients."""
+    grad = draw(0, 300, dtype=F8)[0] * 1e9
+    opt = RMSProp(xp.zeros(300, F8), alpha=0.0, centered=True, **{name: 0.3})
+    opt.step(xp.array(grad), grad_scale=3e-301)
+    assert opt.last_grad_norm == math.inf
+    assert_multiplied(opt, grad, Fraction(0.3) / Fraction(norm_of([grad])))
+
+
 NOT_NUMBERS = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -3e38], F4)
 
 
