@@ -64,10 +64,8 @@ for half in DTYPES[2:]:
 """
 
 
-@pytest.mark.gpu
-def test_the_model_is_what_the_device_counts(tmp_path, request):
-    """Beside the streams a launch reads 24 bytes a chunk, and, once a tensor, a row of 64,
-    numbers of at most 72, an address and four counters: below a thousandth of 2^18 elements of at least 14 bytes."""
+def counted(program, tmp_path, request):
+    """What a program prints, a line each, and the launches of our kernels in it, as a virtual device counts them."""
     import cupy
 
     if b"on the CPU" not in cupy.cuda.runtime.getDeviceProperties(0)["name"]:
@@ -76,12 +74,42 @@ def test_the_model_is_what_the_device_counts(tmp_path, request):
         pytest.skip("it runs a process of its own, in which the pool stays on")
     statistics = tmp_path / "launches.jsonl"
     environment = {**os.environ, "VGPU_STATS": str(statistics), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", STEPS], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     launches = [json.loads(line) for line in statistics.read_text().splitlines()]
-    ours = [x for x in launches if "_kernel" in x["kernel"]]
-    for line in done.stdout.splitlines():
+    return done.stdout.splitlines(), [x for x in launches if "_kernel" in x["kernel"]]
+
+
+@pytest.mark.gpu
+def test_the_model_is_what_the_device_counts(tmp_path, request):
+    """Beside the streams a launch reads 24 bytes a chunk, and, once a tensor, a row of 64,
+    numbers of at most 72, an address and four counters: below a thousandth of 2^18 elements of at least 14 bytes."""
+    lines, ours = counted(STEPS, tmp_path, request)
+    for line in lines:
         count, model, chunks = map(int, line.split())
         step, ours = ours[:count], ours[count:]
-        counted = sum(x["dram_read_bytes"] + x["dram_write_bytes"] for x in step)
-        assert model <= counted <= 1.001 * model + 24 * chunks
+        moved = sum(x["dram_read_bytes"] + x["dram_write_bytes"] for x in step)
+        assert model <= moved <= 1.001 * model + 24 * chunks
     assert not ours
+
+
+# A step that clips and checks, in each dtype; prints the bytes of the gradient, a line a step.
+LOOKS = """
+import cupy, ml_dtypes, numpy as np
+from rmsprop_gpu import RMSProp
+SIZE = 1 << 16
+for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
+    opt = RMSProp(cupy.zeros(SIZE, dtype), global_clipnorm=1.0, skip_nonfinite=True)
+    opt.step(cupy.asarray(np.ones(SIZE, dtype)))
+    cupy.cuda.Device().synchronize()
+    print(SIZE * np.dtype(dtype).itemsize)
+"""
+
+
+@pytest.mark.gpu
+def test_a_gradient_is_loaded_once_for_its_norm_and_its_check(tmp_path, request):
+    """Whatever a cache would make good. Beside it each thread reads its chunk of three numbers and five addresses."""
+    lines, ours = counted(LOOKS, tmp_path, request)
+    looks = [x for x in ours if "partials_kernel" in x["kernel"]]
+    assert len(looks) == len(lines) == 4
+    for line, look in zip(lines, looks, strict=True):
+        assert int(line) <= look["load_bytes"] <= int(line) + 64 * (1 << 16) // 4096 * 32
