@@ -20,6 +20,7 @@ OTHERS: dict[str, tuple[int, dict[str, Any], int]] = {
     "plain float32, one element more": (1, {}, 20),
     "momentum, centered": (0, {"momentum": 0.9, "centered": True}, 36),
     "clipped by the norm": (0, {"global_clipnorm": 1.0}, 24),
+    "clipped and checked": (0, {"global_clipnorm": 1.0, "skip_nonfinite": True}, 24),
     "averaged parameters": (0, {"use_ema": True}, 28),
 }
 
