@@ -75,7 +75,10 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
         lines.append((line, note))
 
     if h["skip_nonfinite"]:
-        add("", "nothing changes in a step with a gradient that is not finite")
+        add(
+            "",
+            "nothing changes in a step with a gradient that is not finite, or whose square, scaled and clipped, is not",
+        )
     if callable(h["lr"]):
         add(f"lr = {lr!r}", f"{hyper.shown(h['lr'])}({step})")
     rate = "lr" if callable(h["lr"]) else repr(lr)
@@ -223,7 +226,9 @@ WORDS: dict[str, Callable[[Hyper, float], str]] = {
     "clipvalue": _clip("clipvalue", "no element of the gradient counts for more than"),
     "clipnorm": _clip("clipnorm", "no parameter's gradient counts for more than a norm of"),
     "global_clipnorm": _clip("global_clipnorm", "the gradients together count for no more than a norm of"),
-    "skip_nonfinite": lambda h, lr: "a gradient that is not finite changes nothing",
+    "skip_nonfinite": lambda h, lr: (
+        "a gradient that is not finite, or whose square, scaled and clipped, is not, changes nothing"
+    ),
     "use_ema": lambda h, lr: "an average of the parameters is kept beside them",
     "ema_momentum": _only_with("use_ema", "how slowly the average of the parameters follows them"),
 }

@@ -106,8 +106,8 @@ class Optimizer(Stateful):
         """The norm of the gradients, over all tensors and before any clip, in the last step that took norms.
 
         Such is a step with `clipnorm` or `global_clipnorm` (infinity, to know it and clip nothing), over the tensors
-        of groups that have one; 0 before the first. It is of the gradients as they are after ``grad_scale``. On a
-        device the host waits for the answer.
+        of groups that have one, and one that was skipped counts too; 0 before the first. It is of the gradients as they
+        are after ``grad_scale``. On a device the host waits for the answer.
         """
         self._refuse_capture("answer")
         return self._outcome.norm

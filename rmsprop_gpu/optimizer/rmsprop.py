@@ -68,7 +68,8 @@ class RMSProp(Optimizer):
         off; at most one of the three clips may be on.
     clipnorm : float, optional
         Shorten the gradient of each tensor to this norm where it is longer (Keras's name). Infinity takes the norm and
-        changes nothing, see `last_grad_norm`; else a gradient that holds a NaN, and so has no norm, becomes NaN.
+        changes nothing, see `last_grad_norm`; else a gradient that holds a NaN, and so has no norm, becomes NaN, and a
+        norm that is infinite, of float64 from 1.3e154 on, leaves zeros of what is finite.
     global_clipnorm : float, optional
         The same over the gradients of all tensors together (Keras; ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the
         norm). The same in all groups; refused across devices.

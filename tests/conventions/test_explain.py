@@ -164,7 +164,9 @@ def test_average_of_the_parameter_is_said_last():
 
 def test_skipped_steps_are_said_first():
     text = RMSProp(one(1), skip_nonfinite=True).explain()
-    assert text.splitlines()[1] == "  # nothing changes in a step with a gradient that is not finite"
+    assert text.splitlines()[1] == (
+        "  # nothing changes in a step with a gradient that is not finite, or whose square, scaled and clipped, is not"
+    )
 
 
 # Schedules and groups
@@ -269,7 +271,11 @@ DIFFERENCES = [
         {"global_clipnorm": 2},
         "global_clipnorm=2.0 (None): the gradients together count for no more than a norm of 2.0",
     ),
-    ({"skip_nonfinite": True}, "skip_nonfinite=True (False): a gradient that is not finite changes nothing"),
+    (
+        {"skip_nonfinite": True},
+        "skip_nonfinite=True (False): a gradient that is not finite, or whose square, scaled and clipped, is not, "
+        "changes nothing",
+    ),
     ({"use_ema": True}, "use_ema=True (False): an average of the parameters is kept beside them"),
     ({"ema_momentum": 0.5}, "ema_momentum=0.5 (0.99): without effect, since use_ema is False"),
 ]
@@ -353,6 +359,9 @@ def test_every_line_has_its_equation(variant):
 def test_notebook_shows_what_is_done_around_the_rule():
     shown = RMSProp(one(1), clipnorm=1.0, skip_nonfinite=True, use_ema=True).explain()._repr_markdown_()
     assert r"g &\leftarrow g\,\min(1,\ \frac{1.0}{\lVert g \rVert})" in shown
-    assert r"& && \text{nothing changes in a step with a gradient that is not finite} \\" in shown
+    assert (
+        r"& && \text{nothing changes in a step with a gradient that is not finite, "
+        r"or whose square, scaled and clipped, is not} \\" in shown
+    )
     assert r"e &\leftarrow 0.99\,e + 0.01\,p && \text{ema, which the first step sets to p}" in shown
     assert r"\lVert \text{every } g \rVert" in RMSProp(one(1), global_clipnorm=2.0).explain()._repr_markdown_()
