@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import dtypes
-from .interop import UnusableError, cupy_array, host_array
+from .interop import FOR_TORCH, UnusableError, cupy_array, host_array
 from .layout import (
     Array,
     Layout,
@@ -159,7 +159,8 @@ def check_param(x: object, label: str, problems: Problems) -> Array | None:
         problems.add(TypeError, f"{label} has dtype {dtype_name(array.dtype)}; wanted {wanted}")
         return None
     if not is_writeable(x, array):
-        problems.add(ValueError, f"{label} is read-only; wanted an array that can be updated in place")
+        found = "immutable, as JAX's arrays are" if hasattr(x, "block_until_ready") else "read-only"
+        problems.add(ValueError, f"{label} is {found}; wanted an array that can be updated in place")
     if not is_aligned(array):
         problems.add(
             ValueError, f"{label} is not aligned to its {array.itemsize}-byte elements; wanted an aligned array"
@@ -168,7 +169,9 @@ def check_param(x: object, label: str, problems: Problems) -> Array | None:
         problems.add(
             ValueError,
             f"{label} is not dense (shape {array.shape}, strides {array.strides}); "
-            "wanted one block of memory, as of a contiguous array or a transpose of one",
+            f"wanted one block of memory, as of a contiguous array or a transpose of one"
+            + f", or {FOR_TORCH}"
+            * hasattr(x, "retain_grad"),
         )
     return array if len(problems) == before else None
 

@@ -9,6 +9,8 @@ import numpy as np
 from .layout import NDArray, reach
 from .selector import cuda_missing
 
+FOR_TORCH = "rmsprop_gpu.torch.RMSprop, which steps torch's own parameters"
+
 
 class UnusableError(TypeError):
     """An array that cannot be used, with the reason."""
@@ -31,9 +33,9 @@ def host_array(x: Any) -> NDArray:
 def _way(x: Any) -> str:
     """What to give instead of an array that does not hand out its memory, where that is known."""
     if getattr(x, "requires_grad", False):
-        return "; wanted p.detach()"
+        return f"; wanted p.detach(), or {FOR_TORCH}"
     if getattr(x, "is_sparse", False):
-        return "; wanted x.to_dense()"
+        return f"; wanted x.to_dense(), or {FOR_TORCH}"
     if str(getattr(x, "dtype", "")) == "torch.bfloat16":
         return "; wanted x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)"
     return "; wanted np.asarray(x)" if hasattr(x, "__array__") and hasattr(x, "block_until_ready") else ""
