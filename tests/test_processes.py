@@ -25,14 +25,14 @@ def layer(request):
 
 
 @pytest.fixture(params=["compiled", "from disk"])
-def prints(request, tmp_path):
+def prints(request):
     """What a program prints: one that compiles its kernels, or one that finds on disk what another has compiled."""
 
     def prints(code, **environment):
         if request.param == "compiled":
             return run(code, RMSPROP_GPU_CACHE="0", **environment)
-        run(code, RMSPROP_GPU_CACHE_DIR=str(tmp_path), **environment)
-        return run(code, RMSPROP_GPU_CACHE_DIR=str(tmp_path), **environment)
+        run(code, **environment)
+        return run(code, **environment)
 
     return prints
 
@@ -161,11 +161,12 @@ stepped(3, opt, param)
 print(numba.threading_layer())
 want, new = fresh(8), fresh(4)
 thread.start()
-for _ in range(20):
+for k in range(20):
     child = os.fork()
     if not child:
         ok = stepped(5, opt, param) == want and fresh(4) == new
-        ok = ok and len(fresh(2, centered=True)) == 800_000  # a Variant to be compiled in the child
+        if k in (0, 19):  # a Variant to be compiled in the child
+            ok = ok and len(fresh(2, centered=True)) == 800_000
         os._exit(0 if ok else 1)
     assert os.waitpid(child, 0)[1] == 0
 busy = False
