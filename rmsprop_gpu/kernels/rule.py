@@ -62,6 +62,8 @@ class Variant(NamedTuple):
 
     @property
     def of_update(self) -> Variant:
+        if self.scale and not (self.told or self.norm):  # by its sign alone
+            return self._replace(finite=self.prepared)
         return self._replace(norm=False, finite=False, told=self.prepared)
 
     def __str__(self) -> str:
@@ -104,13 +106,13 @@ def make_rule(variant: Variant, T: Any) -> Any:
     lacks passes through.
     """
     zero = T(0)  # constants take their neighbours' type: a bare 0 makes float32 code float64
-    prepared = variant.prepared
+    lifted = variant.told or variant.norm  # by a sign alone nothing is made too small
 
     @inline
     def rule(p, grad, v, m, b, e, s, f):  # type: ignore[no-untyped-def]  # typed by Numba
         g = grad
         if variant.scale:
-            if prepared:
+            if lifted:
                 g = f.power * g
             g = f.scale * g
         if variant.clipvalue:

@@ -80,7 +80,7 @@ def wanted_instructions(v):
         "fadd": int(v.eps and not (v.eps_in_sqrt and v.bias_correction)),
         "fsub": int(v.lr_in_momentum),
         "fmul": 2 * (not v.adagrad)
-        + v.scale * (1 + v.prepared)
+        + v.scale * (1 + (v.told or v.norm))
         + (v.bias_correction and not v.eps_in_sqrt)
         + v.lr_in_momentum
         + v.ema,
