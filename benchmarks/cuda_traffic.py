@@ -37,6 +37,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("plain", "float16", {}),
     ("momentum", "float16", {"momentum": 0.9}),
     ("plain", "bfloat16", {}),
+    ("plain", "float32, float16 gradients", {}),
+    ("momentum, centered", "float32, bfloat16 gradients", {"momentum": 0.9, "centered": True}),
     ("momentum, centered", "bfloat16", {"momentum": 0.9, "centered": True}),
 ]  # fmt: skip  # a table, read as one
 
@@ -66,13 +68,15 @@ class Counter:
 def count(counter: Counter) -> dict[str, Any]:
     """All cases, and the launches of a model of many tensors."""
     import cupy
+    import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by its name from here on
 
     rows = []
     for title, name, given in CASES:
-        dtype = np.dtype(name) if name != "bfloat16" else np.dtype(__import__("ml_dtypes").bfloat16)
-        param, grad = cupy.zeros(SIZE, dtype), cupy.asarray(np.ones(SIZE, dtype))
+        dtype, *other = (np.dtype(x.split()[0]) for x in name.split(", "))
+        grad_dtype = other[0] if other else dtype
+        param, grad = cupy.zeros(SIZE, dtype), cupy.asarray(np.ones(SIZE, grad_dtype))
         opt = RMSProp(param, **given)
-        model = bytes_per_element(hyper.variant(opt.param_groups[0].hyper(), False), dtype)
+        model = bytes_per_element(hyper.variant(opt.param_groups[0].hyper(), False), dtype, grad_dtype)
         launches = counter.of_a_step(opt, grad)
         total = {
             key: sum(launch[key] for launch in launches) for key in launches[0] if key.endswith(("bytes", "sectors"))

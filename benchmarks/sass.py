@@ -18,7 +18,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def facts() -> list[dict[str, Any]]:
-    """Of every dtype and architecture: the plain kernel, and the largest over a pairwise cover of the switches."""
+    """Of all dtypes and architectures: the plain kernel, and the largest over a pairwise cover of the switches."""
     import ml_dtypes
     from machine_code_bounds import CAPABILITIES, bounds, flaws_of_update, instructions_per_element
     from rich.progress import track
@@ -29,24 +29,29 @@ def facts() -> list[dict[str, Any]]:
     from rmsprop_gpu.profiling.machine_code import read
 
     variants = list(dict.fromkeys([Variant(), *cover(2)]))
-    dtypes = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
+    halves = (np.float16, ml_dtypes.bfloat16)
+    dtypes = [
+        *((dtype, dtype) for dtype in (np.float32, np.float64, *halves)),
+        *((np.float32, half) for half in halves),
+    ]
     rows = []
-    for dtype, cc in track([(dtype, cc) for dtype in dtypes for cc in CAPABILITIES], "compiling"):
-        found = read([cuda.make_update_kernel(variant, dtype) for variant in variants], cc)
+    for (dtype, grads), cc in track([(pair, cc) for pair in dtypes for cc in CAPABILITIES], "compiling"):
+        found = read([cuda.make_update_kernel(variant, dtype, grads) for variant in variants], cc)
         sizes = [instructions_per_element(f, dtype) for f in found]
         registers = [f.registers for f in found]
         (prepare,) = read([cuda.make_prepare_kernel(Variant(bias_correction=True), dtype)], cc)
         rows.append(
             {
                 "dtype": np.dtype(dtype).name,
+                "grad_dtype": np.dtype(grads).name,
                 "cc": f"{cc[0]}.{cc[1]}",
                 "variants": len(variants),
                 "plain": {"registers": registers[0], "instructions": sizes[0], "accesses": found[0].accesses},
                 "most_registers": {"registers": max(registers), "variant": name(variants[np.argmax(registers)])},
                 "most_instructions": {"instructions": max(sizes), "variant": name(variants[np.argmax(sizes)])},
-                "wanted": [bounds(Variant(), dtype), bounds(Variant(momentum=True), dtype)],
+                "wanted": [bounds(v, dtype, grads) for v in (Variant(), Variant(momentum=True))],
                 "flaws": sorted(
-                    {x for f, v in zip(found, variants, strict=True) for x in flaws_of_update(f, v, dtype)}
+                    {x for f, v in zip(found, variants, strict=True) for x in flaws_of_update(f, v, dtype, grads)}
                 ),
                 "prepare_registers": prepare.registers,
             }
@@ -72,10 +77,11 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for row in rows:
         plain, most = row["plain"], (row["most_registers"]["registers"], row["most_instructions"]["instructions"])
-        wanted = (40, 42) if row["dtype"] == "float32" else (64, 64)
+        mixed = row["dtype"] != row["grad_dtype"]
+        wanted = (40, 42) if row["dtype"] == "float32" and not mixed else (64, 64)
         accesses = ", ".join(f"{n} {opcode}" for opcode, n in sorted(plain["accesses"].items()))
         cells = [
-            row["dtype"],
+            f"{row['dtype']}, {row['grad_dtype']} gradients" if mixed else row["dtype"],
             row["cc"],
             _bold(plain["registers"], wanted[0]),
             _bold(plain["instructions"], wanted[1]),
