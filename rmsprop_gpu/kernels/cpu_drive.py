@@ -19,8 +19,8 @@ from .compiling import in_forked_child
 from .cpu_code import entry, unique
 from .intrinsics import HOST, call, memory
 
-# Elements of a step below which it is for one thread. With threads that are awake two are faster from 60,000 on, with
-# threads that sleep, as they do in a loop with other work in it, from 400,000 on (benchmarks/busy.py).
+# Elements of a step below which it is for one thread. With threads that are awake two are faster from 65,536 on, with
+# threads that sleep, as in a loop with other work in it, from a million on (benchmarks/results/busy.md).
 SERIAL_BELOW = 131_072
 # 16 to 50 us, about what it takes to wake a thread: to spin for as long, then sleep, never costs more than twice the
 # better of the two (Karlin et al. 1991, "Empirical studies of competitive spinning").
