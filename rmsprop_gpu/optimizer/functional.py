@@ -10,7 +10,7 @@ from .. import hyper
 from ..arrays.checks import Problems, Tensor, a, check_disjoint, check_grad, check_param, make_tensor, place
 from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Array, address_of, device_of
-from ..steps.plan import Plan, array_steps
+from ..steps.plan import Plan, array_steps, settings_of
 
 
 def rmsprop_update(
@@ -136,7 +136,7 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
     assert tensor is not None  # or there were problems
     assert checked is not None
     dtype = tensor.layout.dtype
-    settings = {(0, dtype): (hyper.variant(h, adagrad), hyper.scalars(h, h["lr"], compute_dtype(dtype)))}
+    settings = settings_of([(0, dtype)], [h], [h["lr"]], adagrad=adagrad)
     order = None
     if tensor.device is not None:
         from ..steps.streams import Order  # it imports CuPy

@@ -20,7 +20,7 @@ from ..state.buffers import State
 from ..state.kinds import needed
 from ..state.outcome import Outcome
 from ..steps.batch import OtherDtypes, kernel_name
-from ..steps.plan import Plan, Settings, array_steps, batched, variants_of
+from ..steps.plan import Plan, Settings, array_steps, batched, settings_of, variants_of
 from ..steps.signals import Signals
 from .groups import Groups
 
@@ -231,14 +231,7 @@ class Planner:
             raise
 
     def _settings(self, hypers: Sequence[Mapping[str, Any]], rates: Sequence[float], asked: Asked) -> Settings:
-        """Variant and scalars of a step, for every group and dtype in it, by the hyperparameters of each group."""
-        return {
-            (i, dtype): (
-                hyper.variant(hypers[i], self._adagrad, asked),
-                hyper.scalars(hypers[i], rates[i], compute_dtype(dtype)),
-            )
-            for i, dtype in self._kinds
-        }
+        return settings_of(self._kinds, hypers, rates, asked, adagrad=self._adagrad)
 
     def _current(self, asked: Asked, settings: Settings | None = None) -> Plan:
         """The plan for the hyperparameters as they are now, its numbers written."""

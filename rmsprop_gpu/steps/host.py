@@ -51,6 +51,14 @@ def _and_zero(run: Callable[[], None], grads: list[NDArray]) -> Callable[[], Non
     return run_and_zero
 
 
+def share_column(column: NDArray, batches: Sequence[Batch]) -> None:
+    """Let each batch read the addresses of its gradients in its part of this column, which is of all of them."""
+    start = 0
+    for batch in batches:
+        batch.grads = column[start : start + len(batch.sizes)]
+        start += len(batch.sizes)
+
+
 def settle_norms(batches: Sequence[Batch]) -> None:
     """Make the memory in which the norms of these batches are summed."""
     for batch in batches:
@@ -75,10 +83,7 @@ class HostSteps:
         self._tensors, self._layouts, self._batches, self._written = tensors, layouts, batches, written
         self._column = np.full(len(tensors), -1, np.int64)
         self._dense: dict[int, NDArray] = {}
-        start = 0
-        for batch in batches:
-            batch.grads = self._column[start : start + len(batch.sizes)]
-            start += len(batch.sizes)
+        share_column(self._column, batches)
         self._zeros = any(batch.variant.zero_grads for batch in batches)
         self._nbytes = np.array([layout.nbytes for layout in layouts], np.int64)
         self._odd: list[NDArray] = []  # gradients that were copied, and are to be zeroed

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from .. import hyper
 from ..arrays.checks import Problems, Tensor, check_read_apart
+from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Array, NDArray
 from ..hyper import NOTHING_ASKED, Asked, Rates
 from ..kernels.rule import Variant
@@ -20,6 +22,24 @@ if TYPE_CHECKING:
 
 # What a step of one group asks for, by the dtype of its tensors.
 Settings: TypeAlias = Mapping[tuple[int, np.dtype[Any]], tuple[Variant, NDArray]]
+
+
+def settings_of(
+    kinds: Iterable[tuple[int, np.dtype[Any]]],
+    hypers: Sequence[Any],
+    rates: Sequence[float],
+    asked: Asked = NOTHING_ASKED,
+    *,
+    adagrad: bool,
+) -> Settings:
+    """Variant and scalars of a step for each of these groups and dtypes, by hyperparameters and rate of each group."""
+    return {
+        (i, dtype): (
+            hyper.variant(hypers[i], adagrad, asked),
+            hyper.scalars(hypers[i], rates[i], compute_dtype(dtype)),
+        )
+        for i, dtype in kinds
+    }
 
 
 def variants_of(settings: Settings) -> dict[Any, Variant]:

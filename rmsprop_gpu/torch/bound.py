@@ -16,7 +16,7 @@ from ..arrays import dtypes
 from ..arrays.checks import Tensor
 from ..arrays.layout import Layout, NDArray
 from ..steps.batch import Batch, Written
-from ..steps.plan import Plan, Settings
+from ..steps.plan import Plan, Settings, settings_of
 from ..steps.signals import SILENCE, Signals, signals
 from . import theirs
 from .arguments import hypers, names_of, number, values_of
@@ -179,8 +179,7 @@ class Bound:
     def _take_values(self, opt: Any) -> None:
         """Write the numbers of the groups, where they are others than in the last step."""
         values = [(number(lr), *rest) for lr, *rest in map(values_of, opt.param_groups)]
-        if values == self._values or not self._plans:
-            self._values = values
+        if values == self._values:
             return
         if [one[1:] for one in values] != [one[1:] for one in self._values] or not self._follow(values):
             raise Changed  # what else changes is rare, and may ask for other state, or for torch's step
@@ -195,21 +194,14 @@ class Bound:
         rates = [hyper.Rates(0.0, 0.0) if isinstance(h, str) else hyper.rates(h, lr) for h, lr in pairs]  # type: ignore[arg-type]
         if not all(map(hyper.finite, rates)):
             return False
-        for h, lr in zip(self._hypers, lrs, strict=True):
-            if isinstance(h, dict):
-                h["lr"] = lr
         for plan in self._plans.values():
             plan.write_rates(rates)
         return True
 
     def _settings(self, asked: hyper.Asked) -> Settings:
-        """Variant and numbers of each group and dtype."""
         kinds = {(row.group, dtype_of(row.param.dtype)) for row in self._rows}
-        made = {}
-        for i, dtype in kinds:
-            h: Any = self._hypers[i]
-            made[i, dtype] = hyper.variant(h, False, asked), hyper.scalars(h, h["lr"], dtypes.compute_dtype(dtype))
-        return made
+        rates = [one[0] for one in self._values]
+        return settings_of(kinds, self._hypers, rates, asked, adagrad=False)
 
     def _planned(self, asked: hyper.Asked) -> Plan:
         made = Plan(

@@ -14,7 +14,7 @@ from ..arrays.layout import NDArray
 from ..kernels import cpu
 from ..kernels.table import SKIPPED
 from ..steps.batch import Batch, Written
-from ..steps.host import settle_norms
+from ..steps.host import settle_norms, share_column
 from ..steps.signals import Signals
 from .exchange import NO_ELEMENTS, PARAM_CHANGED, STATE_CHANGED, UNCHECKED, Reader, counter
 from .rows import has_memory, unusable_grad
@@ -67,10 +67,7 @@ class TensorSteps:
         self._params = [row.param for row in rows]
         self._column = np.full(len(rows), UNCHECKED, np.int64)
         self._dense: dict[int, torch.Tensor] = {}
-        start = 0
-        for batch in batches:
-            batch.grads = self._column[start : start + len(batch.sizes)]
-            start += len(batch.sizes)
+        share_column(self._column, batches)
         settle_norms(batches)
         self._parts: list[_Part] = []
         start = 0

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch_twins import PART, Run, assert_same_run, spread  # noqa: E402
 
-from rmsprop_gpu.torch import RMSprop  # noqa: E402
+from rmsprop_gpu.torch import RMSprop, bound  # noqa: E402
 
 # With all state there is, but not centered: what it cancels to has another bound, see test_numbers.py.
 GIVEN = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
@@ -402,3 +402,23 @@ def test_memory_that_was_given_up_is_an_error_before_anything_is_written():
     p.data.copy_(kept["weight"])
     other = Run(RMSprop, **GIVEN).step(3)
     assert_same_run(run.step(), other)
+
+
+def test_a_first_step_that_was_cut_off_leaves_no_numbers_behind(monkeypatch):
+    """Ctrl-C while it compiles, say; what is assigned then counts."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    p, twin = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+    for x in (p, twin):
+        x.grad = torch.full_like(x, 0.5)
+    opt = RMSprop([p], alpha=0.9)
+    with monkeypatch.context() as patch:
+        patch.setattr(bound, "Plan", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step()
+    opt.param_groups[0]["alpha"] = 0.5
+    opt.step()
+    torch.optim.RMSprop([twin], alpha=0.5).step()
+    torch.testing.assert_close(p, twin, rtol=1e-12, atol=0)
