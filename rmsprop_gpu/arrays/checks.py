@@ -166,13 +166,11 @@ def check_param(x: object, label: str, problems: Problems) -> Array | None:
             ValueError, f"{label} is not aligned to its {array.itemsize}-byte elements; wanted an aligned array"
         )
     if not is_dense(array):
-        problems.add(
-            ValueError,
-            f"{label} is not dense (shape {array.shape}, strides {array.strides}); "
-            f"wanted one block of memory, as of a contiguous array or a transpose of one"
-            + f", or {FOR_TORCH}"
-            * hasattr(x, "retain_grad"),
-        )
+        found = f"{label} is not dense (shape {array.shape}, strides {array.strides})"
+        wanted = "one block of memory, as of a contiguous array or a transpose of one"
+        if hasattr(x, "retain_grad"):  # a tensor of torch
+            wanted += f", or {FOR_TORCH}"
+        problems.add(ValueError, f"{found}; wanted {wanted}")
     return array if len(problems) == before else None
 
 
