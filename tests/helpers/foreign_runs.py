@@ -39,6 +39,15 @@ def gradient(step, late=False):
     return {**grads, "b": None} if late and step < SWITCH + 2 else grads
 
 
+def optax_steps(rule, params, state, steps):
+    """So many steps of a rule of optax itself: parameters and state behind them."""
+    apply_updates = pytest.importorskip("optax").apply_updates
+    for step in steps:
+        updates, state = rule.update(gradient(step), state, params)
+        params = apply_updates(params, updates)
+    return params, state
+
+
 def assert_same_end(got, want, first):
     """A parameter, at first below 4, is rounded once a step on either side: 40 * (4 + update) * 2^-53 in all.
 

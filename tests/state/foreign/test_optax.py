@@ -17,9 +17,9 @@ from foreign_runs import (
     TraceState,
     assert_same_end,
     doubles,
-    gradient,
     here,
     optax_state,
+    optax_steps,
     start,
 )
 from on_host import assert_same_bits, refused
@@ -56,18 +56,12 @@ def test_a_run_of_optax_continues_here(case):
 def test_optax_itself_continues_here(case, injected):
     optax = pytest.importorskip("optax")
 
-    def steps(params, state, steps):
-        for step in steps:
-            updates, state = rule.update(gradient(step), state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state
-
     with doubles():
         given = {"eps_in_sqrt": True, **OPTAX[case]}
         make = optax.inject_hyperparams(optax.rmsprop) if injected else optax.rmsprop
         rule = optax.chain(optax.clip(1e9), make(learning_rate=0.125, **given))
-        whole, _ = steps(start(), rule.init(start()), range(END))
-        there, state = steps(start(), rule.init(start()), range(SWITCH))
+        whole, _ = optax_steps(rule, start(), rule.init(start()), range(END))
+        there, state = optax_steps(rule, start(), rule.init(start()), range(SWITCH))
         params = {name: np.array(p) for name, p in there.items()}
         lr, alpha = 7.0 if injected else 0.125, 0.9
         opt = RMSProp(params, **{**LIKE_OPTAX, "lr": lr, "alpha": alpha, **OPTAX[case]})

@@ -18,6 +18,7 @@ from foreign_runs import (
     gradient,
     here,
     optax_state,
+    optax_steps,
     rates,
     start,
     two_groups,
@@ -130,17 +131,11 @@ def test_a_partition_of_optax_itself_continues_here(injected):
     optax = pytest.importorskip("optax")
     make = optax.inject_hyperparams(optax.rmsprop) if injected else optax.rmsprop
 
-    def steps(params, state, steps):
-        for step in steps:
-            updates, state = rule.update(gradient(step), state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state
-
     with doubles():
         parts = {"slow": make(learning_rate=0.125), "fast": make(learning_rate=0.0625, momentum=0.9)}
         rule = optax.partition(parts, {"w": "slow", "b": "fast"})
-        whole, _ = steps(start(), rule.init(start()), range(END))
-        there, state = steps(start(), rule.init(start()), range(SWITCH))
+        whole, _ = optax_steps(rule, start(), rule.init(start()), range(END))
+        there, state = optax_steps(rule, start(), rule.init(start()), range(SWITCH))
         params = {name: np.array(p) for name, p in there.items()}
         groups = two_groups(params)
         groups[0]["lr"], groups[1]["lr"], groups[1]["momentum"] = *((7, 8) if injected else (0.125, 0.0625)), 0.9
