@@ -252,17 +252,16 @@ def test_another_layout_at_an_address_that_is_known_is_refused_too(stream):
 
 def test_gradients_of_other_dtypes_are_warmed_up_by_themselves(stream):
     """A graph holds the plan that is for them; eager steps of others, and what is assigned, go on beside it."""
-    halves, singles = arrays(1, np.float16), arrays(1, np.float16)
-    singles = [x.astype(np.float32) for x in singles]
     with stream:
+        halves = arrays(1, np.float16)
+        singles = [x.astype(np.float32) for x in halves]
         replayed, eager = RMSProp(arrays(0), momentum=0.5), RMSProp(arrays(0), momentum=0.5)
         for opt in (replayed, eager):
             opt.step(singles)
-    text = "the gradients of the last step had other dtypes; take the same one before"
-    before = everything(replayed)
-    refused(lambda: replayed.step(halves), text, stream)
-    assert everything(replayed) == before
-    with stream:
+        text = "the gradients of the last step had other dtypes; take the same one before"
+        before = everything(replayed)
+        refused(lambda: replayed.step(halves), text, stream)
+        assert everything(replayed) == before
         for opt in (replayed, eager):
             opt.step(halves)
         graph = capture(replayed, halves, stream)
