@@ -26,10 +26,10 @@ NEED_CUDA = {
     "rmsprop_gpu.kernels.cuda_target",
     "rmsprop_gpu.steps.device",
     "rmsprop_gpu.profiling.device",
-    "rmsprop_gpu.steps.failures",
     "rmsprop_gpu.steps.gradients",
+    "rmsprop_gpu.steps.on_cupy",
+    "rmsprop_gpu.steps.order",
     "rmsprop_gpu.steps.resident",
-    "rmsprop_gpu.steps.streams",
     "rmsprop_gpu.steps.uploads",
 }
 

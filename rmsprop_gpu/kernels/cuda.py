@@ -154,20 +154,14 @@ def _makers(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -
     return {**partials, **prepare, "update_kernel": (make_update_kernel, variant.of_update, D, G)}
 
 
-def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], device: int) -> dict[str, Any]:
-    """The ``@cuda.jit`` functions that a step of a Variant launches, compiled for a device."""
-    import cupy
-
-    with cupy.cuda.Device(device):
-        return {name: compiled(*made) for name, made in _makers(variant, dtype, grad_dtype).items()}
+def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The ``@cuda.jit`` functions that a step of a Variant launches, compiled for the current device."""
+    return {name: compiled(*made) for name, made in _makers(variant, dtype, grad_dtype).items()}
 
 
-def kernels(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], device: int) -> dict[str, Any]:
-    """The handles of these functions on a device; compiled once an architecture, or loaded from disk."""
-    import cupy
-
-    with cupy.cuda.Device(device):
-        return {name: handle(*made) for name, made in _makers(variant, dtype, grad_dtype).items()}
+def kernels(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The handles of these functions on the current device; compiled once an architecture, or loaded from disk."""
+    return {name: handle(*made) for name, made in _makers(variant, dtype, grad_dtype).items()}
 
 
 def chunk_of(dtype: np.dtype[Any]) -> int:

@@ -134,9 +134,7 @@ def _linker(kernel: Any) -> object:
     """What links the kernel: nvJitLink, with optimization at that time, or else the driver."""
     if kernel.targetoptions["lto"]:
         return "lto", _library("nvJitLink")
-    from cupy.cuda import runtime
-
-    return "driver", runtime.driverGetVersion()
+    return "driver", cuda_fit.driver_version()
 
 
 def _library(name: str) -> object:

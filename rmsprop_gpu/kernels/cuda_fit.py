@@ -72,12 +72,20 @@ def nvjitlink() -> str | None:
         return None
 
 
+def driver_version() -> int:
+    """The CUDA version that the driver is for, as CUDA numbers it: 13050 is 13.5."""
+    from cuda.bindings import driver
+
+    error, number = driver.cuDriverGetVersion()
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"the driver does not say its version: {error.name}")
+    return int(number)
+
+
 def _driver() -> str | None:
     try:
-        from cupy.cuda import runtime
-
-        number = runtime.driverGetVersion()
-    except Exception:
+        number = driver_version()
+    except Exception:  # the bindings' own errors have no common base
         return None
     return f"{number // 1000}.{number % 1000 // 10}"
 

@@ -26,7 +26,7 @@ from .structure import Leaf, parse
 from .summary import summary
 
 if TYPE_CHECKING:
-    from ..steps.streams import Order
+    from ..steps.order import Order
 
 
 class Optimizer(Stateful):
@@ -67,7 +67,7 @@ class Optimizer(Stateful):
         """The order of streams, where the arrays lie on devices."""
         if not self._devices:
             return None
-        from ..steps.streams import Order  # it imports CuPy
+        from ..steps.order import Order  # it imports CuPy
 
         order = Order(self._devices)
         if order.capturing():

@@ -139,7 +139,7 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
     settings = settings_of([(0, dtype)], [h], [h["lr"]], adagrad=adagrad)
     order = None
     if tensor.device is not None:
-        from ..steps.streams import Order  # it imports CuPy
+        from ..steps.order import Order  # it imports CuPy
 
         order = Order([tensor.device])
         if order.capturing():

@@ -25,7 +25,7 @@ from ..steps.signals import Signals
 from .groups import Groups
 
 if TYPE_CHECKING:
-    from ..steps.streams import Order
+    from ..steps.order import Order
 
 RECENT = 4  # plans for steps with other arguments; more are made anew
 CAPTURED = "the current stream is captured in a CUDA graph"
@@ -295,9 +295,12 @@ class Planner:
 def _functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], device: int | None) -> dict[str, Any]:
     if device is None:
         return cpu.functions(variant, dtype, grad_dtype)
+    from cupy.cuda import Device
+
     from ..kernels import cuda  # it imports Numba's CUDA target
 
-    return cuda.functions(variant, dtype, grad_dtype, device)
+    with Device(device):
+        return cuda.functions(variant, dtype, grad_dtype)
 
 
 def _grad_dtype(tensor: Tensor, grad: Any) -> np.dtype[Any]:

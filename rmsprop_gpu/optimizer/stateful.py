@@ -18,7 +18,7 @@ from .groups import Groups
 from .planner import CAPTURED, Planner
 
 if TYPE_CHECKING:
-    from ..steps.streams import Order
+    from ..steps.order import Order
 
 
 class Stateful:

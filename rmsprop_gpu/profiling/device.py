@@ -115,8 +115,10 @@ class DeviceProbe:
     def _code(self, batch: Batch) -> Code:
         """Registers and occupancy of the kernel that is loaded; spills and instructions by ptxas where it is there."""
         device = batch.device or 0
-        kernel = cuda.kernels(batch.variant, batch.dtype, batch.grad_dtype, device)["update_kernel"]
-        most = cupy.cuda.Device(device).attributes["MaxThreadsPerMultiProcessor"]
+        made = batch.variant, batch.dtype, batch.grad_dtype
+        with cupy.cuda.Device(device) as current:
+            kernel = cuda.kernels(*made)["update_kernel"]
+            most = current.attributes["MaxThreadsPerMultiProcessor"]
         blocks = kernel.occupancy.max_active_blocks_per_multiprocessor(cuda.THREADS, 0)
         update_kernel = cuda.make_update_kernel(batch.variant, batch.dtype.type, batch.grad_dtype.type)
         spills: int | None = None
@@ -124,8 +126,9 @@ class DeviceProbe:
             (facts,) = machine_code.read([update_kernel], self._capability[device])
             spills, source, mix = facts.spill_bytes, "the vector loop in machine code", facts.mix
         except RuntimeError:  # a tool is not installed, or does not know the device
-            made = cuda.functions(batch.variant, batch.dtype, batch.grad_dtype, device)["update_kernel"]
-            (ptx, *_) = made.inspect_asm().values()
+            with cupy.cuda.Device(device):
+                compiled = cuda.functions(*made)["update_kernel"]
+            (ptx, *_) = compiled.inspect_asm().values()
             source, mix = "the whole kernel in PTX", machine_code.mix_of_ptx(ptx)
         return Code(
             registers=int(kernel.attributes.num_regs),

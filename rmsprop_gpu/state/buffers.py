@@ -18,7 +18,7 @@ from .kinds import layout_of
 from .saved import check_entry
 
 if TYPE_CHECKING:
-    from ..steps.streams import Order
+    from ..steps.order import Order
 
 
 class State(Mapping[str | int, Mapping[str, Array]]):
@@ -101,7 +101,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             # NumPy resizes no array that has weak references: the memory, which is the base of what we hand out, stays.
             self._guards += [weakref.ref(buffer.base) for buffer in made[:1]]
             return made
-        from ..steps.resident import allocate as allocate_on_device  # it imports CuPy
+        from ..steps.on_cupy import allocate as allocate_on_device  # it imports CuPy
 
         return allocate_on_device(layouts, device, self._order)
 

@@ -13,7 +13,7 @@ from ..kernels.table import NORM, SKIPPED
 from ..steps.host import allocate
 
 if TYPE_CHECKING:
-    from ..steps.streams import Order
+    from ..steps.order import Order
 
 _LAYOUT = Layout((2,), (8,), np.dtype(np.int64), 0)
 
@@ -27,7 +27,7 @@ class Outcome:
         if order is None:
             self._words[None] = allocate([_LAYOUT])[0]
             return
-        from ..steps.resident import allocate as allocate_on_device  # it imports CuPy
+        from ..steps.on_cupy import allocate as allocate_on_device  # it imports CuPy
 
         for device in devices:
             self._words[device] = allocate_on_device([_LAYOUT], device, order)[0]

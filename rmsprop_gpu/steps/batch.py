@@ -14,8 +14,9 @@ from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Array, Layout, NDArray, address_of, interval_of
 from ..hyper import Rates
 from ..kernels import table
-from ..kernels.norms import BLOCK
+from ..kernels.norms import BLOCK, SUM
 from ..kernels.rule import Scalars, Variant
+from .library import Block
 
 _LR, _LR_TIMES_DECAY = (Scalars._fields.index(name) for name in Rates._fields)
 LINE = 64  # bytes: large buffers start on a cache line of their own
@@ -60,18 +61,23 @@ class Norms:
         self.outcome = outcome  # its address
         self.narrow = any(compute_dtype(tensor.layout.dtype) == np.float32 for tensor in tensors)
         self.block = np.zeros(table.NORMS_WORDS, np.int64)  # of addresses
-        self._memory: tuple[Any, ...] = ()
+        self._memory: tuple[Block, ...] = ()
 
-    def find(self, batch: Batch, scalars: Any) -> None:
-        """Know where the scalars of a batch's tensors lie: in this array, of the host or of a device."""
+    @property
+    def bytes_of_sums(self) -> tuple[int, int]:
+        """What the partial sums take, and the sums."""
+        return self.partials * SUM, (len(self.segments) + 1) * SUM
+
+    def find(self, batch: Batch, scalars: int) -> None:
+        """Know where the scalars of a batch's tensors lie: at this address, of the host or of a device."""
         rows = batch.table[:, table.SCALARS_ROW]
-        self.segments[batch.numbers, table.SCALARS_AT] = address_of(scalars) + rows * scalars.strides[0]
-        self.segments[batch.numbers, table.IS_FLOAT32] = scalars.dtype == np.float32
+        self.segments[batch.numbers, table.SCALARS_AT] = scalars + rows * batch.scalars.strides[0]
+        self.segments[batch.numbers, table.IS_FLOAT32] = batch.scalars.dtype == np.float32
 
-    def settle(self, partials: Any, segments: Any, sums: Any) -> None:
-        """Take the arrays, of the host or of a device, in which the sums are made."""
+    def settle(self, partials: Block, segments: Block, sums: Block) -> None:
+        """Take the memory, of the host or of a device, in which the sums are made."""
         self._memory = partials, segments, sums  # addresses do not own
-        addresses = [address_of(x) if x.size else 0 for x in self._memory]
+        addresses = [block.address for block in self._memory]
         self.block[:] = [*addresses, len(self.segments), self.outcome, self.narrow]
 
 

@@ -9,25 +9,49 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import methodcaller
-from typing import Any
+from typing import Any, Protocol
 
-import cupy
 import numpy as np
-from cupy.cuda import Device, runtime
 
 from ..arrays.checks import Tensor
-from ..arrays.layout import Array, Layout, NDArray, address_of
+from ..arrays.layout import NDArray
 from ..kernels import cuda
-from .batch import Batch, Written
+from .batch import Batch
 from .failures import failure
-from .gradients import Gradients
-from .resident import Resident, ResidentNorms, allocate
+from .library import Block, Streams
+from .resident import Resident, ResidentNorms
 from .signals import SILENCE, Signals
-from .streams import Order
 
 _call = methodcaller("__call__")
 
 WARM_UP = "take the same step once before the capture, on the stream that is captured"
+
+
+class Gradients(Protocol):
+    """Those of one step after the other, in the order of the tensors: CuPy's are in `gradients`."""
+
+    column: NDArray  # the addresses that kernels read
+
+    def bind(self, grads: list[Any]) -> bool:
+        """Take the gradients of the next step: is any address another? Every refusal comes from here."""
+
+    def make_copies(self, order: Streams) -> None:
+        """Enqueue copies of those that lie otherwise than their parameters; the column names the copies."""
+
+    def capture_copies(self) -> None:
+        """The same as a part of a graph, which makes no memory."""
+
+    def lack_memory(self, rows: slice) -> bool:
+        """Is there one of these of which a copy would need memory? If not, the column names the copies."""
+
+    def before(self) -> list[Callable[[], Any]]:
+        """What a step does on the device before its launches, a graph's too."""
+
+    def after(self) -> list[Callable[[], Any]]:
+        """What it does behind them."""
+
+    def hand_over(self) -> Any:
+        """What was held until the step is enqueued, held no longer."""
 
 
 class DeviceSteps:
@@ -40,14 +64,13 @@ class DeviceSteps:
     def __init__(
         self,
         tensors: Sequence[Tensor],
-        layouts: Sequence[Layout],
         batches: Sequence[Batch],
-        written: Written,
-        steps: NDArray,
-        order: Order,
+        grads: Gradients,
+        count: Callable[[], Any],
+        order: Streams,
     ) -> None:
-        self._tensors, self._layouts, self._order = tensors, layouts, order
-        self._count = partial(np.add, steps, 1, steps)
+        self._tensors, self._grads, self._count, self._order = tensors, grads, count, order
+        self._library = order.library
         known = {batch.device: batch.norms for batch in batches if batch.variant.prepared}
         norms = {device: ResidentNorms() for device in known}
         first = next((batch for batch in batches if batch.variant.prepared), None)
@@ -55,15 +78,11 @@ class DeviceSteps:
             Resident(batch, batch.device or 0, norms.get(batch.device), batch is first, order) for batch in batches
         ]
         for resident in self._residents:
-            resident.batch.norms.find(resident.batch, resident.scalars)
+            resident.batch.norms.find(resident.batch, resident.scalars.address)
         for device, x in known.items():
             norms[device].settle(x, device or 0, order)
-        self._zeros = any(batch.variant.zero_grads for batch in batches)
         ends = np.cumsum([len(batch.sizes) for batch in batches]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-
-        self._grads = Gradients(tensors, layouts, written, zeros=self._zeros)
-        self._dense: dict[int, Array] = {}
         self._kept: list[Any] = []  # what graphs have captured
         self._signals = SILENCE
         self._changed = True
@@ -83,9 +102,9 @@ class DeviceSteps:
     def alone(self, i: int) -> Callable[[], object]:
         """The launches of one batch by themselves, on the current stream, as they were bound last."""
         resident = self._residents[i]
-        with Device(resident.device):
+        with self._library.device(resident.device):
             calls = resident.launches(self._order.enter(resident.device))
-        return lambda: list(map(_call, [partial(runtime.setDevice, resident.device), *calls.values()]))
+        return lambda: list(map(_call, [partial(self._library.set_device, resident.device), *calls.values()]))
 
     def bind(self, grads: list[Any], signals: Signals) -> None:
         """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
@@ -107,36 +126,21 @@ class DeviceSteps:
             if streams != self._streams:
                 self._make_calls(streams)
             self._changed = False
-        except runtime.CUDARuntimeError as error:
+        except self._library.errors as error:
             self._changed = True
             raise failure(error, {}, None, self._order, self._memory()) from error
-        self._run([*self._calls, *self._zeroing(), self._count])
+        self._run([*self._grads.before(), *self._calls, *self._grads.after(), self._count])
         for device in self._order.devices:
             self._order.enqueued(device)
         self._grads.hand_over()
         if self._signals.arrays:
             self._signals = self._signals._replace(arrays=())
 
-    def _zeroing(self) -> list[Callable[[], Any]]:
-        """What writes zeros into gradients of which the kernels saw a copy."""
-        if not self._zeros:
-            return []
-        calls: list[Callable[[], Any]] = []
-        for i, array in self._grads.copies:
-            calls += [partial(runtime.setDevice, self._tensors[i].device or 0), partial(array.fill, 0)]
-        return calls
-
     def _prepare(self, streams: dict[int, Any]) -> None:
         """Copy odd gradients into dense buffers, and send the columns that changed."""
-        for i, array in self._grads.copies:
-            device = self._tensors[i].device or 0
-            if i not in self._dense:
-                (self._dense[i],) = allocate([self._layouts[i]], device, self._order)
-            with self._order.on(device):
-                cupy.copyto(self._dense[i], array)
-            self._grads.column[i] = address_of(self._dense[i])
+        self._grads.make_copies(self._order)
         for resident, rows in zip(self._residents, self._slices, strict=True):
-            with Device(resident.device):  # the default stream is that of the current device
+            with self._library.device(resident.device):  # the default stream is that of the current device
                 if resident.take(self._words(rows), streams[resident.device], self._order):
                     self._streams = {}  # the calls name the buffer
 
@@ -152,31 +156,31 @@ class DeviceSteps:
         """
         launches = []
         for resident in self._residents:
-            with Device(resident.device):
+            with self._library.device(resident.device):
                 launches.append((resident.device, resident.launches(streams[resident.device])))
         self._calls, current = [], None
         for name in cuda.ORDER:
             for device, made in launches:
                 if name in made:
-                    self._calls += [partial(runtime.setDevice, device)] * (device != current)
+                    self._calls += [partial(self._library.set_device, device)] * (device != current)
                     self._calls.append(made[name])
                     current = device
         self._streams = streams
 
     def _run(self, calls: list[Callable[[], Any]]) -> None:
-        device = runtime.getDevice()
+        device = self._library.get_device()
         done: list[Any] = []
         try:
-            done.extend(map(_call, [*calls, partial(runtime.setDevice, device)]))
+            done.extend(map(_call, [*calls, partial(self._library.set_device, device)]))
         except Exception as error:  # CUDA's errors have no base of their own in cuda.core
-            named = enumerate(getattr(call, "kernel", None) for call in self._calls)
+            named = enumerate(getattr(call, "kernel", None) for call in calls)
             kernels = {i: name for i, name in named if name}
             failed = failure(error, kernels, len(done), self._order, self._memory())
-            with suppress(runtime.CUDARuntimeError):  # of a device that is lost
-                runtime.setDevice(device)
+            with suppress(*self._library.errors):  # of a device that is lost
+                self._library.set_device(device)
             raise failed from error
 
-    def _memory(self) -> list[Array]:
+    def _memory(self) -> list[Block]:
         """What was allocated for it on each device."""
         return [resident.table for resident in self._residents]
 
@@ -188,10 +192,7 @@ class DeviceSteps:
                 "number it is now; wanted an array of one element on the device"
             )
         for resident, rows in zip(self._residents, self._slices, strict=True):
-            for i, _ in self._grads.copies:
-                if rows.start <= i < rows.stop and i in self._dense:
-                    self._grads.column[i] = address_of(self._dense[i])
-            copied = all(i in self._dense for i, _ in self._grads.copies if rows.start <= i < rows.stop)
+            copied = not self._grads.lack_memory(rows)
             known = resident.known(self._words(rows)) is not None
             if copied and not known and resident.known_grads(self._grads.column[rows]):
                 raise RuntimeError(
@@ -209,9 +210,7 @@ class DeviceSteps:
             resident.take(self._words(rows), streams[resident.device], self._order)
             resident.capture()
         self._kept.append((self._grads.hand_over(), self._signals.arrays))
-        for i, array in self._grads.copies:
-            with Device(self._tensors[i].device):
-                cupy.copyto(self._dense[i], array)
+        self._grads.capture_copies()
         self._make_calls(streams)
         self._changed = True
-        self._run([*self._calls, *self._zeroing()])
+        self._run([*self._grads.before(), *self._calls, *self._grads.after()])

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from cupy.cuda import runtime
-
-from .streams import Order
+from .library import Block, Streams
 
 _RESET = "the device was reset (numba.cuda.close() does that)"
-_UNREGISTERED = 0  # cudaMemoryTypeUnregistered: memory that CUDA does not know
 
 
 def failure(
-    error: Exception, kernels: Mapping[int, str], done: int | None, order: Order, memory: Iterable[Any]
+    error: Exception, kernels: Mapping[int, str], done: int | None, order: Streams, memory: Iterable[Block]
 ) -> RuntimeError:
     """One exception that says it all; an optimizer that cannot go on is marked in its `order`.
 
     `kernels` are the launches of the step by their places among its calls, `done` is how many calls were made: None
-    before the first. `memory` are arrays that the optimizer has allocated.
+    before the first. `memory` is what the optimizer has allocated.
     """
     if done is None:
         what, before = "CUDA failed before the first launch of the step", 0
@@ -29,12 +25,10 @@ def failure(
         launched = [name for i, name in kernels.items() if i < done]
         # Sums of gradients are nobody's state.
         before = len(launched) if any(not name.startswith("partials_kernel") for name in launched) else 0
-    try:
-        runtime.memGetInfo()  # fails for good after a kernel has failed
-    except runtime.CUDARuntimeError:
+    if order.library.fails():
         order.broken = f"{what} ({error}): the device is lost to this process, start a new one"
         return RuntimeError(order.broken)
-    if not all(map(_is_there, memory)):
+    if not all(map(order.library.knows, memory)):
         order.broken = f"{what} ({error}): {_RESET}, and all arrays there with it; start a new process"
         return RuntimeError(order.broken)
     if before:
@@ -48,14 +42,6 @@ def failure(
             f"or {_RESET}, and all kernels there with it; then start a new process"
         )
     return RuntimeError(f"{what} ({error}): nothing was updated, the optimizer is usable as it was before the step")
-
-
-def _is_there(array: Any) -> bool:
-    """Does CUDA still know the memory of this array?"""
-    try:
-        return bool(runtime.pointerGetAttributes(array.data.ptr).type != _UNREGISTERED)
-    except runtime.CUDARuntimeError:
-        return False
 
 
 def _names_a_handle(error: Exception) -> bool:

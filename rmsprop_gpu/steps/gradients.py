@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import cupy
 import numpy as np
+from cupy.cuda import Device, runtime
 
 from ..arrays.checks import Problems, Tensor, check_grad, check_grads_disjoint, check_read_apart
 from ..arrays.layout import Array, Layout, address_of
 from .batch import OtherDtypes, Written
+from .library import Streams
+from .on_cupy import allocate
 
 EMPTY = 16  # the address of a gradient without elements: not 0, which says that there is none
 
@@ -32,7 +36,8 @@ class Gradients:
         self._itemsize = np.array([x.dtype.itemsize for x in layouts], np.int64)
         self._addresses: list[Any] = []  # of the gradients that were found right last
         self.column = np.zeros(len(tensors), np.int64)  # the addresses that kernels read
-        self.copies: list[tuple[int, Array]] = []  # those that lie otherwise than their parameters, by number
+        self._copies: list[tuple[int, Array]] = []  # those that lie otherwise than their parameters, by number
+        self._dense: dict[int, Array] = {}
         self._grads: list[Any] = []
         self._views: list[Array] = []
 
@@ -59,6 +64,50 @@ class Gradients:
         held = self._grads, self._views
         self._grads, self._views = [], []
         return held
+
+    def make_copies(self, order: Streams) -> None:
+        """Enqueue copies of those that lie otherwise than their parameters; the column names the copies."""
+        for i, _ in self._copies:
+            if i not in self._dense:
+                (self._dense[i],) = allocate([self._wanted[i]], self._tensors[i].device or 0, order)
+        for device in self._copied_on():
+            with order.on(device):
+                self._copy(device)
+
+    def capture_copies(self) -> None:
+        """The same as a part of a graph, which makes no memory."""
+        for device in self._copied_on():
+            with Device(device):
+                self._copy(device)
+
+    def _copied_on(self) -> list[int]:
+        return list(dict.fromkeys(self._tensors[i].device or 0 for i, _ in self._copies))
+
+    def _copy(self, device: int) -> None:
+        for i, array in self._copies:
+            if (self._tensors[i].device or 0) == device:
+                cupy.copyto(self._dense[i], array)
+                self.column[i] = address_of(self._dense[i])
+
+    def lack_memory(self, rows: slice) -> bool:
+        """Is there one of these of which a copy would need memory? If not, the column names the copies."""
+        copied = [i for i, _ in self._copies if rows.start <= i < rows.stop]
+        if not all(i in self._dense for i in copied):
+            return True
+        for i in copied:
+            self.column[i] = address_of(self._dense[i])
+        return False
+
+    def before(self) -> list[Callable[[], Any]]:
+        """What a step does on the device before its launches."""
+        return []
+
+    def after(self) -> list[Callable[[], Any]]:
+        """What it does behind them: zeros into gradients of which the kernels saw a copy."""
+        calls: list[Callable[[], Any]] = []
+        for i, array in self._copies if self._zeros else []:
+            calls += [partial(runtime.setDevice, self._tensors[i].device or 0), partial(array.fill, 0)]
+        return calls
 
     def _examine(self, grads: list[Any], layouts: list[Any], addresses: list[int]) -> None:
         """Check what is not as in the last step."""
@@ -93,5 +142,5 @@ class Gradients:
         problems.raise_any()
         if others:
             raise OtherDtypes(others)
-        self.column, self.copies = column, copies
+        self.column, self._copies = column, copies
         self._views = views  # another library's memory is held by the view as well as by its array

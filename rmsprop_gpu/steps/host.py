@@ -22,6 +22,7 @@ from ..arrays.layout import Layout, NDArray, address_of, is_aligned
 from ..kernels import cpu, cpu_touch
 from . import headers
 from .batch import Batch, OtherDtypes, Written, allocated
+from .library import Block
 from .signals import Signals
 
 
@@ -62,9 +63,10 @@ def share_column(column: NDArray, batches: Sequence[Batch]) -> None:
 def settle_norms(batches: Sequence[Batch]) -> None:
     """Make the memory in which the norms of these batches are summed."""
     for batch in batches:
-        batch.norms.find(batch, batch.scalars)
+        batch.norms.find(batch, address_of(batch.scalars))
     for norms in {id(batch.norms): batch.norms for batch in batches if batch.variant.prepared}.values():
-        norms.settle(np.zeros((norms.partials, 2)), norms.segments, np.zeros((len(norms.segments) + 1, 2)))
+        partials, sums = (np.zeros(nbytes, np.uint8) for nbytes in norms.bytes_of_sums)
+        norms.settle(*(Block(address_of(x), x) for x in (partials, norms.segments, sums)))
 
 
 class HostSteps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,7 +19,7 @@ from .host import HostSteps
 from .signals import SILENCE, Signals
 
 if TYPE_CHECKING:
-    from .streams import Order
+    from .order import Order
 
 # What a step of one group asks for, by the dtype of its tensors.
 Settings: TypeAlias = Mapping[tuple[int, np.dtype[Any]], tuple[Variant, NDArray]]
@@ -90,9 +91,12 @@ def array_steps(
         layouts = [tensors[i].layout.of(grad_dtypes[i]) for i in at]  # of gradients that lie as parameters do
         if order is None:
             return HostSteps(ordered, layouts, batches, written, steps)
-        from .device import DeviceSteps  # it imports CuPy and Numba's CUDA target
+        from .device import DeviceSteps  # it imports Numba's CUDA target
+        from .gradients import Gradients  # it imports CuPy
 
-        return DeviceSteps(ordered, layouts, batches, written, steps, order)
+        zeros = any(batch.variant.zero_grads for batch in batches)
+        grads = Gradients(ordered, layouts, written, zeros=zeros)
+        return DeviceSteps(ordered, batches, grads, partial(np.add, steps, 1, steps), order)
 
     return make
 

@@ -1,51 +1,35 @@
-"""What lies on a device: the memory of state; of each batch table, chunks, numbers and gradient columns."""
+"""What lies on a device of each batch: table, chunks, numbers and gradient columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import cupy
 import numpy as np
 
-from ..arrays.layout import Array, Layout, NDArray
+from ..arrays.layout import NDArray
 from ..kernels import cuda
-from .batch import Batch, Norms, allocated
-from .streams import Order
-from .uploads import upload
-
-
-def allocate(layouts: Sequence[Layout], device: int, order: Order) -> list[Array]:
-    """Zeroed CuPy arrays of these layouts, views of one aligned allocation."""
-    with order.allocating(device):
-        return allocated(layouts, lambda nbytes: cupy.zeros(nbytes, np.uint8))
-
-
-def _uploaded(source: NDArray, stream: Any) -> Array:
-    made = cupy.empty(source.shape, source.dtype)
-    if made.size:
-        upload(made, source, stream)
-    return made
+from .batch import Batch, Norms
+from .library import Block, Streams
 
 
 class ResidentNorms:
     """What a device knows of the norms of its tensors' gradients."""
 
-    block: Array
+    block: Block
 
-    def settle(self, norms: Norms, device: int, order: Order) -> None:
+    def settle(self, norms: Norms, device: int, order: Streams) -> None:
         """Send what is known, once it is known where all scalars lie."""
         with order.allocating(device) as stream:
-            partials, sums = cupy.zeros((norms.partials, 2)), cupy.zeros((len(norms.segments) + 1, 2))
-            norms.settle(partials, _uploaded(norms.segments, stream), sums)
-            self.block = _uploaded(norms.block, stream)
+            partials, sums = map(order.library.zeros, norms.bytes_of_sums)
+            norms.settle(partials, order.uploaded(norms.segments, stream), sums)
+            self.block = order.uploaded(norms.block, stream)
 
 
 class _Column:
     """A gradient column on the device, and what stands in it."""
 
-    def __init__(self, rows: int) -> None:
-        self.buffer = cupy.empty(rows, np.int64)
+    def __init__(self, rows: int, order: Streams) -> None:
+        self.buffer = order.library.empty(8 * rows)
         self.content = b""
 
 
@@ -55,11 +39,11 @@ class Resident:
     Behind the addresses of the gradients, a column holds what the step is told beside them.
     """
 
-    def __init__(self, batch: Batch, device: int, norms: ResidentNorms | None, counts: bool, order: Order) -> None:
+    def __init__(self, batch: Batch, device: int, norms: ResidentNorms | None, counts: bool, order: Streams) -> None:
         self.batch, self.device, self._norms, self._counts = batch, device, norms, counts
         self._sent = batch.scalars.tobytes()
-        self.kernels = cuda.kernels(batch.variant, batch.dtype, batch.grad_dtype, device)
         with order.allocating(device) as stream:
+            self.kernels = cuda.kernels(batch.variant, batch.dtype, batch.grad_dtype)
             chunks = cuda.chunks(batch.sizes, batch.dtype)
             nothing = np.empty((0, 3), np.int64)
             prepared, measures = batch.variant.prepared, batch.variant.measures
@@ -67,18 +51,19 @@ class Resident:
             factors, numbers = (batch.factors, batch.numbers) if prepared else (nothing, nothing)
             sources = (batch.table, chunks, batch.scalars, factors, sums, numbers)
             self.table, self.chunks, self.scalars, self.factors, self.sums, self.numbers = (
-                _uploaded(a, stream) for a in sources
+                order.uploaded(a, stream) for a in sources
             )
-            self.column = _Column(len(batch.sizes) + batch.variant.told * len(batch.told))
+            self._counts_of = len(chunks), len(sums)
+            self.column = _Column(len(batch.sizes) + batch.variant.told * len(batch.told), order)
         self._own: _Column | None = self.column  # the one that no graph has captured
         self._captured: list[_Column] = []
 
-    def send(self, order: Order) -> None:
+    def send(self, order: Streams) -> None:
         """Send the scalars if they differ from those that were sent last."""
         wanted = self.batch.scalars.tobytes()
         if wanted != self._sent:
             with order.on(self.device) as stream:
-                upload(self.scalars, self.batch.scalars, stream)
+                order.library.upload(self.scalars, self.batch.scalars, stream)
             self._sent = wanted
 
     def known(self, column: NDArray) -> _Column | None:
@@ -91,16 +76,16 @@ class Resident:
         content = addresses.tobytes()
         return any(c.content.startswith(content) for c in (self._own, *self._captured) if c)
 
-    def take(self, column: NDArray, stream: Any, order: Order) -> bool:
+    def take(self, column: NDArray, stream: Any, order: Streams) -> bool:
         """Make this the column that the next launch reads: is it another buffer? A captured one is not written to."""
         found, before = self.known(column), self.column
         if found is None:
             if self._own is None:
                 with order.allocating(self.device):
-                    self._own = _Column(len(column))
+                    self._own = _Column(len(column), order)
             found = self._own
             found.content = b""  # until it is sent
-            upload(found.buffer, column, stream)
+            order.library.upload(found.buffer, column, stream)
             found.content = column.tobytes()
         self.column = found
         return found is not before
@@ -113,7 +98,7 @@ class Resident:
 
     def launches(self, stream: Any) -> dict[str, cuda.Launch]:
         """The calls that launch a step, by the names of their kernels."""
-        arrays = (self.table, self.column.buffer, self.chunks, self.scalars, self.factors, self.sums, self.numbers)
-        norms = self._norms.block.data.ptr if self._norms else 0
-        at = cuda.Addresses(*[*(a.data.ptr for a in arrays), norms])
-        return cuda.launches(self.kernels, stream, self.batch, at, len(self.chunks), len(self.sums), self._counts)
+        blocks = (self.table, self.column.buffer, self.chunks, self.scalars, self.factors, self.sums, self.numbers)
+        norms = self._norms.block.address if self._norms else 0
+        at = cuda.Addresses(*[*(block.address for block in blocks), norms])
+        return cuda.launches(self.kernels, stream, self.batch, at, *self._counts_of, self._counts)

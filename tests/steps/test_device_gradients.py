@@ -12,7 +12,7 @@ from variants import bits, sprinkle
 
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.kernels import cuda, cuda_prepare
-from rmsprop_gpu.steps import device, resident
+from rmsprop_gpu.steps import device, on_cupy
 
 pytestmark = pytest.mark.gpu
 cupy = pytest.importorskip("cupy", exc_type=ImportError)
@@ -130,8 +130,8 @@ def test_all_sums_come_before_any_counter_and_all_counters_before_any_update(lau
 
 
 def test_signals_at_the_same_place_are_not_sent_again(monkeypatch):
-    sizes, upload = [], resident.upload
-    monkeypatch.setattr(resident, "upload", lambda *given: (sizes.append(given[1].nbytes), upload(*given)))
+    sizes, upload = [], on_cupy.upload
+    monkeypatch.setattr(on_cupy, "upload", lambda *given: (sizes.append(given[1].nbytes), upload(*given)))
     opt, grads, scale, found = RMSProp(arrays(0), **ALL), arrays(1), scalar(2.0), scalar(0)
     for _ in range(2):
         opt.step(grads, grad_scale=scale, found_inf=found)

@@ -10,7 +10,7 @@ from rmsprop_gpu.hyper import scalars
 from rmsprop_gpu.kernels import cuda
 from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.kernels.table import PARAM, SQUARE_AVG
-from rmsprop_gpu.steps import resident
+from rmsprop_gpu.steps import on_cupy
 from rmsprop_gpu.steps.batch import Norms, make_batch
 
 pytestmark = pytest.mark.gpu
@@ -21,13 +21,13 @@ F4 = np.float32
 @pytest.fixture
 def uploads(monkeypatch):
     """The sizes of the copies from the host."""
-    sizes, upload = [], resident.upload
+    sizes, upload = [], on_cupy.upload
 
     def spy(target, source, stream):
         sizes.append(source.nbytes)
         upload(target, source, stream)
 
-    monkeypatch.setattr(resident, "upload", spy)
+    monkeypatch.setattr(on_cupy, "upload", spy)
     return sizes
 
 
@@ -147,7 +147,7 @@ def test_beyond_two_to_the_31_elements(rng):
         row = scalars(h, 0.1, np.dtype(compute))
         sent = [cupy.asarray(x) for x in (table, column, chunks, row)]
         at = cuda.Addresses(*[x.data.ptr for x in sent], 0, 0, 0, 0)
-        kernels, stream = cuda.kernels(Variant(), np.dtype(dtype), np.dtype(dtype), 0), cupy.cuda.get_current_stream()
+        kernels, stream = cuda.kernels(Variant(), np.dtype(dtype), np.dtype(dtype)), cupy.cuda.get_current_stream()
         cuda.launches(kernels, stream, batch, at, 1, 0, False)["update_kernel"]()
         want = host[0].copy()
         RMSProp(want, lr=0.1).step(host[1])
@@ -156,11 +156,11 @@ def test_beyond_two_to_the_31_elements(rng):
 
 def test_a_kernel_is_compiled_once_for_all_optimizers_and_devices():
     dtype, variant = np.dtype(F4), Variant(momentum=True)
-    first = cuda.kernels(variant, dtype, dtype, 0)
+    first = cuda.kernels(variant, dtype, dtype)
     for _ in range(2):
         RMSProp(arrays(0), momentum=0.25).step(arrays(1))
-    assert cuda.kernels(variant, dtype, dtype, 0) == first
-    kernel = cuda.functions(variant, dtype, dtype, 0)["update_kernel"]
+    assert cuda.kernels(variant, dtype, dtype) == first
+    kernel = cuda.functions(variant, dtype, dtype)["update_kernel"]
     assert len(kernel.overloads) == 1
 
 

@@ -8,14 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from cupy.cuda import Device, Event, ExternalStream, get_current_stream, runtime
+from cupy.cuda import Device, Event, ExternalStream, get_current_stream
 
-_LEGACY, _PER_THREAD = 0, 2  # the pointers of CUDA's default streams
+from .library import Streams
+from .on_cupy import CUPY, is_capturing
 
-
-def is_capturing(stream: Any) -> bool:
-    """Is a CUDA graph being captured on this stream? The legacy default stream cannot be, and asking is an error."""
-    return bool(stream.ptr != _LEGACY and stream.is_capturing())
+_PER_THREAD = 2  # the pointer of the default stream that each thread has of its own
 
 
 def _mark(stream: Any) -> Any:
@@ -66,38 +64,15 @@ def _key(stream: Any) -> Any:
     return (stream.ptr, threading.get_ident()) if stream.ptr == _PER_THREAD else stream.ptr
 
 
-class Order:
+class Order(Streams):
     """On each device, all that an optimizer enqueues comes after what it enqueued before, on whichever stream."""
 
     def __init__(self, devices: Iterable[int]) -> None:
-        self._devices = {device: _Device() for device in devices}
-        self.broken: str | None = None  # why the optimizer cannot be used any more
+        super().__init__(devices, CUPY)
+        self._devices = {device: _Device() for device in self.devices}
         for device in self._devices:
             with self.on(device):
                 pass  # what made the parameters comes before all that follows
-
-    @property
-    def devices(self) -> list[int]:
-        return list(self._devices)
-
-    def capturing(self) -> bool:
-        """Is the current stream of any of the devices being captured? Of one and not of another is an error."""
-        try:
-            found = {is_capturing(get_current_stream(device)) for device in self._devices}
-        except runtime.CUDARuntimeError as error:
-            self.broken = (
-                f"CUDA fails ({error}): a kernel that was launched before has failed, this optimizer's or another; "
-                "the device is lost to this process, start a new one"
-            )
-            raise RuntimeError(self.broken) from error
-        if len(found) == 2:
-            raise RuntimeError("a CUDA graph is captured on the current stream of one device and not on another's")
-        return True in found
-
-    def refuse_broken(self) -> None:
-        """Raise if the optimizer cannot be used any more."""
-        if self.broken:
-            raise RuntimeError(self.broken)
 
     def enter(self, device: int) -> Any:
         """The current stream of the device, which from here on waits for all that was enqueued before."""
@@ -125,24 +100,14 @@ class Order:
         return stream
 
     def enqueued(self, device: int) -> None:
-        """Say that work was enqueued on the stream that was entered last."""
         current = self._devices[device].current
         if current is not None and current.needs_event:
             with Device(device):
                 current.event = _mark(current.stream)
 
     @contextmanager
-    def on(self, device: int) -> Iterator[Any]:
-        """Work on this device and its current stream, after what was enqueued before."""
-        with Device(device):
-            stream = self.enter(device)
-            yield stream
-            self.enqueued(device)
-
-    @contextmanager
     def allocating(self, device: int) -> Iterator[Any]:
-        """As `on`, for memory that is kept."""
-        with self.on(device) as stream:
+        with super().allocating(device) as stream:
             self._devices[device].homes[_key(stream)] = stream
             yield stream
 

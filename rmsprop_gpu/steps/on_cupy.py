@@ -1,0 +1,69 @@
+"""CuPy as the library that owns the memory on devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cupy
+import numpy as np
+from cupy.cuda import Device, get_current_stream, runtime
+
+from ..arrays.layout import Array, Layout, NDArray
+from .batch import allocated
+from .library import Block, Streams
+from .uploads import upload
+
+_LEGACY = 0  # the pointer of CUDA's default stream
+_UNREGISTERED = 0  # cudaMemoryTypeUnregistered: memory that CUDA does not know
+
+
+def is_capturing(stream: Any) -> bool:
+    """Is a CUDA graph being captured on this stream? The legacy default stream cannot be, and asking is an error."""
+    return bool(stream.ptr != _LEGACY and stream.is_capturing())
+
+
+class CuPy:
+    """See `Library`."""
+
+    errors: tuple[type[Exception], ...] = (runtime.CUDARuntimeError,)
+    device = staticmethod(Device)
+    set_device = staticmethod(runtime.setDevice)
+    get_device = staticmethod(runtime.getDevice)
+    current_stream = staticmethod(get_current_stream)
+
+    def is_capturing(self, device: int) -> bool:
+        return is_capturing(get_current_stream(device))
+
+    def empty(self, nbytes: int) -> Block:
+        made = cupy.empty(nbytes, np.uint8)
+        return Block(made.data.ptr, made)
+
+    def zeros(self, nbytes: int) -> Block:
+        made = cupy.zeros(nbytes, np.uint8)
+        return Block(made.data.ptr, made)
+
+    def upload(self, target: Block, source: NDArray, stream: Any) -> None:
+        upload(target.owner, source, stream)
+
+    def fails(self) -> bool:
+        try:
+            runtime.memGetInfo()
+        except runtime.CUDARuntimeError:
+            return True
+        return False
+
+    def knows(self, block: Block) -> bool:
+        try:
+            return bool(runtime.pointerGetAttributes(block.address).type != _UNREGISTERED)
+        except runtime.CUDARuntimeError:
+            return False
+
+
+CUPY = CuPy()
+
+
+def allocate(layouts: Sequence[Layout], device: int, order: Streams) -> list[Array]:
+    """Zeroed CuPy arrays of these layouts, views of one aligned allocation."""
+    with order.allocating(device):
+        return allocated(layouts, lambda nbytes: cupy.zeros(nbytes, np.uint8))
