@@ -31,6 +31,7 @@ NEED_CUDA = {
     "rmsprop_gpu.steps.order",
     "rmsprop_gpu.steps.resident",
     "rmsprop_gpu.steps.uploads",
+    "rmsprop_gpu.torch.cuda_steps",
 }
 
 

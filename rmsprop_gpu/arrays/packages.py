@@ -14,10 +14,11 @@ FITTING: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
 }
 
 
-def misfits() -> list[str]:
-    """A line for every package of a version that does not fit, with what installs one that does."""
+def misfits(*names: str) -> list[str]:
+    """A line for each of these packages, or of all, whose version does not fit, with what installs one that does."""
     found = []
-    for name, (low, high) in FITTING.items():
+    for name in names or FITTING:
+        low, high = FITTING[name]
         try:
             here = version(name)
         except PackageNotFoundError:

@@ -85,15 +85,11 @@ def backend_of(array: object) -> str:
 
 def cuda_missing() -> str | None:
     """What CuPy arrays need and is not installed or does not load; None where nothing is missing."""
-    for name, why in (
-        ("cupy", "CuPy, which holds the arrays"),
-        ("numba_cuda", "numba-cuda, which compiles the kernels"),
-    ):
-        if not _is_installed(name):
-            return f"{why}, is not installed; install {_extras()}"
-    unfit = packages_that_do_not_fit()
-    if unfit:
-        return unfit
+    if not _is_installed("cupy"):
+        return f"CuPy, which holds the arrays, is not installed; install {_extras()}"
+    missing = compiler_missing() or packages_that_do_not_fit()
+    if missing:
+        return missing
     if "cupy" not in sys.modules:
         try:
             import cupy  # noqa: F401  # only whether it loads
@@ -102,10 +98,17 @@ def cuda_missing() -> str | None:
     return None
 
 
+def compiler_missing() -> str | None:
+    """What the kernels for CUDA need, whoever holds the arrays, and is not installed; None where nothing is missing."""
+    if not _is_installed("numba_cuda"):
+        return f"numba-cuda, which compiles the kernels, is not installed; install {_extras()}"
+    return packages_that_do_not_fit("numba-cuda", "cuda-core")
+
+
 @cache
-def packages_that_do_not_fit() -> str | None:
-    """What to install instead of them; None where all fit."""
-    return "; ".join(misfits()) or None
+def packages_that_do_not_fit(*names: str) -> str | None:
+    """What to install instead of these, or of all for CUDA; None where they fit."""
+    return "; ".join(misfits(*names)) or None
 
 
 def _is_installed(name: str) -> bool:

@@ -94,6 +94,11 @@ class DeviceSteps:
         """Has a graph captured a step of this plan?"""
         return bool(self._kept)
 
+    @property
+    def scalars(self) -> list[tuple[Batch, Block]]:
+        """The scalars of each batch, where its kernels read them."""
+        return [(resident.batch, resident.scalars) for resident in self._residents]
+
     def send(self) -> None:
         """Send the scalars that have changed to where the kernels read them."""
         for resident in self._residents:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import hyper
+from .rows import place
 
 # torch's, as its function `rmsprop` takes them; what is beside them in a group is no number of the rule.
 TORCHS = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize")
@@ -54,6 +55,31 @@ def number(x: Any) -> Any:
     return x.item() if isinstance(x, torch.Tensor) else x
 
 
+class DeviceRate:
+    """A learning rate that is a tensor on a device and is read there, in each step; it equals itself alone."""
+
+    def __init__(self, lr: torch.Tensor) -> None:
+        self.tensor = lr
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DeviceRate) and self.tensor is other.tensor
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def rate(group: Mapping[str, Any]) -> Any:
+    """The learning rate of a group: a number, or where a graph may be captured a tensor that stays on its device."""
+    lr = group["lr"]
+    if group["capturable"] and isinstance(lr, torch.Tensor) and place(lr) is not None:
+        return DeviceRate(lr)
+    return number(lr)
+
+
+def values(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of a group decides about a step, its `rate` first."""
+    return rate(group), *values_of(group)[1:]
+
+
 def names_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """What the parameters are called, by their ids: by name where the groups have names, else by place, the first."""
     names: dict[int, str] = {}
@@ -65,14 +91,15 @@ def names_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 
 def hypers(values: tuple[Any, ...]) -> dict[str, Any] | str:
-    """The hyperparameters of a group as `hyper` has them, from its `values_of`; or why our kernels do not have them."""
+    """The hyperparameters of a group as `hyper` has them, from its `values`; or why our kernels do not have them."""
     h = dict(zip((*TORCHS, *OURS, *SWITCHES), values, strict=True))
     if h.pop("fused") is False:
         return "fused=False"
     if h.pop("differentiable"):
         return "differentiable=True"
-    if h.pop("capturable"):
-        return "capturable=True on the CPU"
+    del h["capturable"]  # it is of the place where a parameter is
+    if isinstance(h["lr"], DeviceRate):
+        h["lr"] = 0.0  # it is on the device
     try:
         for name, value in h.items():
             # torch asks of its switches only whether they are true.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,28 +11,27 @@ import torch
 
 from .. import hyper
 from ..arrays import dtypes
-from ..arrays.checks import Tensor
-from ..arrays.layout import Layout, NDArray
-from ..steps.batch import Batch, Written
-from ..steps.plan import Plan, Settings, settings_of
-from ..steps.signals import SILENCE, Signals, signals
-from . import theirs
-from .arguments import hypers, names_of, number, values_of
+from ..arrays.selector import compiler_missing
+from ..steps.plan import Settings, settings_of
+from ..steps.signals import SILENCE
+from . import library, theirs
+from .arguments import DeviceRate, hypers, names_of, values
+from .gradients import SPARSE, Changed, Row
 from .rows import (
-    REALS,
     extent,
     has_memory,
     is_plain,
     memory_of,
+    named,
+    place,
     prepare,
     unusable,
     unusable_grad,
     unusable_state,
     wanted,
 )
-from .steps import SPARSE, Changed, Row, TensorSteps
+from .side import WARM_UP, CudaSide, HostSide, Side, dtype_of
 
-_grad = attrgetter("grad")
 SHARED = "it shares memory with another"
 
 
@@ -42,7 +39,8 @@ class Examined:
     """Which parameters of an `RMSprop` are ours, which torch's, and why; nothing is changed."""
 
     def __init__(self, opt: Any) -> None:
-        self.values = [(number(lr), *rest) for lr, *rest in map(values_of, opt.param_groups)]
+        self.values = list(map(values, opt.param_groups))
+        self._capturable = [group["capturable"] for group in opt.param_groups]
         self.hypers = [hypers(values) for values in self.values]
         self._unfit: dict[tuple[int, str], str | None] = {}
         self.theirs: dict[int, str] = {}
@@ -66,6 +64,8 @@ class Examined:
             return h
         if (why := unusable(p)) is not None:
             return why
+        if self._capturable[group] and place(p) is None:
+            return "capturable=True on the CPU"
         if p.grad is not None and (why := unusable_grad(p, p.grad)) is not None:
             return why
         if state and (why := unusable_state(p, state, h)) is not None:
@@ -112,29 +112,42 @@ class Bound:
     def __init__(self, opt: Any) -> None:
         if any(p.grad is not None and p.grad.is_sparse for group in opt.param_groups for p in group["params"]):
             raise RuntimeError(SPARSE)
+        if library.is_capturing() and any(_asks_for_ours(group) for group in opt.param_groups):
+            raise RuntimeError(
+                f"the step is captured in a CUDA graph, but its tensors are not those of a step before; {WARM_UP}"
+            )
         found = Examined(opt)
         self._found, self._values, self._hypers = found, found.values, found.hypers
         self._stateless, self._theirs = found.stateless, found.theirs
         names = names_of(opt.param_groups)
         _refuse(opt, found, names)
-        self._rows = [self._row(opt, i, p, names[id(p)]) for i, p in found.ours]
-        self._rows_params = [row.param for row in self._rows]
+        rows = [self._row(opt, i, p, names[id(p)]) for i, p in found.ours]
+        self._sides = self._made_sides(rows)
         # Compared by identity in each step: what is compared lives as long as this.
         self._groups, self._state = opt.param_groups, opt.state
         self._params, self._entries = _params(opt), list(opt.state.values())
         self._param_ids, self._entry_ids = list(map(id, self._params)), list(map(id, self._entries))
         self._group_of = {id(p): i for i, group in enumerate(opt.param_groups) for p in group["params"]}
-        self._outcome = np.zeros(2, np.int64)
-        self._steps = np.zeros(1, np.int64)
-        self._plans: dict[hyper.Asked, Plan] = {}
-        self._computes = {dtypes.compute_dtype(dtype_of(row.param.dtype)) for row in self._rows}
 
     def _row(self, opt: Any, group: int, p: torch.Tensor, name: str) -> Row:
-        h, state = self._hypers[group], opt.state[p]
+        h, state, its = self._hypers[group], opt.state[p], opt.param_groups[group]
         assert isinstance(h, dict)  # or the group's parameters were torch's
-        prepare(p, state, h)
+        # Where a step may be skipped on a device, or is captured there, only the device knows whether it counts.
+        there = bool(its["capturable"] or its["fused"] or its["skip_nonfinite"])
+        prepare(p, state, h, counts_there=there and place(p) is not None)
         kept = tuple(dict.fromkeys([*wanted(h), *["bias_weight"] * ("bias_weight" in state)]))
         return Row(name, p, group, state, kept, p.dtype if p.grad is None else p.grad.dtype)
+
+    def _made_sides(self, rows: Sequence[Row]) -> list[Side]:
+        host, cuda = (
+            [row for row in rows if place(row.param) is None],
+            [row for row in rows if place(row.param) is not None],
+        )
+        rates = {}
+        for i, (one, h) in enumerate(zip(self._values, self._hypers, strict=True)):
+            if isinstance(one[0], DeviceRate) and isinstance(h, dict):
+                rates[i] = one[0].tensor, h["weight_decay"] if h["decoupled_weight_decay"] else 0.0
+        return [*([HostSide(host)] if host else []), *([CudaSide(cuda, rates)] if cuda else [])]
 
     def fits(self, opt: Any) -> bool:
         """Are these still the optimizer's groups, parameters and state?"""
@@ -149,14 +162,20 @@ class Bound:
         """One step; raises `Changed`, before anything is written, where tensors are not as they were bound."""
         if any(p.grad is not None for p in self._stateless):
             raise Changed
-        told = self._told(opt)
+        scale, found = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
+        silent = scale is None and found is None
         self._take_values(opt)
-        plan = self._plans.get(told.asked) or self._planned(told.asked)
-        plan.bind(list(map(_grad, self._rows_params)), told)
+        launches = [side.bind(SILENCE if silent else side.told(scale, found), self._settings) for side in self._sides]
         # Before ours are written, so that an error of torch's leaves them as they are.
         if self._theirs:
             self._step_theirs(opt)
-        plan.launch()
+        for launch in launches:
+            launch()
+
+    @property
+    def captured(self) -> bool:
+        """Does a CUDA graph hold a step of it?"""
+        return any(plan.captured for side in self._sides for plan in side.plans.values())
 
     def _step_theirs(self, opt: Any) -> None:
         for p in self._params:
@@ -169,67 +188,52 @@ class Bound:
                 raise Changed
         theirs.step(opt, lambda p: id(p) in self._theirs, lambda p: self._theirs[id(p)])
 
-    def _told(self, opt: Any) -> Signals:
-        """What ``GradScaler.step`` left with an optimizer that says ``fused=True``."""
-        scale, found = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
-        if scale is None and found is None:
-            return SILENCE
-        return signals(number(scale), number(found), False, [], self._computes)
-
     def _take_values(self, opt: Any) -> None:
         """Write the numbers of the groups, where they are others than in the last step."""
-        values = [(number(lr), *rest) for lr, *rest in map(values_of, opt.param_groups)]
-        if values == self._values:
+        now = list(map(values, opt.param_groups))
+        if now == self._values:
             return
-        if [one[1:] for one in values] != [one[1:] for one in self._values] or not self._follow(values):
+        for side in self._sides:
+            side.refuse_numbers()
+        if [one[1:] for one in now] != [one[1:] for one in self._values] or not self._follow(now):
             raise Changed  # what else changes is rare, and may ask for other state, or for torch's step
-        self._values = values
+        self._values = now
 
-    def _follow(self, values: Sequence[tuple[Any, ...]]) -> bool:
+    def _follow(self, now: Sequence[tuple[Any, ...]]) -> bool:
         """Write other learning rates, if they are numbers that our kernels take."""
-        lrs = [hyper.rate_alone(one[0]) for one in values]
+        if any(isinstance(x, DeviceRate) and x != y for (x, *_), (y, *_) in zip(now, self._values, strict=True)):
+            return False
+        lrs = [0.0 if isinstance(one[0], DeviceRate) else hyper.rate_alone(one[0]) for one in now]
         if None in lrs:
             return False
         pairs = zip(self._hypers, lrs, strict=True)
         rates = [hyper.Rates(0.0, 0.0) if isinstance(h, str) else hyper.rates(h, lr) for h, lr in pairs]  # type: ignore[arg-type]
         if not all(map(hyper.finite, rates)):
             return False
-        for plan in self._plans.values():
-            plan.write_rates(rates)
+        for side in self._sides:
+            for plan in side.plans.values():
+                plan.write_rates(rates)
         return True
 
-    def _settings(self, asked: hyper.Asked) -> Settings:
-        kinds = {(row.group, dtype_of(row.param.dtype)) for row in self._rows}
-        rates = [one[0] for one in self._values]
-        return settings_of(kinds, self._hypers, rates, asked, adagrad=False)
-
-    def _planned(self, asked: hyper.Asked) -> Plan:
-        made = Plan(
-            [_tensor(row) for row in self._rows],
-            [row.group for row in self._rows],
-            [{name: shadow(row.state[name]) for name in row.kept} for row in self._rows],
-            self._settings(asked),
-            [dtype_of(row.grad_dtype) for row in self._rows],
-            self._steps_of,
-            {None: self._outcome.ctypes.data},
-            asked,
-        )
-        self._plans[asked] = made
-        return made
-
-    def _steps_of(self, order: Sequence[int], batches: Sequence[Batch], written: Written) -> TensorSteps:
-        return TensorSteps([self._rows[i] for i in order], batches, written, self._steps, self._outcome)
+    def _settings(self, side: Side, asked: hyper.Asked) -> Settings:
+        rates = [0.0 if isinstance(one[0], DeviceRate) else one[0] for one in self._values]
+        return settings_of(side.kinds, self._hypers, rates, asked, adagrad=False)
 
 
 def _params(opt: Any) -> list[torch.Tensor]:
     return list(chain.from_iterable([group["params"] for group in opt.param_groups]))
 
 
+def _asks_for_ours(group: Mapping[str, Any]) -> bool:
+    """Are there parameters on devices that our kernels may take?"""
+    return group["fused"] is not False and any(place(p) is not None for p in group["params"]) and not compiler_missing()
+
+
 def _refuse(opt: Any, found: Examined, names: Mapping[int, str]) -> None:
     """What neither step can do, and what ``fused=True`` insists on."""
     ours = [h for h in found.hypers if isinstance(h, dict)]
     if ours:
-        hyper.check_shared(ours, [])
+        hyper.check_shared(ours, list(dict.fromkeys(named(place(p)) for _, p in found.ours)))
     for p in (p for _, p in found.ours):
         for x, what in [(p, ""), *((x, "a state of ") for x in memory_of(opt.state.get(p)))]:
             if not has_memory(x):
@@ -238,23 +242,3 @@ def _refuse(opt: Any, found: Examined, names: Mapping[int, str]) -> None:
     if insisted:
         reasons = "; ".join(f"{names[id(p)]}: {found.theirs[id(p)]}" for p in insisted)
         raise RuntimeError(f"`fused=True` requires parameters that the kernels can take, but {reasons}")
-
-
-def dtype_of(dtype: torch.dtype) -> Any:
-    """The dtype of the reals that a kernel sees of torch's dtype."""
-    return dtypes.named(str(REALS[dtype]).removeprefix("torch."))
-
-
-def _tensor(row: Row) -> Tensor:
-    """The parameter as a plan has it: one line of reals."""
-    p, dtype = row.param, dtype_of(row.param.dtype)
-    layout = Layout((p.numel() * (1 + p.is_complex()),), (dtype.itemsize,), dtype, 0)
-    view = shadow(p)
-    return Tensor(row.name, row.name, f"{row.name}.grad", f"state of {row.name}, ", p, view, layout, p.data_ptr(), None)
-
-
-def shadow(t: torch.Tensor) -> NDArray:
-    """An array of the bytes of a dense tensor, for questions about addresses."""
-    nbytes = t.numel() * t.element_size()
-    memory: Any = (ctypes.c_uint8 * nbytes).from_address(t.data_ptr()) if nbytes else b""
-    return np.frombuffer(memory, np.uint8)

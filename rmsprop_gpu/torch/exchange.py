@@ -394,14 +394,15 @@ def _make_count(T: Any) -> Any:
     return count
 
 
-def counter(steps: Sequence[torch.Tensor], column: NDArray) -> Callable[[], None]:
+def counter(steps: Sequence[torch.Tensor | None], column: NDArray) -> Callable[[], None]:
     """Count a step: one more in each of these float32 or float64 scalars in host memory whose row has a gradient.
 
     They are written where they are now: `Reader.bind` tells whether they still are, if they are a column of its states.
+    A row with None has none here.
     """
     kinds = []
     for theirs, T in ((torch.float32, np.float32), (torch.float64, np.float64)):
-        addresses = np.array([x.data_ptr() if x.dtype == theirs else 0 for x in steps], np.int64)
+        addresses = np.array([x.data_ptr() if x is not None and x.dtype == theirs else 0 for x in steps], np.int64)
         if addresses.any():
             kinds.append((entry(_make_count, T), addresses, (addresses.ctypes.data, column.ctypes.data, len(column))))
 

@@ -14,8 +14,8 @@ from ..conventions.presets import preset_of
 from . import theirs
 from .arguments import NEUTRAL, checked, names_of
 from .bound import Bound, Examined
+from .gradients import Changed
 from .rows import HALVES, KEPT
-from .steps import Changed
 
 
 class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are its own affair
@@ -53,6 +53,11 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     keeps the variance from going below 0, where torch yields NaN on a constant gradient; and the state of halves is
     float32, as the arithmetic is, and stays it through `load_state_dict`.
 
+    Tensors on CUDA devices want numba-cuda (the extra ``cuda13`` or ``cuda12``), not CuPy; without it torch's step
+    updates them. Memory is torch's, the launches go to torch's current stream, and no order between streams is added.
+    With `capturable`, `fused=True` or `skip_nonfinite` the counters lie on the device. A step with the same gradients
+    has to come before the capture of a graph, and a learning rate that is to change in replays is a tensor there.
+
     A step of many threads has as many as ``torch.get_num_threads()`` says. Gradients of float16 and bfloat16 for
     parameters of float32 are widened where they are read.
 
@@ -70,6 +75,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     """
 
     _bound: Bound | None = None  # to the tensors of the last step; made anew where anything is not as it was
+    _captured: tuple[Bound, ...] = ()  # what CUDA graphs hold: their tables live as long as this
 
     def __init__(
         self,
@@ -169,7 +175,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         for group in self.param_groups:
             for name, value in NEUTRAL.items():  # torch's state has none of ours: torch's rule goes on
                 group.setdefault(name, value)
-        self._bound = None
+        self._unbind()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but that the state of halves stays float32, which torch would cast to the parameter's dtype."""
@@ -216,13 +222,18 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     def _step(self) -> None:
         for _ in range(3):  # what another thread changes meanwhile may have to be bound again
             if self._bound is None or not self._bound.fits(self):
-                self._bound = None
+                self._unbind()
                 self._bound = Bound(self)
             with suppress(Changed):
                 self._bound.run(self)
                 return
-            self._bound = None
+            self._unbind()
         raise RuntimeError("the optimizer's tensors change while it steps")
+
+    def _unbind(self) -> None:
+        if self._bound is not None and self._bound.captured:
+            self._captured = (*self._captured, self._bound)
+        self._bound = None
 
     def why_not_fused(self) -> dict[str, str]:
         """By name the parameters that torch's own step would update now, each with the reason; empty where none is."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .library import why_no_kernels
+
 # The state beside the counters, and the hyperparameter that wants it.
 KEPT = {"square_avg": None, "momentum_buffer": "momentum", "grad_avg": "centered"}
 HALVES = (torch.float16, torch.bfloat16)
@@ -23,9 +25,20 @@ def state_dtype(p: torch.Tensor) -> torch.dtype:
     return torch.float32 if p.dtype in HALVES else p.dtype
 
 
+def place(t: torch.Tensor) -> int | None:
+    """CUDA's number of the device of this tensor; None for the host."""
+    return t.device.index if t.device.type == "cuda" else None
+
+
+def named(device: int | None) -> str:
+    """How torch calls this place."""
+    return "cpu" if device is None else f"cuda:{device}"
+
+
 def is_plain(t: torch.Tensor) -> bool:
-    """Is this torch's own tensor, whose memory is what it says, in host memory?"""
-    return type(t) in (torch.nn.Parameter, torch.Tensor) and t.layout == torch.strided and t.device.type == "cpu"
+    """Is this torch's own tensor, whose memory is what it says, in host memory or on a CUDA device?"""
+    own = type(t) in (torch.nn.Parameter, torch.Tensor)
+    return own and t.layout == torch.strided and t.device.type in ("cpu", "cuda")
 
 
 def unusable(p: torch.Tensor) -> str | None:
@@ -40,7 +53,8 @@ def unusable(p: torch.Tensor) -> str | None:
         return f"it is not dense: shape {tuple(p.shape)}, strides {p.stride()}"
     if p.is_conj() or p.is_neg():
         return "it is conjugated or negated lazily"
-    return None
+    device = place(p)
+    return None if device is None else why_no_kernels(device)
 
 
 def unusable_grad(p: torch.Tensor, grad: torch.Tensor) -> str | None:
@@ -57,7 +71,7 @@ def unusable_grad(p: torch.Tensor, grad: torch.Tensor) -> str | None:
 
 
 def extent(t: torch.Tensor) -> tuple[int, int]:
-    """The address of the first byte, and the end, of a strided tensor on the CPU."""
+    """The address of the first byte, and the end, of a plain tensor."""
     if not t.numel():
         return 0, 0
     reach = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
@@ -104,7 +118,9 @@ def unusable_state(p: torch.Tensor, state: Mapping[str, Any], h: Mapping[str, An
     if not state:
         return None
     step: Any = state.get("step")
-    if type(step) is not torch.Tensor or step.dtype not in (torch.float32, torch.float64) or step.device.type != "cpu":
+    if type(step) is not torch.Tensor or step.dtype not in (torch.float32, torch.float64):
+        return f"its step is {_described(step)}"
+    if place(step) not in (None, place(p)) or not is_plain(step) or step.numel() != 1:
         return f"its step is {_described(step)}"
     for name in wanted(h):
         x: Any = state.get(name)
@@ -124,17 +140,21 @@ def _described(x: object) -> str:
     return f"a {type(x).__name__}"
 
 
-def prepare(p: torch.Tensor, state: dict[str, Any], h: Mapping[str, Any]) -> None:
-    """Make what is missing in a usable state, and lay out anew, once, what lies otherwise than its parameter."""
+def prepare(p: torch.Tensor, state: dict[str, Any], h: Mapping[str, Any], *, counts_there: bool) -> None:
+    """Make what is missing in a usable state, and lay out anew, once, what lies otherwise than its parameter.
+
+    The step is counted where the parameter is, or else on the host.
+    """
     if not state:
-        double = torch.get_default_dtype() == torch.float64
-        state["step"] = torch.zeros((), dtype=torch.float64 if double else torch.float32)
+        state["step"] = _counter(p if counts_there else None)
+    elif (place(state["step"]) is not None) != counts_there:
+        state["step"] = _counter(p if counts_there else None).copy_(state["step"])
     for name in wanted(h):
         x = state.get(name)
         if name == "bias_weight":
             if x is None or x.dtype != real_state_dtype(p):
                 weight = 1.0 - h["alpha"] ** float(state["step"]) if x is None else float(x)
-                state[name] = torch.tensor(weight, dtype=real_state_dtype(p), device=p.device)
+                state[name] = p.new_full((), weight, dtype=real_state_dtype(p), requires_grad=False)
         elif x is None:
             fill = h["initial_scale"] if name == "square_avg" else 0.0
             made = torch.empty_like(p, dtype=state_dtype(p), memory_format=torch.preserve_format).detach()
@@ -143,6 +163,14 @@ def prepare(p: torch.Tensor, state: dict[str, Any], h: Mapping[str, Any]) -> Non
         elif x.dtype != state_dtype(p) or x.requires_grad or x.is_conj() or x.is_neg() or not lie_alike(x, p):
             anew = torch.empty_like(p, dtype=state_dtype(p), memory_format=torch.preserve_format).detach()
             state[name] = anew.copy_(x.detach())
+
+
+def _counter(p: torch.Tensor | None) -> torch.Tensor:
+    """A counter of steps at 0, of torch's dtype: where this parameter is, or on the host."""
+    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    return (
+        torch.zeros((), dtype=dtype, device="cpu") if p is None else p.new_zeros((), dtype=dtype, requires_grad=False)
+    )
 
 
 def real_state_dtype(p: torch.Tensor) -> torch.dtype:

@@ -1,11 +1,9 @@
-"""Steps over torch's tensors in host memory: the check of all of them, the launch, and what torch counts of it."""
+"""Steps over torch's tensors in host memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
-from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,119 +14,36 @@ from ..kernels.table import SKIPPED
 from ..steps.batch import Batch, Written
 from ..steps.host import settle_norms, share_column
 from ..steps.signals import Signals
-from .exchange import NO_ELEMENTS, PARAM_CHANGED, STATE_CHANGED, UNCHECKED, Reader, counter
-from .rows import has_memory, unusable_grad
-
-SPARSE = "RMSprop does not support sparse gradients"  # torch's words
-
-
-class Row(NamedTuple):
-    """A parameter that our kernels update, its state, and the dtype of its gradients."""
-
-    name: str
-    param: torch.Tensor
-    group: int
-    state: dict[str, Any]
-    kept: tuple[str, ...]  # the names of its state beside the step
-    grad_dtype: torch.dtype
-
-
-class Changed(Exception):  # noqa: N818  # no error: the tensors are bound anew
-    """A tensor is not as it was when it was bound; nothing was written."""
-
-
-class _Part:
-    """Rows whose states have the same names, and so make whole columns for the compiled check."""
-
-    def __init__(self, rows: Sequence[Row], here: slice, column: NDArray, written: Written) -> None:
-        self.here, self._params = here, [row.param for row in rows]
-        self._entries = [row.state for row in rows]
-        self._names = list(map(itemgetter, ("step", *rows[0].kept)))
-        dtypes = [row.grad_dtype for row in rows]
-        self.reader = Reader(self._params, self._states(), dtypes, column, written.lowest, written.highest)
-        self.count = counter([entry["step"] for entry in self._entries], column)
-
-    def _states(self) -> list[list[Any]]:
-        return [list(map(name, self._entries)) for name in self._names]
-
-    def read(self, grads: list[Any]) -> int:
-        return self.reader.bind(self._params, grads, self._states())
+from .gradients import Gradients, Row
 
 
 class TensorSteps:
-    """The steps of a plan over torch's tensors: `bind` checks all of them, `launch` runs the step."""
+    """The steps of a plan over torch's tensors in host memory: `bind` checks all of them, `launch` runs the step."""
 
     captured = False  # by no CUDA graph
 
     def __init__(
         self, rows: Sequence[Row], batches: Sequence[Batch], written: Written, steps: NDArray, outcome: NDArray
     ) -> None:
-        self._rows, self._batches, self._outcome = rows, batches, outcome
-        self._params = [row.param for row in rows]
-        self._column = np.full(len(rows), UNCHECKED, np.int64)
-        self._dense: dict[int, torch.Tensor] = {}
-        share_column(self._column, batches)
+        self._batches, self._outcome = batches, outcome
+        self._grads = Gradients(rows, written)
+        share_column(self._grads.column, batches)
         settle_norms(batches)
-        self._parts: list[_Part] = []
-        start = 0
-        for _, run in groupby(rows, key=attrgetter("kept")):
-            members = list(run)
-            here = slice(start, start + len(members))
-            self._parts.append(_Part(members, here, self._column[here], written))
-            start = here.stop
         self._run = cpu.make_launch(batches, steps, threads=torch.get_num_threads)
 
     def bind(self, grads: list[Any], signals: Signals) -> None:
         """Take the gradients of the next step; raises `Changed` where anything else is not as it was."""
-        try:
-            for part in self._parts:
-                if part.read(grads[part.here]):
-                    self._examine(grads, part.here.start, part.reader.verdicts)
-        except BaseException:
-            self._column.fill(UNCHECKED)
-            raise
+        self._grads.bind(grads)
         if signals.asked.told:
             for batch in self._batches:
                 batch.told[:] = signals.words
-
-    def _examine(self, grads: list[Any], first: int, verdicts: NDArray) -> None:
-        """Look at the odd ones in Python."""
-        odd = [(first + k, verdicts[k]) for k in verdicts.nonzero()[0].tolist()]
-        for i, _ in odd:
-            if grads[i] is not None and grads[i].is_sparse:
-                raise RuntimeError(SPARSE)
-        for i, verdict in odd:
-            row, grad = self._rows[i], grads[i]
-            if verdict & (PARAM_CHANGED | STATE_CHANGED):
-                raise Changed
-            if unusable_grad(row.param, grad) or grad.dtype != row.grad_dtype:
-                raise Changed
-        for i, _ in odd:
-            self._copy(i, grads[i])
-
-    def _copy(self, i: int, grad: torch.Tensor) -> None:
-        """Have a dense copy of a gradient, which lies as the parameter does, in its place."""
-        row = self._rows[i]
-        if not has_memory(grad):
-            raise RuntimeError(f"the gradient of {row.name} has no memory: its storage was resized to nothing")
-        if i not in self._dense:
-            self._dense[i] = torch.empty_like(row.param, dtype=grad.dtype, requires_grad=False)
-        self._dense[i].copy_(grad.detach())
-        self._column[i] = self._dense[i].data_ptr() or NO_ELEMENTS
 
     def launch(self) -> None:
         """Run the step that was bound; a step that is skipped counts nowhere but in the outcome."""
         skipped = self._outcome[SKIPPED]
         self._run()
-        if self._outcome[SKIPPED] != skipped:
-            return
-        for part in self._parts:
-            part.count()
-        # Autograd is to refuse a saved tensor that is not what it was.
-        written = (
-            self._params if self._column.all() else [p for p, x in zip(self._params, self._column, strict=True) if x]
-        )
-        torch.autograd.graph.increment_version(written)
+        if self._outcome[SKIPPED] == skipped:
+            self._grads.count()
 
     def alone(self, i: int) -> Callable[[], object]:
         """The launch of one batch by itself, as it is bound; no step is counted."""

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch_twins import PART, Run, assert_same_run, spread  # noqa: E402
 
-from rmsprop_gpu.torch import RMSprop, bound  # noqa: E402
+from rmsprop_gpu.torch import RMSprop, side  # noqa: E402
 
 # With all state there is, but not centered: what it cancels to has another bound, see test_numbers.py.
 GIVEN = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
@@ -415,7 +415,7 @@ def test_a_first_step_that_was_cut_off_leaves_no_numbers_behind(monkeypatch):
         x.grad = torch.full_like(x, 0.5)
     opt = RMSprop([p], alpha=0.9)
     with monkeypatch.context() as patch:
-        patch.setattr(bound, "Plan", interrupted)
+        patch.setattr(side, "Plan", interrupted)
         with pytest.raises(KeyboardInterrupt):
             opt.step()
     opt.param_groups[0]["alpha"] = 0.5

@@ -1,0 +1,97 @@
+"""torch as the library that owns the memory on CUDA devices: its caching allocator, its current streams."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..arrays.layout import NDArray
+from ..arrays.selector import compiler_missing
+from ..steps.library import Block
+from .exchange import DEVICES, current_stream
+
+
+class Stream(NamedTuple):
+    """A CUDA stream by its handle."""
+
+    ptr: int
+
+
+class Torch:
+    """See `steps.library.Library`."""
+
+    errors: tuple[type[Exception], ...] = (torch.AcceleratorError, torch.OutOfMemoryError)
+
+    def device(self, device: int) -> AbstractContextManager[Any]:
+        made: AbstractContextManager[Any] = torch.cuda.device(device)
+        return made
+
+    def set_device(self, device: int) -> None:
+        torch.cuda.set_device(device)
+
+    def get_device(self) -> int:
+        return int(torch.cuda.current_device())
+
+    def current_stream(self, device: int) -> Stream:
+        return Stream(current_stream(DEVICES["cuda"], device))
+
+    def is_capturing(self, device: int) -> bool:
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_current_stream_capturing())
+
+    def empty(self, nbytes: int) -> Block:
+        return _block(torch.empty(nbytes, dtype=torch.uint8, device="cuda"))
+
+    def zeros(self, nbytes: int) -> Block:
+        return _block(torch.zeros(nbytes, dtype=torch.uint8, device="cuda"))
+
+    def upload(self, target: Block, source: NDArray, stream: Any) -> None:
+        # Pinned memory of torch's, which it hands out again when the copy has been made.
+        pinned = torch.empty(source.nbytes, dtype=torch.uint8, pin_memory=True)
+        pinned.numpy()[:] = np.frombuffer(np.ascontiguousarray(source), np.uint8)
+        target.owner[: source.nbytes].copy_(pinned, non_blocking=True)
+
+    def fails(self) -> bool:
+        try:
+            torch.cuda.mem_get_info()
+        except self.errors:
+            return True
+        return False
+
+    def knows(self, block: Block) -> bool:
+        from cuda.bindings import driver
+
+        attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+        error, _ = driver.cuPointerGetAttribute(attribute, block.address)
+        return block.address == 0 or error == driver.CUresult.CUDA_SUCCESS
+
+
+TORCH = Torch()
+
+
+def _block(made: torch.Tensor) -> Block:
+    return Block(made.data_ptr(), made)
+
+
+def is_capturing() -> bool:
+    """Is a CUDA graph being captured on the current stream? CUDA is not begun for this."""
+    return bool(torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+def why_no_kernels(device: int) -> str | None:
+    """Why our kernels cannot run over torch's tensors on this device; None where they can."""
+    if torch.version.hip is not None:
+        return f"its device is one of ROCm {torch.version.hip}, and the kernels are for CUDA"
+    return compiler_missing() or _why_not_compiled(device)
+
+
+@cache
+def _why_not_compiled(device: int) -> str | None:
+    from ..kernels import cuda_code  # it imports Numba's CUDA target
+
+    with torch.cuda.device(device):
+        return cuda_code.trial()

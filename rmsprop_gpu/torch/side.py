@@ -1,0 +1,176 @@
+"""The rows in host memory, or those on CUDA devices: one plan of a step for both would mix what cannot be mixed."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import hyper
+from ..arrays import dtypes
+from ..arrays.checks import Tensor
+from ..arrays.layout import Layout, NDArray
+from ..kernels import table
+from ..steps.batch import Batch, Written
+from ..steps.library import Streams
+from ..steps.plan import MakeSteps, Plan, Settings
+from ..steps.signals import SILENCE, Signals, signals
+from .arguments import number
+from .gradients import Row
+from .library import TORCH
+from .rows import REALS, named, place
+from .steps import TensorSteps
+
+WARM_UP = "take the same step once before the capture"
+
+_grad = attrgetter("grad")
+
+
+class Side:
+    """Rows of one side, ready to step."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._params = [row.param for row in rows]
+        self._tensors = [_tensor(row) for row in rows]
+        self._states = [{name: shadow(row.state[name]) for name in row.kept} for row in rows]
+        self._dtypes = [dtype_of(row.grad_dtype) for row in rows]
+        self._computes = {dtypes.compute_dtype(dtype_of(row.param.dtype)) for row in rows}
+        self._steps = np.zeros(1, np.int64)
+        self.kinds = {(row.group, dtype_of(row.param.dtype)) for row in rows}
+        self.plans: dict[hyper.Asked, Plan] = {}
+
+    def bind(self, told: Signals, settings: Callable[[Side, hyper.Asked], Settings]) -> Callable[[], None]:
+        """Take the gradients as they are now: what launches the step. Every refusal comes from here."""
+        plan = self.plans.get(told.asked)
+        if plan is None:
+            plan = self.plans[told.asked] = Plan(
+                self._tensors,
+                [row.group for row in self.rows],
+                self._states,
+                settings(self, told.asked),
+                self._dtypes,
+                self._make_steps(),
+                self._outcomes(),
+                told.asked,
+            )
+        plan.bind(list(map(_grad, self._params)), told)
+        return plan.launch
+
+    def refuse_numbers(self) -> None:
+        """Raise where other numbers than those of the last step cannot be taken now."""
+
+    def _numbers(self, scale: Any, found: Any) -> Signals:
+        made = signals(number(scale), number(found), False, [], self._computes)
+        if made.problems:
+            made.problems.raise_any()
+        return made
+
+    def _make_steps(self) -> MakeSteps:
+        raise NotImplementedError
+
+    def _outcomes(self) -> Mapping[int | None, int]:
+        raise NotImplementedError
+
+    def told(self, scale: Any, found: Any) -> Signals:
+        """What ``GradScaler.step`` left with an optimizer that says ``fused=True``."""
+        raise NotImplementedError
+
+
+class HostSide(Side):
+    """In host memory."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__(rows)
+        self._outcome = np.zeros(2, np.int64)
+
+    def _outcomes(self) -> Mapping[int | None, int]:
+        return {None: self._outcome.ctypes.data}
+
+    def _make_steps(self) -> MakeSteps:
+        def make(order: Sequence[int], batches: Sequence[Batch], written: Written) -> TensorSteps:
+            return TensorSteps([self.rows[i] for i in order], batches, written, self._steps, self._outcome)
+
+        return make
+
+    def told(self, scale: Any, found: Any) -> Signals:
+        return self._numbers(scale, found)
+
+
+class CudaSide(Side):
+    """On CUDA devices: the work goes to torch's current stream of each, and nothing is waited for."""
+
+    def __init__(self, rows: Sequence[Row], rates: Mapping[int, tuple[torch.Tensor, float]]) -> None:
+        super().__init__(rows)
+        self._devices = list(dict.fromkeys(place(row.param) or 0 for row in rows))
+        self._streams = Streams(self._devices, TORCH)
+        self._rates = rates
+        words = {device: torch.zeros(2, dtype=torch.int64, device=named(device)) for device in self._devices}
+        self._outcome = words
+
+    def _outcomes(self) -> Mapping[int | None, int]:
+        return {device: words.data_ptr() for device, words in self._outcome.items()}
+
+    def _make_steps(self) -> MakeSteps:
+        from .cuda_steps import cuda_steps  # it imports Numba's CUDA target
+
+        def make(order: Sequence[int], batches: Sequence[Batch], written: Written) -> Any:
+            rows, tensors = [self.rows[i] for i in order], [self._tensors[i] for i in order]
+            return cuda_steps(rows, tensors, batches, written, self._outcome, self._rates, self._streams)
+
+        return make
+
+    def bind(self, told: Signals, settings: Callable[[Side, hyper.Asked], Settings]) -> Callable[[], None]:
+        self._streams.refuse_broken()
+        if told.asked not in self.plans:
+            self.refuse_capture("this kind of step was not taken before")
+        return super().bind(told, settings)
+
+    def refuse_numbers(self) -> None:
+        self.refuse_capture("its numbers are others than those of the last step")
+
+    def refuse_capture(self, why: str) -> None:
+        if self._streams.capturing():
+            raise RuntimeError(f"the step is captured in a CUDA graph, but {why}; {WARM_UP}")
+
+    def told(self, scale: Any, found: Any) -> Signals:
+        words: list[int] = []
+        for name, x in (("grad_scale", scale), ("found_inf", found)):
+            if x is None:
+                words += [table.NOTHING, 0]
+                continue
+            if not isinstance(x, torch.Tensor) or place(x) is None:
+                return self._numbers(scale, found)
+            if x.dtype != torch.float32 or x.numel() != 1 or self._devices != [place(x)]:
+                devices = ", ".join(map(named, self._devices))
+                raise RuntimeError(
+                    f"{name} is a tensor of {x.dtype} with shape {tuple(x.shape)} on {x.device}; wanted one float32 on "
+                    f"the one device of the parameters, which lie on {devices}"
+                )
+            words += [table.AT_FLOAT32, x.data_ptr()]
+        asked = hyper.Asked(told=True, scaled=scale is not None)
+        return SILENCE._replace(asked=asked, words=tuple(words), arrays=())
+
+
+def dtype_of(dtype: torch.dtype) -> Any:
+    """The dtype of the reals that a kernel sees of torch's dtype."""
+    return dtypes.named(str(REALS[dtype]).removeprefix("torch."))
+
+
+def _tensor(row: Row) -> Tensor:
+    """The parameter as a plan has it: one line of reals."""
+    p, dtype = row.param, dtype_of(row.param.dtype)
+    layout = Layout((p.numel() * (1 + p.is_complex()),), (dtype.itemsize,), dtype, 0)
+    labels = row.name, row.name, f"{row.name}.grad", f"state of {row.name}, "
+    return Tensor(*labels, p, shadow(p), layout, p.data_ptr(), place(p))
+
+
+def shadow(t: torch.Tensor) -> NDArray:
+    """An array at the addresses of a dense tensor, for questions about them; its elements are not touched."""
+    nbytes = t.numel() * t.element_size()
+    memory: Any = (ctypes.c_uint8 * nbytes).from_address(t.data_ptr()) if nbytes else b""
+    return np.frombuffer(memory, np.uint8)

@@ -1,0 +1,485 @@
+"""The class over tensors on a CUDA device, which here are torch's of the host in pinned memory: kernels reach it too.
+
+What of torch needs a GPU is faked by CuPy's, see `device`; a step has the bits of the same step on the host.
+"""
+
+import contextlib
+import os
+
+import numpy as np
+import pytest
+from processes import run
+
+torch = pytest.importorskip("torch")
+cupy = pytest.importorskip("cupy", exc_type=ImportError)
+
+from rmsprop_gpu.torch import RMSprop, arguments, bound, cuda_steps, gradients, library, rows, side  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif("VGPU_LAZY" in os.environ, reason="what torch would enqueue runs at once on the host here"),
+]
+
+
+class Device:
+    """torch's tensors in pinned memory, as if it were a device's; and what was asked of torch."""
+
+    def __init__(self):
+        self.starts, self.uploads, self.allocations, self.lost = {}, [], [], False
+
+    def empty(self, shape, dtype=torch.float32):
+        count = int(np.prod(shape, dtype=np.int64))
+        memory = cupy.cuda.alloc_pinned_memory(max(1, count * dtype.itemsize))
+        flat = torch.frombuffer(memory, dtype=torch.uint8)[: count * dtype.itemsize]
+        self.starts[memory.ptr] = memory  # never freed: no address is another's
+        self.allocations.append(count * dtype.itemsize)
+        return flat.view(dtype).view(shape)
+
+    def of(self, tensor):
+        """A copy of a tensor there, laid out as it is."""
+        if tensor is None:
+            return None
+        order = sorted(range(tensor.dim()), key=lambda i: -tensor.stride(i))
+        made = self.empty([tensor.shape[i] for i in order], tensor.dtype)
+        back = [order.index(i) for i in range(tensor.dim())]
+        return made.permute(back).copy_(tensor.detach())
+
+    def place(self, tensor):
+        return 0 if tensor.untyped_storage().data_ptr() in self.starts else None
+
+
+@pytest.fixture
+def device(monkeypatch):
+    made = Device()
+    for module in (arguments, bound, cuda_steps, gradients, rows, side):
+        monkeypatch.setattr(module, "place", made.place)
+    real = {name: getattr(torch, name) for name in ("empty", "zeros", "empty_like")}
+
+    def empty(*shape, dtype=None, device="cpu", pin_memory=False, **more):
+        if not str(device).startswith("cuda") and not pin_memory:
+            return real["empty"](*shape, dtype=dtype, device=device, **more)
+        if pin_memory:
+            made.uploads.append(shape[0])
+            return real["empty"](*shape, dtype=dtype)
+        return made.empty(shape, dtype)
+
+    def zeros(shape, dtype=None, device="cpu", **more):
+        if not str(device).startswith("cuda"):
+            return real["zeros"](shape, dtype=dtype, device=device, **more)
+        return made.empty((shape,) if isinstance(shape, int) else shape, dtype).zero_()
+
+    def empty_like(like, dtype=None, **more):
+        if made.place(like) is None:
+            return real["empty_like"](like, dtype=dtype, **more)
+        return made.of(real["empty_like"](like, dtype=dtype, memory_format=torch.preserve_format))
+
+    def new(like, shape, value, dtype, requires_grad=False):
+        if made.place(like) is None:
+            return torch.full(shape, value, dtype=dtype)
+        return made.empty(shape, dtype).fill_(value)
+
+    for name, fake in (("empty", empty), ("zeros", zeros), ("empty_like", empty_like)):
+        monkeypatch.setattr(torch, name, fake)
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda x, shape, **more: new(x, shape, 0, **more))
+    monkeypatch.setattr(torch.Tensor, "new_full", new)
+    runtime = cupy.cuda.runtime
+
+    @contextlib.contextmanager
+    def current(number):
+        with cupy.cuda.Device(number):
+            yield
+
+    for name, fake in {
+        "device": current,
+        "set_device": runtime.setDevice,
+        "current_device": runtime.getDevice,
+        "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: library.TORCH is not None and capturing(),
+        "mem_get_info": runtime.memGetInfo,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(library.Torch, "errors", (runtime.CUDARuntimeError,))
+
+    def stream(kind, number):
+        assert kind == 2  # DLPack's CUDA
+        return cupy.cuda.get_current_stream(number).ptr
+
+    monkeypatch.setattr(library, "current_stream", stream)
+    return made
+
+
+def capturing():
+    stream = cupy.cuda.get_current_stream()
+    return stream.ptr != 0 and stream.is_capturing()
+
+
+SHAPES = (7, 5), (1000,), (), (3, 0), (2, 3, 4)
+
+
+def tensors(seed, dtype=torch.float32, shapes=SHAPES):
+    made = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(shape, generator=made, dtype=torch.float64) for shape in shapes]
+    if dtype.is_complex:
+        drawn = [x + 1j * torch.randn(x.shape, generator=made, dtype=torch.float64) for x in drawn]
+    return [x.to(dtype) for x in drawn]
+
+
+class Twins:
+    """The same optimizer over tensors of the host and over those of the device."""
+
+    def __init__(self, device, given, dtype=torch.float32, groups=None):
+        self.device = device
+        self.host = [torch.nn.Parameter(x) for x in tensors(0, dtype)]
+        self.there = [torch.nn.Parameter(device.of(x)) for x in tensors(0, dtype)]
+        grouped = groups or (lambda params: params)
+        self.opts = [RMSprop(grouped(params), **given) for params in (self.host, self.there)]
+
+    def grads(self, grads):
+        for p, q, g in zip(self.host, self.there, grads, strict=True):
+            if g is not None:
+                p.grad = q.grad = None
+                p.grad_dtype = q.grad_dtype = g.dtype
+            p.grad, q.grad = g, self.device.of(g)
+        return self
+
+    def step(self):
+        for opt in self.opts:
+            opt.step()
+        cupy.cuda.get_current_stream().synchronize()
+        assert self.opts[1].why_not_fused() == {}
+        return self
+
+    def check(self):
+        for p, q in zip(self.host, self.there, strict=True):
+            same(p, q)
+            mine, its = (opt.state.get(x, {}) for opt, x in zip(self.opts, (p, q), strict=True))
+            assert mine.keys() == its.keys()
+            for name in mine:
+                same(mine[name], its[name])
+                assert name == "step" or self.device.place(its[name]) == 0
+        return self
+
+
+def same(a, b):
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    assert torch.equal(
+        a.detach().contiguous().reshape(-1).view(torch.uint8), b.detach().contiguous().reshape(-1).view(torch.uint8)
+    )
+
+
+ALL_ON = {"momentum": 0.9, "weight_decay": 0.1, "centered": True, "nesterov": True, "bias_correction": True}
+RULES = [
+    {},
+    ALL_ON,
+    {"maximize": True, "eps_in_sqrt": True, "initial_scale": 1.0, "lr_in_momentum": True, "momentum": 0.5},
+    {"decoupled_weight_decay": True, "weight_decay": 0.1, "clipvalue": 0.5},
+    {"clipnorm": 1.0},
+    {"global_clipnorm": 1.0, "skip_nonfinite": True, "bias_correction": True},
+]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64], ids=str
+)
+@pytest.mark.parametrize("given", RULES[:2], ids=["plain", "all"])
+def test_a_step_has_the_bits_of_one_on_the_host(given, dtype, device):
+    twins = Twins(device, given, dtype)
+    for seed in range(1, 4):
+        twins.grads(tensors(seed, dtype)).step().check()
+
+
+@pytest.mark.parametrize("given", RULES[2:], ids=str)
+def test_each_rule_of_ours_has_the_bits_of_the_host(given, device):
+    twins = Twins(device, given)
+    for seed in range(1, 4):
+        twins.grads(tensors(seed)).step().check()
+
+
+def test_half_gradients_none_and_odd_layouts(device):
+    twins = Twins(device, {"momentum": 0.9})
+    twins.grads(tensors(1, torch.float16)).step().check()
+    twins.grads([None, *tensors(2)[1:]]).step().check()
+    square = torch.zeros((14, 10))[::2, ::2].copy_(tensors(3)[0])
+    odd = device.empty((14, 10))[::2, ::2].copy_(square)
+    twins.grads(tensors(3))
+    twins.host[0].grad, twins.there[0].grad = square, odd
+    twins.step().check()
+
+
+def test_groups_and_schedules(device):
+    def groups(params):
+        return [{"params": params[:2]}, {"params": params[2:], "lr": 0.3, "weight_decay": 0.1}]
+
+    twins = Twins(device, {"momentum": 0.5}, groups=groups)
+    schedules = [torch.optim.lr_scheduler.StepLR(opt, 1, 0.5) for opt in twins.opts]
+    for seed in range(1, 4):
+        twins.grads(tensors(seed)).step().check()
+        for schedule in schedules:
+            schedule.step()
+    for opt in twins.opts:
+        opt.param_groups[0]["alpha"] = 0.5
+    twins.step().check()
+
+
+def test_steps_of_the_same_tensors_send_nothing_and_allocate_nothing(device):
+    twins = Twins(device, {"momentum": 0.5}).grads(tensors(1)).step().step()
+    device.uploads.clear()
+    device.allocations.clear()
+    twins.step().step()
+    assert (device.uploads, device.allocations) == ([], [])
+    twins.grads(tensors(2))
+    device.allocations.clear()
+    twins.step()
+    assert (device.uploads, device.allocations) == ([8 * len(SHAPES)], [])  # the column
+    for opt in twins.opts:
+        opt.param_groups[0]["lr"] = 0.5
+    twins.step().check()
+    assert device.uploads == [8 * len(SHAPES), 13 * 4]  # the scalars
+
+
+def test_parameters_that_moved_are_bound_again(device):
+    twins = Twins(device, {"momentum": 0.5}).grads(tensors(1)).step()
+    for p in (*twins.host, *twins.there):
+        p.data = device.of(p.data) if device.place(p) == 0 else p.data.clone()
+    twins.step().check()
+
+
+def test_a_skipped_step_changes_nothing_and_counts_nothing(device):
+    twins = Twins(device, {"skip_nonfinite": True, "momentum": 0.5}).grads(tensors(1)).step().check()
+    bad = tensors(2)
+    bad[1][3] = float("nan")
+    twins.grads(bad).step().check()
+    twins.grads(tensors(3)).step().check()
+    counts = [twins.opts[1].state[p]["step"] for p in twins.there]
+    assert [float(x) for x in counts] == [2.0] * len(SHAPES)
+    assert all(device.place(x) == 0 for x in counts)  # only the device knows what it skipped
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_what_grad_scaler_tells_goes_into_the_pass(found, device):
+    twins = Twins(device, {"fused": True})
+    twins.grads(tensors(1)).step()
+    assert all(opt._step_supports_amp_scaling for opt in twins.opts)
+    for opt, make in zip(twins.opts, (torch.tensor, lambda x: device.of(torch.tensor(x))), strict=True):
+        opt.grad_scale, opt.found_inf = make(1024.0), make(found)
+    twins.grads(tensors(2)).step().check()
+    assert float(twins.opts[1].state[twins.there[0]]["step"]) == 2 - found
+    twins.opts[1].found_inf = device.of(torch.zeros((), dtype=torch.float64))
+    with pytest.raises(
+        RuntimeError, match=r"found_inf is a tensor of torch\.float64 .*; wanted one float32 on the one"
+    ):
+        twins.opts[1].step()
+
+
+def test_counters_go_where_they_belong(device):
+    """A state of the host is taken on, and one that was counted on the device goes back."""
+    p = torch.nn.Parameter(device.of(torch.ones(3)))
+    p.grad = device.of(torch.ones(3))
+    opt = RMSprop([p])
+    opt.step()
+    assert device.place(opt.state[p]["step"]) is None
+    opt.param_groups[0]["capturable"] = True
+    with (
+        pytest.warns(UserWarning, match="capturable=True")
+        if torch.accelerator.is_available()
+        else contextlib.nullcontext()
+    ):
+        opt.step()
+    assert device.place(opt.state[p]["step"]) == 0
+    assert float(opt.state[p]["step"]) == 2
+    opt.param_groups[0]["capturable"] = False
+    opt.step()
+    assert device.place(opt.state[p]["step"]) is None
+    assert float(opt.state[p]["step"]) == 3
+
+
+def test_host_and_device_in_one_step(device):
+    here, there = (torch.nn.Parameter(x) for x in (torch.ones(5), device.of(torch.ones(5))))
+    opt = RMSprop([here, there], bias_correction=True)
+    for x in (here, there):
+        x.grad = torch.full((5,), 0.5) if x is here else device.of(torch.full((5,), 0.5))
+    opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+    same(here, there)
+    assert opt.why_not_fused() == {}
+
+
+def test_a_rate_on_the_device_stays_there(device):
+    given = {"weight_decay": 0.5, "decoupled_weight_decay": True, "momentum": 0.5}
+    lr = device.of(torch.tensor(0.25))
+    host, there = (torch.nn.Parameter(x) for x in (torch.ones(5), device.of(torch.ones(5))))
+    mine, its = RMSprop([host], lr=0.25, **given), RMSprop([there], lr=lr, capturable=True, **given)
+    host.grad, there.grad = torch.full((5,), 0.5), device.of(torch.full((5,), 0.5))
+    for rate in (0.25, 0.125, 0.5):
+        mine.param_groups[0]["lr"] = rate
+        lr.fill_(rate)  # a power of two: its product with the decay is exact
+        mine.step()
+        its.step()
+        cupy.cuda.get_current_stream().synchronize()
+        same(host, there)
+    its.param_groups[0]["lr"] = device.of(torch.tensor(1.0))
+    mine.param_groups[0]["lr"] = 1.0
+    mine.step()
+    its.step()
+    cupy.cuda.get_current_stream().synchronize()
+    same(host, there)
+
+
+class Captured:
+    """An optimizer that may be captured, with a learning rate on the device, and a stream of its own."""
+
+    def __init__(self, device):
+        self.lr = device.of(torch.tensor(0.25))
+        self.params = [torch.nn.Parameter(device.of(x)) for x in tensors(0)]
+        self.opt = RMSprop(self.params, lr=self.lr, momentum=0.5, capturable=True)
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.device = device
+        self.take(tensors(1))
+
+    def take(self, grads):
+        for p, g in zip(self.params, grads, strict=True):
+            p.grad = self.device.of(g)
+
+    def capture(self):
+        with self.stream:
+            self.stream.begin_capture()
+            try:
+                self.opt.step()
+            finally:
+                graph = self.stream.end_capture()
+        return graph
+
+    def refused(self, match):
+        with pytest.raises(RuntimeError, match=match), contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+            self.capture()
+
+
+def test_a_captured_step_is_replayed(device):
+    it, eager = Captured(device), Captured(device)
+    for one in (it, eager):
+        with one.stream:
+            one.opt.step()
+        one.stream.synchronize()
+    graph = it.capture()
+    it.opt.zero_grad()  # the graph holds what it reads
+    it.take(tensors(2))
+    with it.stream:
+        it.opt.step()  # other gradients, beside the graph
+        graph.launch(it.stream)
+    it.stream.synchronize()
+    it.opt.param_groups[0]["alpha"] = 0.5  # bound anew: the tables of the graph live on
+    it.opt._step()
+    with it.stream:
+        graph.launch(it.stream)
+    it.stream.synchronize()
+    for grads, alpha in ((2, 0.99), (1, 0.99), (2, 0.5), (1, 0.99)):
+        eager.take(tensors(grads))
+        eager.opt.param_groups[0]["alpha"] = alpha
+        eager.opt.step()
+        cupy.cuda.get_current_stream().synchronize()
+    for p, q in zip(it.params, eager.params, strict=True):
+        same(p, q)
+
+
+def test_what_a_graph_could_not_keep_is_refused(device):
+    it = Captured(device)
+    kept = [p.detach().clone() for p in it.params]
+    it.refused("its tensors are not those of a step before; take the same step once before the capture")
+    it.opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+    kept = [p.detach().clone() for p in it.params]
+    it.take(tensors(2))
+    it.refused("the addresses of its gradients")
+    it.take(tensors(1))
+    it.opt.step()
+    it.opt.param_groups[0]["lr"] = 0.5
+    it.refused("its numbers are others than those of the last step")
+    it.opt.param_groups[0]["lr"] = it.lr
+    cupy.cuda.get_current_stream().synchronize()
+    assert not all(map(torch.equal, it.params, kept))
+    assert it.capture()
+
+
+def test_without_the_compiler_it_is_torchs_step(device, monkeypatch):
+    p = torch.nn.Parameter(device.of(torch.ones(3)))
+    p.grad = device.of(torch.ones(3))
+    twin = torch.nn.Parameter(torch.ones(3))
+    twin.grad = torch.ones(3)
+    monkeypatch.setattr(library, "compiler_missing", lambda: "numba-cuda is not installed; install the extra cuda13")
+    opt = RMSprop([p])
+    opt.step()
+    torch.optim.RMSprop([twin]).step()
+    same(p, twin)
+    (why,) = opt.why_not_fused().values()
+    assert why == "numba-cuda is not installed; install the extra cuda13"
+    with pytest.raises(RuntimeError, match=r"`fused=True` requires .* numba-cuda is not installed"):
+        RMSprop([p], fused=True).step()
+    monkeypatch.undo()
+    assert "ROCm 6.4" in rocm(monkeypatch)
+
+
+def rocm(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    return library.why_no_kernels(0)
+
+
+def test_what_is_decided_for_a_step_as_a_whole_wants_one_device(device):
+    here, there = (torch.nn.Parameter(x) for x in (torch.ones(5), device.of(torch.ones(5))))
+    here.grad, there.grad = torch.ones(5), device.of(torch.ones(5))
+    opt = RMSprop([here, there], global_clipnorm=1.0)
+    with pytest.raises(ValueError, match=r"global_clipnorm is 1\.0 and the parameters lie on devices"):
+        opt.step()
+    assert not opt.state
+
+
+def test_a_launch_that_fails_is_one_error(device, monkeypatch):
+    twins = Twins(device, {"bias_correction": True}).grads(tensors(1)).step()
+    opt = twins.opts[1]
+    (one,) = opt._bound._sides
+    (plan,) = one.plans.values()
+
+    def fail():
+        raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED")
+
+    fail.kernel = "update_kernel"
+    kept = [p.detach().clone() for p in twins.there]
+    plan.steps._calls[-1] = fail
+    with pytest.raises(RuntimeError, match=r"did not launch update_kernel.*1 of the step's 2 launches were made"):
+        opt.step()
+    with pytest.raises(RuntimeError, match="between two steps"):
+        opt.step()
+    assert all(map(torch.equal, twins.there, kept))
+    opt.load_state_dict(twins.opts[0].state_dict())  # it says so
+    for state in opt.state.values():  # where torch would have put it
+        state.update({name: device.of(x) for name, x in state.items() if name != "step"})
+    twins.step().check()
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_torch_is_asked_for_memory_and_for_copies(size, device):
+    """The maker of torch's: pinned memory is taken anew for each copy, and may be taken again when that is made."""
+    torchs = library.TORCH
+    block = torchs.zeros(8 * size)
+    assert block.owner.tolist() == [0] * 8 * size
+    source = np.arange(size)
+    if size:
+        torchs.upload(torchs.empty(8 * size), source, None)
+        torchs.upload(block, source, None)
+        assert device.uploads == [8 * size] * 2
+        source[:] = 0
+        assert block.owner.view(torch.int64).tolist() == list(range(size))
+        assert block.address == block.owner.data_ptr()
+    assert torchs.knows(block)
+    assert not torchs.fails()
+
+
+def test_cupy_is_not_needed():
+    """Steps over tensors on devices import numba-cuda's target, and no CuPy."""
+    run(
+        "import sys\n"
+        "sys.modules['cupy'] = None\n"
+        "import rmsprop_gpu.torch.cuda_steps\n"
+        "from rmsprop_gpu.torch import library\n"
+        "assert library.compiler_missing() is None\n"
+    )
