@@ -4,7 +4,9 @@ What of torch needs a GPU is faked by CuPy's, see `device`; a step has the bits 
 """
 
 import contextlib
+import gc
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -368,8 +370,12 @@ def test_a_captured_step_is_replayed(device):
         it.opt.step()  # other gradients, beside the graph
         graph.launch(it.stream)
     it.stream.synchronize()
+    held = weakref.ref(it.opt._bound)
     it.opt.param_groups[0]["alpha"] = 0.5  # bound anew: the tables of the graph live on
     it.opt._step()
+    assert held() is not it.opt._bound
+    gc.collect()
+    assert held() is not None
     with it.stream:
         graph.launch(it.stream)
     it.stream.synchronize()
@@ -444,9 +450,10 @@ def test_a_launch_that_fails_is_one_error(device, monkeypatch):
 
     fail.kernel = "update_kernel"
     kept = [p.detach().clone() for p in twins.there]
-    plan.steps._calls[-1] = fail
+    launch, plan.steps._calls[-1] = plan.steps._calls[-1], fail
     with pytest.raises(RuntimeError, match=r"did not launch update_kernel.*1 of the step's 2 launches were made"):
         opt.step()
+    plan.steps._calls[-1] = launch
     with pytest.raises(RuntimeError, match="between two steps"):
         opt.step()
     assert all(map(torch.equal, twins.there, kept))
