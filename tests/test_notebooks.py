@@ -11,7 +11,10 @@ NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'`(=])(?:file://|~)?/[\w.-]+/|(?:^|[\s"'`(=])[A-Z]:\\""", re.MULTILINE)
 
 # What a reader may import too; the second notebook trains as the demo does, with every preset there is.
-PUBLIC = {f"rmsprop_gpu{name}" for name in ("", ".profiling", ".demo.figures", ".demo.train", ".conventions.presets")}
+PUBLIC = {
+    f"rmsprop_gpu{name}"
+    for name in ("", ".profiling", ".demo.figures", ".demo.train", ".conventions.presets", ".torch")
+}
 
 
 def read(path):
@@ -51,7 +54,7 @@ def faults_of_code(text):
 
 
 def test_there_are_notebooks():
-    assert {"01_quickstart", "02_why_rmsprop"} <= {path.stem for path in NOTEBOOKS}
+    assert {"01_quickstart", "02_why_rmsprop", "04_in_torch"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
