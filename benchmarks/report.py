@@ -64,7 +64,11 @@ def measured(result: dict[str, Any]) -> list[str]:
         lines += scaling(workload, result["threads"])
     wishes = bars(result)
     if wishes:
-        lines += ["## What the project wants", "", *table(("workload", "against", "wanted", "got", "met"), wishes)]
+        lines += [
+            "## What the project wants",
+            "",
+            *table(("workload", "of", "against", "wanted", "got", "met"), wishes),
+        ]
     return lines
 
 
@@ -218,9 +222,10 @@ def bars(result: dict[str, Any]) -> list[Cells]:
     if result.get("device", {}).get("kind", "cpu") != "cpu":
         return []
     return [
-        (f"`{name}`", " or ".join(bar.peers) or "the clock", *verdict(bar, workload["results"]))
+        (f"`{name}`", bar.who, " or ".join(bar.peers) or "the clock", *verdict(bar, workload["results"]))
         for name, workload in result["workloads"].items()
         for bar in (WORKLOADS[name].bars if name in WORKLOADS else ())
+        if bar.who in workload["results"]
     ]
 
 
@@ -228,15 +233,15 @@ def verdict(bar: Bar, results: Rows) -> tuple[str, str, str]:
     """The cells "wanted", "got" and "met" of a bar."""
     rows_there = timed(results)
     peers = [peer for peer in bar.peers if peer in rows_there]
-    if OURS not in rows_there or (bar.peers and not peers):
+    if bar.who not in rows_there or (bar.peers and not peers):
         return wanted(bar), "not measured", ""
     if not bar.peers:
-        seconds = rows_there[OURS]["seconds"]["median"]
+        seconds = rows_there[bar.who]["seconds"]["median"]
         return wanted(bar), duration(seconds), yes_or_no(seconds < (bar.at_most or 0.0))
     if bar.at_least:  # the fastest peer counts
-        got = min(rows_there[peer]["ratio_to"][OURS]["median"] for peer in peers)
+        got = min(rows_there[peer]["ratio_to"][bar.who]["median"] for peer in peers)
         return wanted(bar), f"{digits(got)} x", yes_or_no(got >= bar.at_least)
-    got = max(rows_there[OURS]["ratio_to"][peer]["median"] for peer in peers)
+    got = max(rows_there[bar.who]["ratio_to"][peer]["median"] for peer in peers)
     return wanted(bar), f"{digits(got)} x", yes_or_no(got <= (bar.at_most or 0.0))
 
 

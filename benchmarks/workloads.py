@@ -28,11 +28,12 @@ ESSENTIAL = (OURS, AGAIN, DROP_IN, "cupy fuse", "cupy elementwise", *TORCH, FUSE
 
 @dataclass(frozen=True)
 class Bar:
-    """A wish about rmsprop_gpu on a CPU: so many times the time of the fastest of `peers`, or so many seconds."""
+    """A wish about one of ours on a CPU: so many times the time of the fastest of `peers`, or so many seconds."""
 
     peers: tuple[str, ...] = ()
     at_most: float | None = None  # our time / the peer's, or seconds where there are no peers
     at_least: float | None = None  # the peer's time / ours
+    who: str = OURS
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Workload:
         return 4 * (3 + looks + 2 * buffers)
 
 
+def in_torch(at_least: float) -> tuple[Bar, Bar]:
+    """The wishes about the class for torch: so many times as fast as torch's, and hardly slower than its fused one."""
+    return Bar(TORCH, at_least=at_least, who=DROP_IN), Bar((FUSED,), at_most=1.1, who=DROP_IN)
+
+
 def one_tensor(millions: int, **more: Any) -> Workload:
     """One tensor of so many million elements."""
     title = f"One tensor of {millions} M elements"
@@ -76,7 +82,10 @@ def model(name: str, title: str, **more: Any) -> Workload:
 
 
 RESNET50 = model(
-    "resnet50", "ResNet-50", contenders=None, bars=(Bar(TORCH, at_least=2.8), Bar((C_OPENMP,), at_most=1.1))
+    "resnet50",
+    "ResNet-50",
+    contenders=None,
+    bars=(Bar(TORCH, at_least=2.8), Bar((C_OPENMP,), at_most=1.1), *in_torch(2)),
 )
 
 TORCHS_SWITCHES = {"momentum": 0.9, "centered": True, "weight_decay": 0.01, "maximize": True}
@@ -103,10 +112,11 @@ WORKLOADS = {
                 Bar((OPTAX,), at_least=1.8),
                 Bar((FUSED,), at_least=1),
                 Bar((C_OPENMP,), at_most=1 / 0.95),
+                *in_torch(5),
             ),
         ),
         one_tensor(100),
-        model("dqn", "DQN (Mnih et al. 2015)"),
+        model("dqn", "DQN (Mnih et al. 2015)", bars=in_torch(3)),
         model("mobilenet-v2", "MobileNetV2"),
         model("efficientnet-b0", "EfficientNet-B0"),
         model("inception-v3", "Inception-v3 with its auxiliary head"),
@@ -114,14 +124,18 @@ WORKLOADS = {
         model("vit-b16", "ViT-B/16"),
         model("gpt2", "GPT-2"),
         Workload(
-            "many-300", "300 tensors of 256 elements", ((256,),) * 300, (Bar(TORCH, at_least=20),), contenders=None
+            "many-300",
+            "300 tensors of 256 elements",
+            ((256,),) * 300,
+            (Bar(TORCH, at_least=20), *in_torch(8)),
+            contenders=None,
         ),
         Workload("many-3000", "3,000 tensors of 256 elements", ((256,),) * 3000),
         Workload(
             "one-1000",
             "One tensor of 1,000 elements",
             ((1000,),),
-            (Bar(TORCH, at_least=8), Bar(at_most=10e-6)),
+            (Bar(TORCH, at_least=8), Bar(at_most=10e-6), *in_torch(1.5)),
             contenders=None,
         ),
         Workload(

@@ -21,7 +21,7 @@ from benchmarks import check, machine, measure, readme, worker
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders_base import Running
 from benchmarks.report import digits, markdown
-from benchmarks.workloads import SHAPES, WORKLOADS
+from benchmarks.workloads import DROP_IN, FUSED, SHAPES, WORKLOADS
 
 OURS = "rmsprop_gpu"
 TENSORS_AND_ELEMENTS = {  # as the models' pages and papers count them
@@ -93,6 +93,10 @@ def result_of(workload, times, **left_out):
     ours = times[OURS]
     results = {name: row(seconds, ours) for name, seconds in times.items()}
     results[OURS]["ratio_to"] = {name: {"median": ours / seconds} for name, seconds in times.items() if name != OURS}
+    for name, seconds in times.items() if DROP_IN in times else ():
+        results[name]["ratio_to"][DROP_IN] = {"median": seconds / times[DROP_IN]}
+        if name != OURS:
+            results[DROP_IN]["ratio_to"][name] = {"median": times[DROP_IN] / seconds}
     results |= {name: {"left_out": reason} for name, reason in left_out.items()}
     return {
         "name": "made-up",
@@ -172,8 +176,17 @@ def test_noise_is_held_against_the_smallest_difference():
 def test_a_bar_that_is_missed_is_bold(torch, met):
     page = markdown(result_of("resnet50", {**TIMES, "torch foreach": torch}))
     got = f"{torch / TIMES[OURS]:.3g} x"
-    assert f"| `resnet50` | torch foreach or torch for-loop | at least 2.8 x as fast | {got} | {met} |" in page
-    assert "| `resnet50` | c openmp | at most 1.1 x its time | 1.11 x | **no** |" in page
+    assert f"| `resnet50` | {OURS} | torch foreach or torch for-loop | at least 2.8 x as fast | {got} | {met} |" in page
+    assert f"| `resnet50` | {OURS} | c openmp | at most 1.1 x its time | 1.11 x | **no** |" in page
+    assert f"| {DROP_IN} |" not in page  # it was not asked
+
+
+@pytest.mark.parametrize(("ours", "faster", "slower"), [(0.01, "yes", "yes"), (0.02, "**no**", "**no**")])
+def test_the_class_for_torch_has_bars_of_its_own(ours, faster, slower):
+    page = markdown(result_of("resnet50", {OURS: 0.01, DROP_IN: ours, "torch foreach": 0.03, FUSED: 0.01}))
+    start, faster_by, of_its_time = f"| `resnet50` | {DROP_IN} |", f"{0.03 / ours:.3g} x", f"{ours / 0.01:.3g} x"
+    assert f"{start} torch foreach or torch for-loop | at least 2 x as fast | {faster_by} | {faster} |" in page
+    assert f"{start} torch fused adagrad | at most 1.1 x its time | {of_its_time} | {slower} |" in page
 
 
 def test_wishes_are_not_held_against_a_gpu():
