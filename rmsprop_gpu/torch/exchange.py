@@ -378,36 +378,42 @@ class Reader:
 def _make_count(T: Any) -> Any:
     """``count(counters, column, rows)``: one more in the T at each of these addresses whose row has a gradient.
 
-    An address of 0 is no counter.
+    An address of 0 is no counter. Returns how many rows have a gradient.
     """
     load, store = memory(T, HOST)
     one = T(1)
 
-    @njit(types.void(types.int64, types.int64, types.int64))
+    @njit(types.int64(types.int64, types.int64, types.int64))
     @unique
     def count(counters, column, rows):  # type: ignore[no-untyped-def]
+        counted = 0
         for i in range(rows):
-            counter = _load(counters, i)
-            if counter != 0 and _load(column, i) != 0:
-                store(counter, 0, load(counter, 0) + one)
+            if _load(column, i) != 0:
+                counted += 1
+                counter = _load(counters, i)
+                if counter != 0:
+                    store(counter, 0, load(counter, 0) + one)
+        return counted
 
     return count
 
 
-def counter(steps: Sequence[torch.Tensor | None], column: NDArray) -> Callable[[], None]:
+def counter(steps: Sequence[torch.Tensor | None], column: NDArray) -> Callable[[], int]:
     """Count a step: one more in each of these float32 or float64 scalars in host memory whose row has a gradient.
 
     They are written where they are now: `Reader.bind` tells whether they still are, if they are a column of its states.
-    A row with None has none here.
+    A row with None has none here. The call returns how many rows have a gradient.
     """
     kinds = []
     for theirs, T in ((torch.float32, np.float32), (torch.float64, np.float64)):
         addresses = np.array([x.data_ptr() if x is not None and x.dtype == theirs else 0 for x in steps], np.int64)
-        if addresses.any():
-            kinds.append((entry(_make_count, T), addresses, (addresses.ctypes.data, column.ctypes.data, len(column))))
+        kinds.append((entry(_make_count, T), addresses, (addresses.ctypes.data, column.ctypes.data, len(column))))
+    kinds = [kind for kind in kinds if kind[1].any()] or kinds[:1]
 
-    def count() -> None:
+    def count() -> int:
+        counted = 0
         for add, _, arguments in kinds:
-            add(*arguments)
+            counted = add(*arguments)
+        return counted
 
     return count

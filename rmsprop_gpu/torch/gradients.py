@@ -104,10 +104,9 @@ class Gradients:
 
     def count(self) -> None:
         """What a step that was not skipped leaves with torch."""
-        for part in self._parts:
-            part.count()
+        counted = sum([part.count() for part in self._parts])
         # Autograd is to refuse a saved tensor that is not what it was.
-        updated = (
-            self._params if self.column.all() else [p for p, x in zip(self._params, self.column, strict=True) if x]
-        )
+        updated = self._params
+        if counted < len(updated):
+            updated = [p for p, x in zip(updated, self.column, strict=True) if x]
         torch.autograd.graph.increment_version(updated)

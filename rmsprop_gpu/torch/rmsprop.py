@@ -215,15 +215,15 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         if is_traced():
             theirs.step(self, lambda p: True, lambda p: "the step is traced")
             return loss
-        with torch.no_grad():
-            self._step()
+        self._step()
         return loss
 
     def _step(self) -> None:
         for _ in range(3):  # what another thread changes meanwhile may have to be bound again
             if self._bound is None or not self._bound.fits(self):
                 self._unbind()
-                self._bound = Bound(self)
+                with torch.no_grad():
+                    self._bound = Bound(self)
             with suppress(Changed):
                 self._bound.run(self)
                 return
