@@ -26,7 +26,7 @@ def record_of(x, grad_dtype):
 
 @pytest.fixture
 def cupys():
-    """CuPy's arrays as a `Library`, by a table of one function that is made here."""
+    """CuPy's arrays as a `Library`, by a table of one function that is made here, and lives until the test ends."""
     held = []
 
     @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(exchange.DLTensor))
@@ -37,9 +37,8 @@ def cupys():
         made[0] = exchange.DLTensor(*words)
         return 0
 
-    held.append(export)
     address = ctypes.cast(export, ctypes.c_void_p).value
-    return exchange.Library(cupy.ndarray, address, record_of, lambda _: False)
+    yield exchange.Library(cupy.ndarray, address, record_of, lambda _: False)
 
 
 class Checked:
