@@ -8,34 +8,51 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plots import counts
-from benchmarks.report import bars, conditions, duration, is_faster, noise, short_ratio, speeds, table, timed, to_ours
+from benchmarks.report import (
+    bars,
+    conditions,
+    digits,
+    duration,
+    is_faster,
+    noise,
+    short_ratio,
+    speeds,
+    table,
+    timed,
+    to_ours,
+)
 from benchmarks.startup import startup_lines
-from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, FUSED, OPTAX, OURS, TORCH
+from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, DROP_IN, FUSED, OPTAX, OURS, TORCH
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # of the rivals; all of them stand in the page of results
-MARKS = "<!-- figures of benchmarks/results/cpu.json -->", "<!-- end of figures -->"
+END = "<!-- end of figures -->"
 
 
 def main() -> None:
     """Write both."""
-    result = json.loads((RESULTS / "cpu.json").read_text())
-    for file, lines in sections(result).items():
-        text = file.read_text()
-        file.write_text(replaced(text, lines))
+    for file, name, lines in sections():
+        file.write_text(replaced(file.read_text(), name, lines))
 
 
-def sections(result: dict[str, Any]) -> dict[Path, list[str]]:
-    """What stands between the marks of each README."""
-    return {ROOT / "README.md": of_the_project(result), ROOT / "benchmarks" / "README.md": of_the_benchmarks(result)}
+def sections() -> list[tuple[Path, str, list[str]]]:
+    """What stands in each README between the marks of a committed result."""
+    cpu, in_torch = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("cpu", "cpu-in-torch"))
+    project, benchmarks = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+    return [
+        (project, "cpu", of_the_project(cpu)),
+        (project, "cpu-in-torch", of_the_class_for_torch(in_torch)),
+        (benchmarks, "cpu", of_the_benchmarks(cpu)),
+        (benchmarks, "cpu-in-torch", wishes(in_torch, DROP_IN)),
+    ]
 
 
-def replaced(text: str, lines: list[str]) -> str:
-    """The text with other lines between the marks."""
-    first, last = MARKS
-    pattern = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.DOTALL)
-    made, count = pattern.subn(lambda _: "\n".join([first, *lines, last]), text)
+def replaced(text: str, name: str, lines: list[str]) -> str:
+    """The text with other lines between the marks of this result."""
+    first = f"<!-- figures of benchmarks/results/{name}.json -->"
+    pattern = re.compile(f"{re.escape(first)}.*?{re.escape(END)}", re.DOTALL)
+    made, count = pattern.subn(lambda _: "\n".join([first, *lines, END]), text)
     if count != 1:
         raise ValueError(f"{first} stands {count} times in a README; wanted once")
     return made
@@ -83,18 +100,40 @@ def losses(result: dict[str, Any]) -> list[str]:
     return ["Faster than ours: " + "; ".join(f"{name} on {', '.join(where)}" for name, where in found.items()) + "."]
 
 
+def of_the_class_for_torch(result: dict[str, Any]) -> list[str]:
+    """A table of its times, and how many times as long torch's take."""
+    shown = (*TORCH, FUSED, OURS)
+    body = []
+    for name, one in result["workloads"].items():
+        rows = timed(one["results"])
+        ratios = (digits(rows[x]["ratio_to"][DROP_IN]["median"]) if x in rows else "" for x in shown)
+        body.append((f"{name}: {counts(one)}", duration(rows[DROP_IN]["seconds"]["median"]), *ratios))
+    return [
+        *table(("a step, float32, on the CPU", DROP_IN, *shown), body),
+        "",
+        f"In the columns of others: their time divided by that of {DROP_IN}. {FUSED} is another rule over the same "
+        f"streams, {OURS} is over NumPy arrays. All of it: [`cpu-in-torch.md`](benchmarks/results/cpu-in-torch.md).",
+        "",
+        *conditions(result),
+    ]
+
+
 def of_the_benchmarks(result: dict[str, Any]) -> list[str]:
     """What the project wants of itself, and what came out."""
-    head = ("workload", "against", "wanted", "got", "met")
     return [
         "The whole of the last run: [results/cpu.md](results/cpu.md). What the project wants of it:",
         "",
-        *table(head, bars(result)),
+        *wishes(result, OURS),
         "",
         "![GB/s by the size of one tensor](results/cpu-sizes.png)",
         "",
         "![GB/s by threads](results/cpu-scaling.png)",
     ]
+
+
+def wishes(result: dict[str, Any], who: str) -> list[str]:
+    """What is wanted of one of ours."""
+    return table(("workload", "of", "against", "wanted", "got", "met"), [row for row in bars(result) if row[1] == who])
 
 
 if __name__ == "__main__":

@@ -409,8 +409,8 @@ def test_a_rehearsal_checks_and_times_nothing(device, rival):
 @pytest.mark.parametrize("file", ["README.md", "benchmarks/README.md"])
 def test_readmes_show_the_committed_results(file):
     pytest.importorskip("matplotlib")
-    sections = readme.sections(json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text()))
     text = (ROOT / file).read_text()
-    assert readme.replaced(text, sections[ROOT / file]) == text
+    for where, name, lines in readme.sections():
+        assert where != ROOT / file or readme.replaced(text, name, lines) == text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (ROOT / file).parent.joinpath(picture).exists()

@@ -39,6 +39,7 @@ def cupys():
 
     address = ctypes.cast(export, ctypes.c_void_p).value
     yield exchange.Library(cupy.ndarray, address, record_of, lambda _: False)
+    held.clear()
 
 
 class Checked:
