@@ -1,4 +1,4 @@
-"""The command ``rmsprop-gpu``: ``info`` says what works here, ``cache`` keeps kernels, ``demo`` trains a network."""
+"""The command ``rmsprop-gpu``: ``info``, what works here; ``cache``, kept kernels; ``inspect``, a file; ``demo``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numba
 import numpy as np
@@ -19,6 +19,7 @@ from .arrays.selector import cuda_versions
 from .demo.command import BAD_USE, FAILED, INTERRUPTED, OK, RefusedError, add_demo
 from .extras import MissingExtraError
 from .kernels import disk
+from .state import checkpoint
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,6 +62,10 @@ def make_parser() -> Parser:
     cache = commands.add_parser("cache", help=text, description=f"{text}.", allow_abbrev=False)
     cache.add_argument("--clear", action="store_true", help="delete them; they are compiled again when they are needed")
     cache.set_defaults(run=run_cache)
+    text = "what is in a checkpoint that opt.save wrote"
+    look = commands.add_parser("inspect", help=text, description=f"{text}; no array is read.", allow_abbrev=False)
+    look.add_argument("file", metavar="FILE")
+    look.set_defaults(run=inspect)
     add_demo(commands)
     return parser
 
@@ -146,3 +151,50 @@ def can_be_written(directory: Path) -> bool:
 def mebibytes(size: int) -> str:
     """Bytes as people read them."""
     return f"{size / 2**20:.1f} MiB"
+
+
+# inspect
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Tables of what is in a checkpoint."""
+    try:
+        with checkpoint.opened(options.file) as saved:
+            print("\n".join(described(saved)))
+    except checkpoint.CheckpointError as error:
+        raise RefusedError(str(error), FAILED) from None
+    return OK
+
+
+def described(saved: Mapping[str, Any]) -> list[str]:
+    """The lines of a state dict whose arrays are in a file."""
+    arrays = [
+        (shown(f"{key}/{name}"), str(x.dtype), str(x.shape), f"{x.nbytes:,}")
+        for key, buffers in saved["state"].items()
+        for name, x in buffers.items()
+    ]
+    total = sum(x.nbytes for buffers in saved["state"].values() for x in buffers.values())
+    lines = [
+        f"{shown(saved['optimizer'])}, version {saved['version']}",
+        f"{saved['steps']} steps, {saved['skipped_steps']} of them skipped",
+        f"{len(arrays)} arrays of {len(saved['state'])} parameters, {mebibytes(total)}",
+    ]
+    groups = saved["param_groups"] if isinstance(saved["param_groups"], list) else []
+    for i, group in enumerate(groups):
+        entries = group if isinstance(group, dict) else {}
+        names = entries.get("params", [])
+        lines += ["", f"group {i}: {len(names) if isinstance(names, list) else shown(names)} parameters"]
+        lines += aligned([(f"  {shown(name)}", shown(x)) for name, x in entries.items() if name != "params"])
+    return [*lines, "", *aligned([("array", "dtype", "shape", "bytes"), *arrays])]
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The rows of a table, its columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def shown(x: object) -> str:
+    """A value on one line, as it is written; nothing in it speaks to the terminal."""
+    text = x if isinstance(x, str) else repr(x)
+    return text if text.isprintable() else ascii(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from threading import get_ident
 
-HELD_IN = {"step", "_load"}  # the functions that have a turn, in a local variable `token`
+HELD_IN = {"step", "_load", "save"}  # the functions that have a turn, in a local variable `token`
 
 
 class Turn(dict[int, object]):
@@ -24,6 +24,15 @@ class Turn(dict[int, object]):
         if before is not None and _is_held(before):
             raise RuntimeError(self._refusal(what))
         self[0] = token
+
+    def share(self, token: object, what: str) -> None:
+        """As `take_over`, for what only reads: within a step of this very thread, whose handler we are, it is well."""
+        before = self.get(0)
+        holder = None if before is None else _holder(before)
+        if holder is None:
+            self[0] = token
+        elif holder != get_ident():
+            raise RuntimeError(self._refusal(what))
 
     def refuse(self, what: str) -> None:
         """Refuse an assignment while a step runs, but for one by the step's own schedule."""
@@ -45,10 +54,15 @@ class Turn(dict[int, object]):
 
 def _is_held(token: object) -> bool:
     """Does any thread stand in the function whose token it is?"""
-    for innermost in sys._current_frames().values():
+    return _holder(token) is not None
+
+
+def _holder(token: object) -> int | None:
+    """The thread that stands in the function whose token it is; None where none does."""
+    for thread, innermost in sys._current_frames().items():
         frame = innermost
         while frame is not None:
             if frame.f_code.co_name in HELD_IN and frame.f_locals.get("token") is token:
-                return True
+                return thread
             frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return None

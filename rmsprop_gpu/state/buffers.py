@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from ..arrays.checks import Problems, Tensor, quoted
 from ..arrays.layout import Array, Layout
 from ..kernels.table import BUFFERS
 from ..steps.host import allocate, touch
+from .checkpoint import Entry
 from .kinds import layout_of
+from .pieces import Stored
 from .saved import check_entry
 
 if TYPE_CHECKING:
@@ -119,6 +122,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                 }
         return copies
 
+    def entries(self) -> list[Entry]:
+        """The arrays themselves, by their names in files."""
+        return [
+            Entry(f"{tensor.key}/{name}", buffer, partial(self._at, i))
+            for i, tensor in enumerate(self._tensors)
+            for name, buffer in self.buffers[i].items()
+        ]
+
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
         """What `saved` holds for each of our parameters, validated; `names` is what each must have."""
         found: dict[int, dict[str, Array]] = {}
@@ -144,7 +155,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         return found
 
     def load(self, found: Mapping[int, Mapping[str, Array]], *, fresh: bool) -> None:
-        """Copy what `check` returned into the buffers where they lie; a buffer of ours that it lacks starts anew.
+        """Copy what `check` returned, or read it, into the buffers where they lie; one that it lacks starts anew.
 
         `fresh` says that no step has been taken yet, and so no page of them was written to where it should lie.
         """
@@ -155,7 +166,11 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         for i, entry in found.items():
             with self._at(i):
                 for name, buffer in self.buffers[i].items():
-                    buffer[...] = entry.get(name, self._tensors[i].view if name == "ema" else 0)
+                    source = entry.get(name, self._tensors[i].view if name == "ema" else 0)
+                    if isinstance(source, Stored):
+                        source.read_into(buffer)
+                    else:
+                        buffer[...] = source
 
 
 class Averages(Mapping[str, Array]):

@@ -33,8 +33,15 @@ def flattened(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     >>> json.loads(flat["rmsprop_gpu"])["param_groups"][0]["clipnorm"]
     0.5
     """
+    text = as_json({name: x for name, x in state_dict.items() if name != "state"})
+    arrays = {f"{key}/{name}": x for key, buffers in state_dict["state"].items() for name, x in buffers.items()}
+    return {HEADER: text, **arrays}
+
+
+def as_json(frame: Mapping[str, Any]) -> str:
+    """What a state dict has beside its arrays, as text; a TypeError names every key of a group that cannot be one."""
     problems = Problems()
-    for i, group in enumerate(state_dict["param_groups"]):
+    for i, group in enumerate(frame["param_groups"]):
         for name, value in group.items():
             try:
                 json.dumps(value, default=_number)
@@ -42,9 +49,7 @@ def flattened(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 found = f"param_groups[{i}][{quoted(name)}] is {a(type(value))}"
                 problems.add(TypeError, f"{found}, which is no JSON ({error}); wanted numbers, texts, lists, mappings")
     problems.raise_any()
-    text = json.dumps({name: x for name, x in state_dict.items() if name != "state"}, default=_number)
-    arrays = {f"{key}/{name}": x for key, buffers in state_dict["state"].items() for name, x in buffers.items()}
-    return {HEADER: text, **arrays}
+    return json.dumps(frame, default=_number)
 
 
 def _number(x: object) -> bool | int | float:

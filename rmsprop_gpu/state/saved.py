@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ..arrays.selector import kind_of
 from ..kernels.table import COUNTERS
 from .flat import is_flat, unflattened
 from .kinds import layout_of
+from .pieces import Stored
 
 VERSION = 1  # of what state_dict returns
 
@@ -93,12 +94,16 @@ def _counter(x: object, dtype: np.dtype[Any]) -> object:
     return x
 
 
-def check_entry(entry: object, label: str, name: str, tensor: Tensor, problems: Problems) -> Array | None:
+def check_entry(entry: object, label: str, name: str, tensor: Tensor, problems: Problems) -> Array | Stored | None:
     """One saved array, of the host or a device, of the shape and dtype that the state has; counters may be numbers.
 
-    Returned as a copy where the parameter lies: it may be a view of the very state that is loaded.
+    Returned as a copy where the parameter lies: it may be a view of the very state that is loaded. What is in a file
+    stays there.
     """
     layout = layout_of(tensor, name)
+    if isinstance(entry, Stored):
+        right = _has_form(entry, label, layout, problems) and _has_range(entry.values(), label, name, problems)
+        return entry if right else None
     if name in COUNTERS:
         entry = _counter(entry, layout.dtype)
     if kind_of(entry) is None:
@@ -124,14 +129,27 @@ def where(x: Array) -> AbstractContextManager[Any]:
 def _checked_entry(
     x: Array, label: str, name: str, layout: Layout, device: int | None, problems: Problems
 ) -> Array | None:
+    right = _has_form(x, label, layout, problems) and _has_range([x], label, name, problems)
+    return copied(x, device) if right else None
+
+
+def _has_form(x: Array | Stored, label: str, layout: Layout, problems: Problems) -> bool:
     if x.dtype != layout.dtype:
         problems.add(TypeError, f"{label} has dtype {x.dtype}; wanted {layout.dtype}, no value is rounded on loading")
     elif x.shape != layout.shape:
         problems.add(ValueError, f"{label} has shape {x.shape}; wanted {layout.shape}")
-    elif name == "step" and not 0 <= x < 2**62:
-        problems.add(ValueError, f"{label} is {x}; wanted a count >= 0")
-    elif name not in ("step", "grad_avg", "momentum_buffer", "ema") and bool((x < 0).any()):
-        problems.add(ValueError, f"{label} has elements below 0; wanted averages or sums of squares")
-    else:
-        return copied(x, device)
-    return None
+    return bool(x.dtype == layout.dtype and x.shape == layout.shape)
+
+
+def _has_range(parts: Iterable[Array], label: str, name: str, problems: Problems) -> bool:
+    """Are all elements of these parts of an array what they may be? Of momentum, say, any number may be one."""
+    if name in ("grad_avg", "momentum_buffer", "ema"):
+        return True
+    before = len(problems)
+    for x in parts:
+        if name == "step" and not 0 <= x.item() < 2**62:
+            problems.add(ValueError, f"{label} is {x.item()}; wanted a count >= 0")
+        elif name != "step" and bool((x < 0).any()):
+            problems.add(ValueError, f"{label} has elements below 0; wanted averages or sums of squares")
+            break
+    return len(problems) == before

@@ -1,0 +1,514 @@
+"""Checkpoints: what was saved is loaded, a file stays until the next one is whole, what does not fit is refused."""
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from on_host import assert_same_bits, everything
+from processes import start
+
+from rmsprop_gpu import AdaGrad, RMSProp
+from rmsprop_gpu.extras import MissingExtraError
+from rmsprop_gpu.state import pieces, replacing
+
+EVERYTHING = {
+    "momentum": 0.9,
+    "centered": True,
+    "use_ema": True,
+    "global_clipnorm": float("inf"),
+    "bias_correction": True,
+}
+
+
+def arrays(seed):
+    """Of every layout, and of names that a path, a terminal or the format itself may misunderstand."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((4, 6, 5))
+    return {
+        "plain": drawn.astype(np.float32),
+        "a/b": np.asfortranarray(drawn[0]),
+        "transposed": drawn.astype(np.float32).transpose(2, 0, 1),
+        "backwards": drawn[1].copy()[::-1],
+        "half": drawn[2].astype(np.float16),
+        "__metadata__": np.array(drawn[3, 0, 0]),
+        "empty": np.zeros((0, 3), np.float32),
+        "\u00fc\n\x1b": drawn[3].astype(np.float32),
+    }
+
+
+def build(**given):
+    return RMSProp(arrays(0), **{**EVERYTHING, **given})
+
+
+def trained(*seeds, **given):
+    opt = build(**given)
+    for seed in seeds:
+        opt.step(arrays(seed))
+    return opt
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.safetensors"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Pieces so small that every array has several, and some a row of more than one."""
+    monkeypatch.setattr(pieces, "PIECE", 40)
+
+
+# What goes out comes in
+
+
+@pytest.mark.parametrize("size", [16 << 20, 40, 8])
+def test_what_is_loaded_goes_on_on_the_same_bits(size, path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", size)
+    opt = trained(1, 2)
+    opt.save(path)
+    later = build(lr=0.5)
+    assert later.load(path) == ([], [])
+    for p, x in zip(later.param_groups[0]["params"], opt.param_groups[0]["params"], strict=True):
+        p[...] = x
+    for one in (opt, later):
+        one.step(arrays(3))
+    assert everything(later) == everything(opt)
+    assert later.param_groups[0].items() >= {"lr": opt.lr, "global_clipnorm": float("inf")}.items()
+
+
+def test_any_reader_of_the_format_finds_arrays_in_c_order(path, small):
+    opt = trained(1)
+    opt.save(path)
+    read = safetensors.numpy.load_file(path)
+    flat = opt.state_dict(flat=True)
+    text = json.loads(flat.pop("rmsprop_gpu"))
+    assert read.keys() == flat.keys()
+    for name, x in flat.items():
+        assert_same_bits(read[name], x)
+        assert read[name].shape == x.shape
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    groups = json.loads(metadata.pop("param_groups"))
+    assert groups == text["param_groups"]
+    assert metadata == {
+        "format": "rmsprop_gpu",
+        "version": "1",
+        "optimizer": "RMSProp",
+        "steps": "1",
+        "skipped_steps": "0",
+    }
+
+
+def test_each_array_begins_at_a_multiple_of_its_item(path):
+    trained(1).save(path)
+    head = header(path.read_bytes())
+    assert all(
+        x["data_offsets"][0] % (int(x["dtype"][1:]) // 8) == 0 for name, x in head.items() if name != "__metadata__"
+    )
+
+
+def header(data):
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def test_a_callable_rate_is_a_program_and_not_saved(path):
+    opt = trained(1, lr=lambda step: 0.1)
+    opt.save(path)
+    with pytest.raises(ValueError, match="wanted a callable lr, as was saved"):
+        build().load(path)
+    later = build(lr=lambda step: 0.5)
+    later.load(path)
+    assert later.steps == 1
+
+
+def test_not_strict_loads_what_both_have(path):
+    trained(1).save(path)
+    later = RMSProp({"plain": arrays(0)["plain"], "new": np.ones(3)}, momentum=0.9)
+    missing, unexpected = later.load(path, strict=False)
+    assert missing == ["new"]
+    assert "a/b" in unexpected
+    assert later.steps == 1
+
+
+def test_what_was_assigned_since_the_last_step_is_saved(path):
+    opt = RMSProp(np.ones(3))
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.save(path)
+    assert "0/momentum_buffer" in safetensors.numpy.load_file(path)
+
+
+def test_progress_goes_from_the_first_piece_to_the_last(path, small):
+    seen = []
+    opt = trained(1)
+    opt.save(path, progress=lambda done, total: seen.append((done, total)))
+    assert {total for _, total in seen} == {opt.state.nbytes}
+    done = [x for x, _ in seen]
+    assert done == sorted(done)
+    assert done[-1] == opt.state.nbytes
+    assert len(seen) > 3 * len(arrays(0))
+
+
+def test_a_head_of_any_length_is_none_of_another_kind(path):
+    """Its length comes first, and 640 begins as pickles do."""
+    seen = set()
+    for n in range(1, 40):
+        RMSProp({"w" * n: np.ones(1)}).save(path)
+        seen.add(path.read_bytes()[:2])
+        assert RMSProp({"w" * n: np.ones(1)}).load(path) == ([], [])
+    assert b"\x80\x02" in seen or b"\x80\x03" in seen
+
+
+# The file
+
+
+def test_what_fails_leaves_the_file_as_it_was(path, small):
+    trained(1).save(path)
+    before = path.read_bytes()
+
+    def fail(done, total):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trained(1, 2).save(path, progress=fail)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_killed_save_left_is_taken_over(path):
+    path.with_name(path.name + replacing.SUFFIX).write_bytes(b"x" * 1_000_000)
+    trained(1).save(path)
+    assert list(path.parent.iterdir()) == [path]
+    assert build().load(path) == ([], [])
+
+
+def test_two_saves_of_one_file_at_a_time_are_refused(path):
+    first, second = trained(1), trained(1, 2)
+
+    def again(done, total):
+        with pytest.raises(RuntimeError, match=r"writes run.safetensors.saving at this time; nothing was changed"):
+            second.save(path)
+
+    first.save(path, progress=again)
+    later = build()
+    later.load(path)
+    assert later.steps == 1
+    second.save(path)
+    later.load(path)
+    assert later.steps == 2
+
+
+def test_a_link_is_followed_and_permissions_are_kept(path, tmp_path):
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    real = there / "real.safetensors"
+    trained(1).save(real)
+    real.chmod(0o640)
+    path.symlink_to(real)
+    trained(1, 2).save(path)
+    assert path.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    later = build()
+    later.load(real)
+    assert later.steps == 2
+
+
+@pytest.mark.parametrize(("where", "error"), [("", IsADirectoryError), ("no/such/file", FileNotFoundError)])
+def test_where_nothing_can_be_written_the_system_says_so(where, error, tmp_path):
+    with pytest.raises(error):
+        build().save(tmp_path / where)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A save is one thing
+
+
+def test_nothing_steps_while_it_is_saved(path):
+    opt = trained(1)
+    before = everything(opt)
+
+    def step(done, total):
+        with pytest.raises(RuntimeError, match="a step was asked for"):
+            opt.step(arrays(2))
+
+    opt.save(path, progress=step)
+    assert everything(opt) == before
+    opt.step(arrays(2))
+    later = build()
+    later.load(path)
+    assert later.steps == 1
+
+
+def test_a_handler_within_a_step_saves_a_whole_one(path):
+    """As the schedule is called within the step: by this very thread."""
+    saved = []
+
+    def rate(step):
+        if step == 1:
+            opt.save(path)
+            saved.append(everything(opt))
+        return 0.1
+
+    opt = build(lr=rate)
+    opt.step(arrays(1))
+    opt.step(arrays(2))
+    later = build(lr=rate)
+    later.load(path)
+    assert (later.steps, opt.steps) == (1, 2)
+
+
+def test_another_thread_does_not_save_half_a_step(path):
+    errors = []
+
+    def other():
+        try:
+            opt.save(path)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    def rate(step):
+        if step == 1:
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        return 0.1
+
+    opt = build(lr=rate)
+    opt.step(arrays(1))
+    opt.step(arrays(2))
+    assert len(errors) == 1
+    assert "a save was asked for" in errors[0]
+    assert not path.exists()
+    opt.save(path)
+
+
+# What does not fit
+
+
+def test_every_difference_is_said_at_once(path):
+    trained(1).save(path)
+    other = {**arrays(0), "plain": np.ones((3, 3), np.float32), "half": np.ones((6, 5)), "more": np.ones(2)}
+    del other["empty"]
+    opt = RMSProp(other, **EVERYTHING)
+    before = everything(opt)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        opt.load(path)
+    said = str(caught.value)
+    for part in (
+        '"more" is missing',
+        '"empty" has no parameter here',
+        "has shape (4, 6, 5); wanted (3, 3)",
+        "wanted float64",
+    ):
+        assert part in said
+    assert everything(opt) == before
+    adagrad = AdaGrad(arrays(0))
+    with pytest.raises(ValueError, match="wanted 'AdaGrad'"):
+        adagrad.load(path)
+
+
+def damaged(**changes):
+    """A good file with other metadata."""
+
+    def make(data, path):
+        head = header(data)
+        head["__metadata__"].update(changes)
+        text = json.dumps(head).encode()
+        size = int.from_bytes(data[:8], "little")
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+    return make
+
+
+def negative(data, path):
+    """An average of squares below 0."""
+    size, head = int.from_bytes(data[:8], "little"), header(data)
+    at = 8 + size + head["plain/square_avg"]["data_offsets"][0]
+    path.write_bytes(data[:at] + np.float32(-1).tobytes() + data[at + 4 :])
+
+
+def foreign(data, path):
+    safetensors.numpy.save_file({"a/square_avg": np.ones(3)}, path)
+
+
+def halves(data, path):
+    metadata = {"format": "rmsprop_gpu", "version": "1"}
+    safetensors.numpy.save_file({"a/square_avg": np.ones(3, np.float16)}, path, metadata=metadata)
+
+
+FILES = {
+    "is empty": lambda data, path: path.write_bytes(b""),
+    "a zip file, as torch.save": lambda data, path: path.write_bytes(b"PK\x03\x04" + data),
+    "a pickle, which is not opened": lambda data, path: path.write_bytes(b"\x80\x04K\x01."),
+    "an npy file": lambda data, path: path.write_bytes(b"\x93NUMPY" + data),
+    "is damaged, cut off": lambda data, path: path.write_bytes(data[:-1]),
+    "is damaged, cut off, or no safetensors": lambda data, path: path.write_bytes(b"a text that somebody wrote"),
+    "no checkpoint of rmsprop_gpu": foreign,
+    "has version '2', and this package reads 1": damaged(version="2"),
+    "dtypes that no state has: a/square_avg": halves,
+    "its param_groups are no JSON": damaged(param_groups="[{"),
+    r"\"steps\"\] is 'many'; wanted a count": damaged(steps="many"),
+    "elements below 0": negative,
+    "lacks 'alpha'": damaged(param_groups=json.dumps([{"params": list(arrays(0))}])),
+    r"\"param_groups\"\] is ": damaged(param_groups="7"),
+}
+
+
+@pytest.mark.parametrize("said", FILES)
+def test_a_file_is_named_as_what_it_is(said, path):
+    trained(1).save(path)
+    FILES[said](path.read_bytes(), path)
+    opt = trained(1, 2)
+    before = everything(opt)
+    with pytest.raises((TypeError, ValueError), match=said):
+        opt.load(path)
+    assert everything(opt) == before
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_says_so(path, monkeypatch):
+    trained(1).save(path)
+    opt, read = trained(1, 2), pieces.Host.read
+
+    def shorten(self, file, piece):
+        os.truncate(path, path.stat().st_size - 1)
+        read(self, file, piece)
+
+    monkeypatch.setattr(pieces.Host, "read", shorten)
+    with pytest.raises(RuntimeError, match=r"loaded in part .*the file ends before its last array"):
+        opt.load(path)
+
+
+def test_without_the_library_the_extra_is_named(path, monkeypatch):
+    trained(1).save(path)  # which needs none
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(MissingExtraError, match="the extra safetensors"):
+        build().load(path)
+
+
+# Mutated and killed
+
+
+def mutated(data, rng):
+    """A file with some bytes changed, in its head mostly; or cut, or longer."""
+    data, size = bytearray(data), 8 + int.from_bytes(data[:8], "little")
+    way = rng.random()
+    if way < 0.1:
+        return bytes(data[: rng.randrange(len(data))])
+    if way < 0.15:
+        return bytes(data) + rng.randbytes(rng.randrange(1, 100))
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(size if rng.random() < 0.8 else len(data))
+        data[at] = rng.choice([rng.randrange(256), *b'0123456789"{}[],:'])
+    return bytes(data)
+
+
+def survive(path, count, seed):
+    """Load so many mutated files: each is refused and changes nothing, or is loaded. How many were loaded?"""
+    trained(1).save(path)
+    good, rng, loaded = path.read_bytes(), random.Random(seed), 0
+    opt = trained(1, 2)
+    before = everything(opt)
+    for _ in range(count):
+        path.write_bytes(mutated(good, rng))
+        try:
+            opt.load(path)
+        except (TypeError, ValueError):
+            assert everything(opt) == before
+        else:
+            loaded += 1
+            opt = trained(1, 2)
+    return loaded
+
+
+def test_mutated_files_are_refused_or_loaded(path):
+    assert survive(path, 300, 1) < 150
+
+
+@pytest.mark.exhaustive
+def test_ten_thousand_mutated_files_are_refused_or_loaded(path):
+    loaded = survive(path, 10_000, 2)
+    print(f"10,000 mutated files: {loaded} loaded, {10_000 - loaded} refused")
+
+
+SAVING = """
+import sys
+import numpy as np
+from rmsprop_gpu import RMSProp
+opt = RMSProp({"w": np.ones(2_000_000, np.float32)}, momentum=0.9)
+grad = np.ones(2_000_000, np.float32)
+opt.step({"w": grad})
+print("ready", flush=True)
+while True:
+    opt.save(sys.argv[1] if len(sys.argv) > 1 else PATH)
+    opt.step({"w": grad})
+"""
+
+
+def kill(path, times, seed):
+    """Kill a program that saves all the time, so often, at random moments: the file always loads."""
+    rng, steps = random.Random(seed), []
+    code = SAVING.replace("sys.argv[1] if len(sys.argv) > 1 else PATH", repr(str(path)))
+    for _ in range(times):
+        process = start(code)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.02, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        opt = RMSProp({"w": np.ones(2_000_000, np.float32)}, momentum=0.9)
+        if path.exists():
+            opt.load(path)
+            steps.append(opt.steps)
+            assert opt.steps >= 1
+            assert float(opt.state["w"]["momentum_buffer"][0]) > 0
+        assert set(path.parent.iterdir()) <= {path, path.with_name(path.name + replacing.SUFFIX)}
+    assert steps
+    return steps
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_save_leaves_a_file_that_loads(path):
+    kill(path, 3, 1)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_two_hundred_killed_saves_leave_files_that_load(path):
+    steps = kill(path, 200, 2)
+    print(f"200 saves killed: {len(steps)} files, of {min(steps)} to {max(steps)} steps, all loaded")
+
+
+# The command
+
+
+def test_inspect_says_what_is_in_it(path, capsys):
+    from rmsprop_gpu.cli import main
+
+    trained(1).save(path)
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert lines[:2] == ["RMSProp, version 1", "1 steps, 0 of them skipped"]
+    assert "group 0: 8 parameters" in lines
+    assert any(line.split() == ["momentum", "0.9"] for line in lines)
+    assert any(
+        line.split("  ")[0] == "plain/square_avg" and "float32" in line and "(4, 6, 5)" in line for line in lines
+    )
+    assert "\x1b" not in said
+
+
+def test_inspect_refuses_what_is_no_checkpoint(path, capsys):
+    from rmsprop_gpu.cli import main
+
+    path.write_bytes(b"PK\x03\x04...")
+    assert main(["inspect", str(path)]) == 1
+    assert "a zip file" in capsys.readouterr().err
+    assert main(["inspect", str(path) + "x"]) == 1
+    assert "No such file" in capsys.readouterr().err
