@@ -1,5 +1,6 @@
 """Checkpoints: what was saved is loaded, a file stays until the next one is whole, what does not fit is refused."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,12 +8,13 @@ import signal
 import sys
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from on_host import assert_same_bits, everything
-from processes import start
+from processes import run, start
 
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.extras import MissingExtraError
@@ -153,6 +155,26 @@ def test_progress_goes_from_the_first_piece_to_the_last(path, small):
     assert done == sorted(done)
     assert done[-1] == opt.state.nbytes
     assert len(seen) > 3 * len(arrays(0))
+
+
+ELSEWHERE = """
+import hashlib, sys
+import numpy as np
+from rmsprop_gpu import RMSProp
+opt = RMSProp(np.ones(400_000, np.float32), momentum=0.9, clipnorm=1.0)
+opt.load(PATH)
+grad = np.random.default_rng(7).standard_normal(400_000).astype(np.float32)
+opt.step(grad)
+print(hashlib.sha256(b"".join(x.tobytes() for x in opt.state[0].values())).hexdigest())
+"""
+
+
+def test_another_process_with_other_threads_goes_on_on_the_same_bits(path):
+    opt = RMSProp(np.ones(400_000, np.float32), momentum=0.9, clipnorm=1.0)
+    opt.step(np.random.default_rng(6).standard_normal(400_000).astype(np.float32))
+    opt.save(path)
+    code = ELSEWHERE.replace("PATH", repr(str(path)))
+    assert len({run(code, NUMBA_NUM_THREADS=threads) for threads in ("1", "2")}) == 1
 
 
 def test_a_head_of_any_length_is_none_of_another_kind(path):
@@ -428,6 +450,24 @@ def survive(path, count, seed):
 
 def test_mutated_files_are_refused_or_loaded(path):
     assert survive(path, 300, 1) < 150
+
+
+def test_what_is_read_takes_no_memory_for_a_second_file(path):
+    """Whatever its head says: no more than twice the file."""
+    opt = RMSProp(np.ones(1_500_000, np.float64), momentum=0.9)
+    opt.save(path)
+    good, rng = path.read_bytes(), random.Random(3)
+    tracemalloc.start()
+    try:
+        for i in range(20):
+            path.write_bytes(mutated(good, rng) if i else good)
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            with contextlib.suppress(TypeError, ValueError):
+                opt.load(path)
+            assert tracemalloc.get_traced_memory()[1] - before < 2 * len(good)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.exhaustive
