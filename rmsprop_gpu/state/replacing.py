@@ -106,6 +106,8 @@ else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError:  # a file system that has no locks
+            return True
         return True
 
     def _rename(file: BinaryIO, beside: Path, target: Path) -> None:
