@@ -24,8 +24,6 @@ from .signals import SILENCE, Signals
 
 _call = methodcaller("__call__")
 
-WARM_UP = "take the same step once before the capture, on the stream that is captured"
-
 
 class Gradients(Protocol):
     """Those of one step after the other, in the order of the tensors: CuPy's are in `gradients`."""
@@ -49,6 +47,11 @@ class Gradients(Protocol):
 
     def after(self) -> list[Callable[[], Any]]:
         """What it does behind them."""
+
+    behind: str  # the same in words, behind "CUDA did not"
+
+    def memory(self) -> list[Block]:
+        """What of it lies on a device."""
 
     def hand_over(self) -> Any:
         """What was held until the step is enqueued, held no longer."""
@@ -133,7 +136,10 @@ class DeviceSteps:
             self._changed = False
         except self._library.errors as error:
             self._changed = True
-            raise failure(error, {}, None, self._order, self._memory()) from error
+            raise failure(error, {}, None, self._order, self._memory(), self._grads.behind) from error
+        except BaseException:
+            self._changed = True
+            raise
         self._run([*self._grads.before(), *self._calls, *self._grads.after(), self._count])
         for device in self._order.devices:
             self._order.enqueued(device)
@@ -163,6 +169,8 @@ class DeviceSteps:
         for resident in self._residents:
             with self._library.device(resident.device):
                 launches.append((resident.device, resident.launches(streams[resident.device])))
+                for block in [*resident.blocks, *self._grads.memory()]:
+                    self._library.use(block, resident.device)
         self._calls, current = [], None
         for name in cuda.ORDER:
             for device, made in launches:
@@ -176,13 +184,13 @@ class DeviceSteps:
         device = self._library.get_device()
         done: list[Any] = []
         try:
-            done.extend(map(_call, [*calls, partial(self._library.set_device, device)]))
+            done.extend(map(_call, [*calls, partial(self._library.restore_device, device)]))
         except Exception as error:  # CUDA's errors have no base of their own in cuda.core
             named = enumerate(getattr(call, "kernel", None) for call in calls)
             kernels = {i: name for i, name in named if name}
-            failed = failure(error, kernels, len(done), self._order, self._memory())
+            failed = failure(error, kernels, len(done), self._order, self._memory(), self._grads.behind)
             with suppress(*self._library.errors):  # of a device that is lost
-                self._library.set_device(device)
+                self._library.restore_device(device)
             raise failed from error
 
     def _memory(self) -> list[Block]:
@@ -202,13 +210,13 @@ class DeviceSteps:
             if copied and not known and resident.known_grads(self._grads.column[rows]):
                 raise RuntimeError(
                     "the step is captured in a CUDA graph, but the addresses of its grad_scale and found_inf are not "
-                    f"on the device; {WARM_UP}"
+                    f"on the device; {self._library.warm_up}"
                 )
             if not copied or not known:
                 labels = ", ".join(t.grad_label for t in self._tensors[rows][:3])
                 raise RuntimeError(
                     f"the step is captured in a CUDA graph, but the addresses of its gradients ({labels}, ...) are not "
-                    f"on the device; {WARM_UP}"
+                    f"on the device; {self._library.warm_up}"
                 )
         streams = {device: self._order.enter_captured(device) for device in self._order.devices}
         for resident, rows in zip(self._residents, self._slices, strict=True):

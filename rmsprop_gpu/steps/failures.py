@@ -10,22 +10,22 @@ _RESET = "the device was reset (numba.cuda.close() does that)"
 
 
 def failure(
-    error: Exception, kernels: Mapping[int, str], done: int | None, order: Streams, memory: Iterable[Block]
+    error: Exception, kernels: Mapping[int, str], done: int | None, order: Streams, memory: Iterable[Block], behind: str
 ) -> RuntimeError:
     """One exception that says it all; an optimizer that cannot go on is marked in its `order`.
 
     `kernels` are the launches of the step by their places among its calls, `done` is how many calls were made: None
-    before the first. `memory` is what the optimizer has allocated.
+    before the first. `memory` is what the optimizer has allocated, `behind` what a step does behind its launches.
     """
     if done is None:
         what, before = "CUDA failed before the first launch of the step", 0
     else:
         failed = next((name for i, name in kernels.items() if i >= done), None)
-        what = f"CUDA did not launch {failed}" if failed else "CUDA did not write zeros into gradients"
+        what = f"CUDA did not launch {failed}" if failed else f"CUDA did not {behind}"
         launched = [name for i, name in kernels.items() if i < done]
         # Sums of gradients are nobody's state.
         before = len(launched) if any(not name.startswith("partials_kernel") for name in launched) else 0
-    if order.library.fails():
+    if any(map(order.library.fails, order.devices)):
         order.broken = f"{what} ({error}): the device is lost to this process, start a new one"
         return RuntimeError(order.broken)
     if not all(map(order.library.knows, memory)):

@@ -1,4 +1,4 @@
-"""The gradients of a step on CUDA devices: checked where they differ from the last step, and where each is read."""
+"""CuPy's gradients of a step: checked where they differ from the last step, and where each is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cupy.cuda import Device, runtime
 from ..arrays.checks import Problems, Tensor, check_grad, check_grads_disjoint, check_read_apart
 from ..arrays.layout import Array, Layout, address_of
 from .batch import OtherDtypes, Written
-from .library import Streams
+from .library import Block, Streams
 from .on_cupy import allocate
 
 EMPTY = 16  # the address of a gradient without elements: not 0, which says that there is none
@@ -100,6 +100,12 @@ class Gradients:
 
     def before(self) -> list[Callable[[], Any]]:
         """What a step does on the device before its launches."""
+        return []
+
+    behind = "write zeros into gradients"
+
+    def memory(self) -> list[Block]:
+        """Nothing that `Order.release` does not know."""
         return []
 
     def after(self) -> list[Callable[[], Any]]:

@@ -20,6 +20,7 @@ class Library(Protocol):
     """Memory, streams and devices as one library has them; "current" is what is current there."""
 
     errors: tuple[type[Exception], ...]  # what it raises where CUDA fails
+    warm_up: str  # what is to be done before a step can be captured in a graph
 
     def device(self, device: int) -> AbstractContextManager[Any]:
         """Make this the current device for a while."""
@@ -27,6 +28,9 @@ class Library(Protocol):
     def set_device(self, device: int) -> None: ...
 
     def get_device(self) -> int: ...
+
+    def restore_device(self, device: int) -> None:
+        """Make this the current device again, which it was before; it need not have been used."""
 
     def current_stream(self, device: int) -> Any:
         """The current stream of a device; its handle is its `ptr`."""
@@ -43,8 +47,11 @@ class Library(Protocol):
     def upload(self, target: Block, source: NDArray, stream: Any) -> None:
         """Enqueue a copy to the current device, on its current stream; `source` may change afterwards."""
 
-    def fails(self) -> bool:
-        """Does CUDA fail whatever it is asked? It does for good after a kernel has failed."""
+    def use(self, block: Block, device: int) -> None:
+        """Say that work on the current stream of the device uses this memory, which may come from another one."""
+
+    def fails(self, device: int) -> bool:
+        """Does CUDA fail whatever it is asked on a device? It does for good after a kernel has failed there."""
 
     def knows(self, block: Block) -> bool:
         """Is this still memory that CUDA knows?"""

@@ -27,9 +27,11 @@ class CuPy:
     """See `Library`."""
 
     errors: tuple[type[Exception], ...] = (runtime.CUDARuntimeError,)
+    warm_up = "take the same step once before the capture, on the stream that is captured"
     device = staticmethod(Device)
     set_device = staticmethod(runtime.setDevice)
     get_device = staticmethod(runtime.getDevice)
+    restore_device = staticmethod(runtime.setDevice)
     current_stream = staticmethod(get_current_stream)
 
     def is_capturing(self, device: int) -> bool:
@@ -46,9 +48,13 @@ class CuPy:
     def upload(self, target: Block, source: NDArray, stream: Any) -> None:
         upload(target.owner, source, stream)
 
-    def fails(self) -> bool:
+    def use(self, block: Block, device: int) -> None:
+        """`Order.release` sees to it."""
+
+    def fails(self, device: int) -> bool:
         try:
-            runtime.memGetInfo()
+            with Device(device):
+                runtime.memGetInfo()
         except runtime.CUDARuntimeError:
             return True
         return False

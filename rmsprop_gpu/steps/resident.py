@@ -16,13 +16,16 @@ class ResidentNorms:
     """What a device knows of the norms of its tensors' gradients."""
 
     block: Block
+    blocks: list[Block]
 
     def settle(self, norms: Norms, device: int, order: Streams) -> None:
         """Send what is known, once it is known where all scalars lie."""
         with order.allocating(device) as stream:
             partials, sums = map(order.library.zeros, norms.bytes_of_sums)
-            norms.settle(partials, order.uploaded(norms.segments, stream), sums)
+            segments = order.uploaded(norms.segments, stream)
+            norms.settle(partials, segments, sums)
             self.block = order.uploaded(norms.block, stream)
+            self.blocks = [partials, segments, sums, self.block]
 
 
 class _Column:
@@ -96,9 +99,17 @@ class Resident:
             self._captured.append(self.column)
             self._own = None
 
+    @property
+    def _own_blocks(self) -> list[Block]:
+        return [self.table, self.column.buffer, self.chunks, self.scalars, self.factors, self.sums, self.numbers]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """What the launches read and write of it."""
+        return self._own_blocks + (self._norms.blocks if self._norms else [])
+
     def launches(self, stream: Any) -> dict[str, cuda.Launch]:
         """The calls that launch a step, by the names of their kernels."""
-        blocks = (self.table, self.column.buffer, self.chunks, self.scalars, self.factors, self.sums, self.numbers)
         norms = self._norms.block.address if self._norms else 0
-        at = cuda.Addresses(*[*(block.address for block in blocks), norms])
+        at = cuda.Addresses(*[*(block.address for block in self._own_blocks), norms])
         return cuda.launches(self.kernels, stream, self.batch, at, *self._counts_of, self._counts)

@@ -56,13 +56,13 @@ def number(x: Any) -> Any:
 
 
 class DeviceRate:
-    """A learning rate that is a tensor on a device and is read there, in each step; it equals itself alone."""
+    """A learning rate that is a tensor on a device and is read there, in each step; it equals itself where it lies."""
 
     def __init__(self, lr: torch.Tensor) -> None:
-        self.tensor = lr
+        self.tensor, self._at = lr, (lr.data_ptr(), lr.dtype)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DeviceRate) and self.tensor is other.tensor
+        return isinstance(other, DeviceRate) and self.tensor is other.tensor and self._at == other._at
 
     __hash__ = None  # type: ignore[assignment]
 

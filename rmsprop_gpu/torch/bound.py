@@ -11,7 +11,6 @@ import torch
 
 from .. import hyper
 from ..arrays import dtypes
-from ..arrays.selector import compiler_missing
 from ..steps.plan import Settings, settings_of
 from ..steps.signals import SILENCE
 from . import library, theirs
@@ -30,7 +29,7 @@ from .rows import (
     unusable_state,
     wanted,
 )
-from .side import WARM_UP, CudaSide, HostSide, Side, dtype_of
+from .side import CudaSide, HostSide, Side, dtype_of
 
 SHARED = "it shares memory with another"
 
@@ -112,28 +111,35 @@ class Bound:
     def __init__(self, opt: Any) -> None:
         if any(p.grad is not None and p.grad.is_sparse for group in opt.param_groups for p in group["params"]):
             raise RuntimeError(SPARSE)
-        if library.is_capturing() and any(_asks_for_ours(group) for group in opt.param_groups):
-            raise RuntimeError(
-                f"the step is captured in a CUDA graph, but its tensors are not those of a step before; {WARM_UP}"
-            )
         found = Examined(opt)
         self._found, self._values, self._hypers = found, found.values, found.hypers
         self._stateless, self._theirs = found.stateless, found.theirs
         names = names_of(opt.param_groups)
         _refuse(opt, found, names)
+        if library.is_capturing() and any(place(p) is not None for _, p in found.ours):
+            raise RuntimeError(
+                "the step is captured in a CUDA graph, but its tensors are not those of a step before; "
+                f"{library.TORCH.warm_up}"
+            )
+        self._told = _told(opt)
+        self.broken: str | None = None  # why it cannot go on
         rows = [self._row(opt, i, p, names[id(p)]) for i, p in found.ours]
         self._sides = self._made_sides(rows)
         # Compared by identity in each step: what is compared lives as long as this.
-        self._groups, self._state = opt.param_groups, opt.state
-        self._params, self._entries = _params(opt), list(opt.state.values())
-        self._param_ids, self._entry_ids = list(map(id, self._params)), list(map(id, self._entries))
+        self._groups, self._state, self._params = opt.param_groups, opt.state, _params(opt)
+        self._param_ids = list(map(id, self._params))
+        self._note_state(opt)
         self._group_of = {id(p): i for i, group in enumerate(opt.param_groups) for p in group["params"]}
+
+    def _note_state(self, opt: Any) -> None:
+        self._entries = list(opt.state.values())
+        self._entry_ids = list(map(id, self._entries))
 
     def _row(self, opt: Any, group: int, p: torch.Tensor, name: str) -> Row:
         h, state, its = self._hypers[group], opt.state[p], opt.param_groups[group]
         assert isinstance(h, dict)  # or the group's parameters were torch's
         # Where a step may be skipped on a device, or is captured there, only the device knows whether it counts.
-        there = bool(its["capturable"] or its["fused"] or its["skip_nonfinite"])
+        there = bool(its["capturable"] or its["fused"] or its["skip_nonfinite"] or self._told)
         prepare(p, state, h, counts_there=there and place(p) is not None)
         kept = tuple(dict.fromkeys([*wanted(h), *["bias_weight"] * ("bias_weight" in state)]))
         return Row(name, p, group, state, kept, p.dtype if p.grad is None else p.grad.dtype)
@@ -147,7 +153,8 @@ class Bound:
         for i, (one, h) in enumerate(zip(self._values, self._hypers, strict=True)):
             if isinstance(one[0], DeviceRate) and isinstance(h, dict):
                 rates[i] = one[0].tensor, h["weight_decay"] if h["decoupled_weight_decay"] else 0.0
-        return [*([HostSide(host)] if host else []), *([CudaSide(cuda, rates)] if cuda else [])]
+        # The device first: it works while the host does, and of the two only its launches may fail.
+        return [*([CudaSide(cuda, rates)] if cuda else []), *([HostSide(host)] if host else [])]
 
     def fits(self, opt: Any) -> bool:
         """Are these still the optimizer's groups, parameters and state?"""
@@ -162,15 +169,29 @@ class Bound:
         """One step; raises `Changed`, before anything is written, where tensors are not as they were bound."""
         if any(p.grad is not None for p in self._stateless):
             raise Changed
-        scale, found = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
-        silent = scale is None and found is None
+        told = _told(opt)
+        if told and not self._told:
+            raise Changed  # what may be skipped is counted where that is known
         self._take_values(opt)
-        launches = [side.bind(SILENCE if silent else side.told(scale, found), self._settings) for side in self._sides]
+        launches = [side.bind(side.told(*told) if told else SILENCE, self._settings) for side in self._sides]
         # Before ours are written, so that an error of torch's leaves them as they are.
         if self._theirs:
             self._step_theirs(opt)
-        for launch in launches:
-            launch()
+            self._note_state(opt)
+        written = any(p.grad is not None for p in self._params if id(p) in self._theirs)
+        for side, launch in zip(self._sides, launches, strict=True):
+            try:
+                launch()
+            except RuntimeError as error:
+                self.broken = side.broken
+                if written and not self.broken:
+                    self.broken = (
+                        f"{error}. But other parameters were updated before in this step: restore all of them, then "
+                        "load_state_dict makes the optimizer usable again"
+                    )
+                    raise RuntimeError(self.broken) from error
+                raise
+            written = True
 
     @property
     def captured(self) -> bool:
@@ -201,8 +222,9 @@ class Bound:
 
     def _follow(self, now: Sequence[tuple[Any, ...]]) -> bool:
         """Write other learning rates, if they are numbers that our kernels take."""
-        if any(isinstance(x, DeviceRate) and x != y for (x, *_), (y, *_) in zip(now, self._values, strict=True)):
-            return False
+        for (new, *_), (old, *_) in zip(now, self._values, strict=True):
+            if new != old and (isinstance(new, DeviceRate) or isinstance(old, DeviceRate)):
+                return False
         lrs = [0.0 if isinstance(one[0], DeviceRate) else hyper.rate_alone(one[0]) for one in now]
         if None in lrs:
             return False
@@ -224,9 +246,10 @@ def _params(opt: Any) -> list[torch.Tensor]:
     return list(chain.from_iterable([group["params"] for group in opt.param_groups]))
 
 
-def _asks_for_ours(group: Mapping[str, Any]) -> bool:
-    """Are there parameters on devices that our kernels may take?"""
-    return group["fused"] is not False and any(place(p) is not None for p in group["params"]) and not compiler_missing()
+def _told(opt: Any) -> tuple[Any, Any] | None:
+    """The scale and what was found, where ``GradScaler.step`` left them; None where it did not."""
+    both = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
+    return both if any(x is not None for x in both) else None
 
 
 def _refuse(opt: Any, found: Examined, names: Mapping[int, str]) -> None:

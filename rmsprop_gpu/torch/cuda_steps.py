@@ -15,7 +15,7 @@ from ..kernels.rule import Scalars
 from ..kernels.table import SKIPPED
 from ..steps.batch import Batch, Written
 from ..steps.device import DeviceSteps
-from ..steps.library import Streams
+from ..steps.library import Block, Streams
 from .gradients import Gradients, Row
 from .rows import place
 
@@ -23,12 +23,12 @@ _LR, _LR_TIMES_DECAY = (Scalars._fields.index(name) for name in Rates._fields)
 
 
 def _rate_copies(lr: torch.Tensor, decay: float, row: torch.Tensor) -> list[Callable[[], Any]]:
-    """What writes a learning rate into a row of scalars, both on the device."""
+    """What writes a learning rate into a row of scalars, both on the device; the product is rounded once, as there."""
     source, target = lr.detach().reshape(1), row[_LR : _LR + 1]
     calls: list[Callable[[], Any]] = [partial(target.copy_, source)]
     if decay:
-        product = row[_LR_TIMES_DECAY : _LR_TIMES_DECAY + 1]
-        calls += [partial(product.copy_, source), partial(product.mul_, decay)]
+        product, target = torch.zeros_like(source, dtype=torch.float64), row[_LR_TIMES_DECAY : _LR_TIMES_DECAY + 1]
+        calls += [partial(product.copy_, source), partial(product.mul_, decay), partial(target.copy_, product)]
     return calls
 
 
@@ -44,13 +44,14 @@ class CudaGradients(Gradients):
     ) -> None:
         super().__init__(rows, written)
         self._read = np.empty(0, np.int64)
+        self._outcome = outcome
         self._grads: list[Any] = []
         self._before: list[Callable[[], Any]] = []
         self._counters = [(i, row.state["step"]) for i, row in enumerate(rows) if place(row.state["step"]) is not None]
         self._taken: torch.Tensor | None = None  # 1, or 0 after a step that was skipped
         if self._counters and any(batch.variant.finite or batch.variant.told for batch in batches):
             (words,) = outcome.values()  # what is decided for a step as a whole is decided on one device
-            self._taken = torch.zeros((), dtype=torch.float32, device=words.device)
+            self._taken = torch.zeros((), dtype=self._counters[0][1].dtype, device=words.device)
             one, skipped = torch.ones_like(words[SKIPPED]), words[SKIPPED]
             self._before.append(skipped.zero_)
             self._take = partial(torch.sub, one, skipped, out=self._taken)
@@ -63,8 +64,9 @@ class CudaGradients(Gradients):
                 if group in rates:
                     self._before += _rate_copies(*rates[group], row)
 
-    def bind(self, grads: list[Any]) -> bool:  # type: ignore[override]  # it says: is any address another?
-        super().bind(grads)
+    def bind(self, grads: list[Any]) -> bool:
+        """Take the gradients of the next step: is any address another?"""
+        self.take(grads)
         self._grads = grads
         moved = not np.array_equal(self.column, self._read)
         self._read = self.column.copy()
@@ -74,13 +76,19 @@ class CudaGradients(Gradients):
         """They are made."""
 
     def capture_copies(self) -> None:
-        """They are made, a graph's too."""
+        """They are made, and in the graph."""
 
     def lack_memory(self, rows: slice) -> bool:
         return False
 
     def before(self) -> list[Callable[[], Any]]:
         return self._before
+
+    behind = "count the step"
+
+    def memory(self) -> list[Block]:
+        own = [*self._dense.values(), *self._outcome.values(), *([] if self._taken is None else [self._taken])]
+        return [Block(x.data_ptr(), x) for x in own]
 
     def after(self) -> list[Callable[[], Any]]:
         counted = [step for i, step in self._counters if self.column[i]]

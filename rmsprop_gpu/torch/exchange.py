@@ -105,7 +105,7 @@ _SHAPE, _STRIDES, _OFFSET = (getattr(DLTensor, name).offset for name in ("shape"
 _R_TYPE, _R_DATA, _R_DEVICE, _R_DTYPE, _R_NDIM, _R_GRAD_DTYPE, _R_BYTES, _R_DIMS = range(8)
 
 
-class Library(NamedTuple):
+class Source(NamedTuple):
     """Whose tensors are read: their class, the address of what fills a DLTensor, and what they say themselves."""
 
     tensor: type  # of gradients; the class of a parameter or of state is what it was
@@ -201,7 +201,7 @@ def _verified(table: _Table) -> _Table:
 
 
 _TORCH_TABLE = _verified(_table())
-TORCH = Library(torch.Tensor, _TORCH_TABLE.export, record, is_lazy)
+TORCH = Source(torch.Tensor, _TORCH_TABLE.export, record, is_lazy)
 STREAM = int(_TORCH_TABLE.stream)  # the address of `current_work_stream`
 
 _CLEAR_ERROR = int(ctypes.cast(ctypes.pythonapi.PyErr_Clear, ctypes.c_void_p).value or 0)
@@ -307,7 +307,7 @@ class Reader:
         Where the addresses of the gradients are to stand, one a row; nothing in it counts as checked.
     lowest, highest : int64 array
         The bounds of everything that the step writes, of all its rows: sorted, disjoint intervals.
-    library : Library
+    source : Source
         Whose tensors they are.
 
     Attributes
@@ -327,22 +327,22 @@ class Reader:
         column: NDArray,
         lowest: NDArray,
         highest: NDArray,
-        library: Library = TORCH,
+        source: Source = TORCH,
     ) -> None:
         rows = len(params)
-        records = [library.record(p, T) for p, T in zip(params, grad_dtypes, strict=True)]
+        records = [source.record(p, T) for p, T in zip(params, grad_dtypes, strict=True)]
         for state in states:
-            records += [library.record(x, None) for x in state]
+            records += [source.record(x, None) for x in state]
         flat = np.array([word for record in records for word in record], np.int64)
         offsets = np.cumsum([0, *map(len, records)], dtype=np.int64)
         column.fill(UNCHECKED)
         self.verdicts = np.zeros(rows, np.int64)
         self.lazy_rows = [i for i in range(rows) if _may_be_lazy(records[i])]
-        self._is_lazy = library.is_lazy
+        self._is_lazy = source.is_lazy
         self._ids = np.zeros((2 + len(states)) * rows, np.int64)
         owners = (flat, offsets, column, self.verdicts, lowest, highest)
         addresses = [x.ctypes.data for x in owners]
-        constants = [len(lowest), library.export, _CLEAR_ERROR, id(None), id(library.tensor)]
+        constants = [len(lowest), source.export, _CLEAR_ERROR, id(None), id(source.tensor)]
         self._block = np.array([rows, len(states), *addresses, *constants], np.int64)
         self._owners = owners  # addresses do not own
         self._column = column

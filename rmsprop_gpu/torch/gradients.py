@@ -67,7 +67,7 @@ class Gradients:
             self._parts.append(_Part(members, here, self.column[here], written))
             start = here.stop
 
-    def bind(self, grads: list[Any]) -> None:
+    def take(self, grads: list[Any]) -> None:
         """Take the gradients of the next step; raises `Changed` where anything else is not as it was."""
         try:
             for part in self._parts:

@@ -24,7 +24,11 @@ class Stream(NamedTuple):
 class Torch:
     """See `steps.library.Library`."""
 
-    errors: tuple[type[Exception], ...] = (torch.AcceleratorError, torch.OutOfMemoryError)
+    errors: tuple[type[Exception], ...] = (torch.AcceleratorError,)  # torch.OutOfMemoryError is for the user as it is
+    warm_up = (
+        "take the same step once before the capture, and keep its gradients where they are "
+        "(zero_grad(set_to_none=False))"
+    )
 
     def device(self, device: int) -> AbstractContextManager[Any]:
         made: AbstractContextManager[Any] = torch.cuda.device(device)
@@ -35,6 +39,10 @@ class Torch:
 
     def get_device(self) -> int:
         return int(torch.cuda.current_device())
+
+    def restore_device(self, device: int) -> None:
+        # As torch's own guards do it: a device that was never used stays so.
+        torch.cuda._maybe_exchange_device(device)
 
     def current_stream(self, device: int) -> Stream:
         return Stream(current_stream(DEVICES["cuda"], device))
@@ -51,13 +59,17 @@ class Torch:
 
     def upload(self, target: Block, source: NDArray, stream: Any) -> None:
         # Pinned memory of torch's, which it hands out again when the copy has been made.
-        pinned = torch.empty(source.nbytes, dtype=torch.uint8, pin_memory=True)
+        pinned = torch.empty(source.nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         pinned.numpy()[:] = np.frombuffer(np.ascontiguousarray(source), np.uint8)
         target.owner[: source.nbytes].copy_(pinned, non_blocking=True)
 
-    def fails(self) -> bool:
+    def use(self, block: Block, device: int) -> None:
+        if not self.is_capturing(device):  # a graph keeps it
+            block.owner.record_stream(torch.cuda.current_stream(device))
+
+    def fails(self, device: int) -> bool:
         try:
-            torch.cuda.mem_get_info()
+            torch.cuda.mem_get_info(device)
         except self.errors:
             return True
         return False
@@ -82,16 +94,18 @@ def is_capturing() -> bool:
     return bool(torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
+@cache
 def why_no_kernels(device: int) -> str | None:
     """Why our kernels cannot run over torch's tensors on this device; None where they can."""
     if torch.version.hip is not None:
         return f"its device is one of ROCm {torch.version.hip}, and the kernels are for CUDA"
-    return compiler_missing() or _why_not_compiled(device)
+    missing = compiler_missing()
+    if missing:
+        return missing
+    try:
+        from ..kernels import cuda_code  # it imports Numba's CUDA target
 
-
-@cache
-def _why_not_compiled(device: int) -> str | None:
-    from ..kernels import cuda_code  # it imports Numba's CUDA target
-
-    with torch.cuda.device(device):
-        return cuda_code.trial()
+        with torch.cuda.device(device):
+            return cuda_code.trial()
+    except Exception as error:  # of the import, or of a device that does not work
+        return f"no kernel can be compiled for {device}: {error}"

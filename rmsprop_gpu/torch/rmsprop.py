@@ -75,6 +75,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     """
 
     _bound: Bound | None = None  # to the tensors of the last step; made anew where anything is not as it was
+    _broken: str | None = None  # why it cannot go on, since a step failed half done
     _captured: tuple[Bound, ...] = ()  # what CUDA graphs hold: their tables live as long as this
 
     def __init__(
@@ -176,6 +177,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
             for name, value in NEUTRAL.items():  # torch's state has none of ours: torch's rule goes on
                 group.setdefault(name, value)
         self._unbind()
+        self._broken = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but that the state of halves stays float32, which torch would cast to the parameter's dtype."""
@@ -219,13 +221,18 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         return loss
 
     def _step(self) -> None:
+        if self._broken:
+            raise RuntimeError(self._broken)
         for _ in range(3):  # what another thread changes meanwhile may have to be bound again
             if self._bound is None or not self._bound.fits(self):
                 self._unbind()
                 with torch.no_grad():
                     self._bound = Bound(self)
             with suppress(Changed):
-                self._bound.run(self)
+                try:
+                    self._bound.run(self)
+                finally:
+                    self._broken = self._bound.broken
                 return
             self._unbind()
         raise RuntimeError("the optimizer's tensors change while it steps")

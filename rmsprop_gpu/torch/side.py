@@ -25,8 +25,6 @@ from .library import TORCH
 from .rows import REALS, named, place
 from .steps import TensorSteps
 
-WARM_UP = "take the same step once before the capture"
-
 _grad = attrgetter("grad")
 
 
@@ -60,6 +58,11 @@ class Side:
             )
         plan.bind(list(map(_grad, self._params)), told)
         return plan.launch
+
+    @property
+    def broken(self) -> str | None:
+        """Why it cannot go on, if so."""
+        return None
 
     def refuse_numbers(self) -> None:
         """Raise where other numbers than those of the last step cannot be taken now."""
@@ -125,19 +128,27 @@ class CudaSide(Side):
         return make
 
     def bind(self, told: Signals, settings: Callable[[Side, hyper.Asked], Settings]) -> Callable[[], None]:
-        self._streams.refuse_broken()
         if told.asked not in self.plans:
             self.refuse_capture("this kind of step was not taken before")
         return super().bind(told, settings)
+
+    @property
+    def broken(self) -> str | None:
+        return self._streams.broken
 
     def refuse_numbers(self) -> None:
         self.refuse_capture("its numbers are others than those of the last step")
 
     def refuse_capture(self, why: str) -> None:
         if self._streams.capturing():
-            raise RuntimeError(f"the step is captured in a CUDA graph, but {why}; {WARM_UP}")
+            raise RuntimeError(f"the step is captured in a CUDA graph, but {why}; {TORCH.warm_up}")
 
     def told(self, scale: Any, found: Any) -> Signals:
+        if len(self._devices) > 1:
+            raise RuntimeError(
+                f"grad_scale and found_inf want all parameters on one device; they lie on "
+                f"{', '.join(map(named, self._devices))}. Without fused=True GradScaler unscales the gradients itself"
+            )
         words: list[int] = []
         for name, x in (("grad_scale", scale), ("found_inf", found)):
             if x is None:
@@ -146,14 +157,15 @@ class CudaSide(Side):
             if not isinstance(x, torch.Tensor) or place(x) is None:
                 return self._numbers(scale, found)
             if x.dtype != torch.float32 or x.numel() != 1 or self._devices != [place(x)]:
-                devices = ", ".join(map(named, self._devices))
                 raise RuntimeError(
                     f"{name} is a tensor of {x.dtype} with shape {tuple(x.shape)} on {x.device}; wanted one float32 on "
-                    f"the one device of the parameters, which lie on {devices}"
+                    f"{named(self._devices[0])}, as the parameters are"
                 )
             words += [table.AT_FLOAT32, x.data_ptr()]
         asked = hyper.Asked(told=True, scaled=scale is not None)
-        return SILENCE._replace(asked=asked, words=tuple(words), arrays=())
+        both = ("grad_scale", scale), ("found_inf", found)
+        arrays = tuple((name, x, shadow(x).view(np.float32)) for name, x in both if x is not None)
+        return SILENCE._replace(asked=asked, words=tuple(words), arrays=arrays)
 
 
 def dtype_of(dtype: torch.dtype) -> Any:

@@ -33,7 +33,7 @@ class TensorSteps:
 
     def bind(self, grads: list[Any], signals: Signals) -> None:
         """Take the gradients of the next step; raises `Changed` where anything else is not as it was."""
-        self._grads.bind(grads)
+        self._grads.take(grads)
         if signals.asked.told:
             for batch in self._batches:
                 batch.told[:] = signals.words

@@ -524,11 +524,11 @@ class Devices:
         dims = [x for n, s in zip(array.shape, array.strides, strict=True) for x in (n, s // array.itemsize)]
         return [*head, self._dtype(grad_dtype), array.size * grad_dtype.itemsize, *dims]
 
-    def library(self):
+    def source(self):
         import cupy
 
         address = ctypes.cast(self._function, ctypes.c_void_p).value
-        return exchange.Library(cupy.ndarray, address, self.record, lambda array: False)
+        return exchange.Source(cupy.ndarray, address, self.record, lambda array: False)
 
 
 @pytest.fixture
@@ -544,7 +544,7 @@ def on_device():
     spans = sorted((x.data.ptr, x.data.ptr + x.nbytes) for x in [*params, *states[0]] if x.size)
     column = np.zeros(3, np.int64)
     bounds = np.array(spans, np.int64).T.copy()
-    reader = Reader(params, states, [np.float32] * 3, column, *bounds, devices.library())
+    reader = Reader(params, states, [np.float32] * 3, column, *bounds, devices.source())
     assert reader.bind(params, grads, states) == WELL
     assert column.tolist() == [grads[0].data.ptr, grads[1].data.ptr, NO_ELEMENTS]
     yield lambda p=None, g=None, s=None: _bind(reader, column, params, grads, states, p, g, s)

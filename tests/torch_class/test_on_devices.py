@@ -17,17 +17,22 @@ cupy = pytest.importorskip("cupy", exc_type=ImportError)
 
 from rmsprop_gpu.torch import RMSprop, arguments, bound, cuda_steps, gradients, library, rows, side  # noqa: E402
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif("VGPU_LAZY" in os.environ, reason="what torch would enqueue runs at once on the host here"),
-]
+
+def at_once():
+    """Is all work done when it is enqueued? What torch would enqueue on a device runs on the host here."""
+    properties = cupy.cuda.runtime.getDeviceProperties(0)
+    return properties["name"].startswith(b"VGPU") and "VGPU_LAZY" not in os.environ
+
+
+pytestmark = pytest.mark.gpu
 
 
 class Device:
     """torch's tensors in pinned memory, as if it were a device's; and what was asked of torch."""
 
     def __init__(self):
-        self.starts, self.uploads, self.allocations, self.lost = {}, [], [], False
+        self.starts, self.uploads, self.allocations, self.recorded = {}, [], [], []
+        self.elsewhere = set()  # what lies on the second device
 
     def empty(self, shape, dtype=torch.float32):
         count = int(np.prod(shape, dtype=np.int64))
@@ -47,11 +52,19 @@ class Device:
         return made.permute(back).copy_(tensor.detach())
 
     def place(self, tensor):
-        return 0 if tensor.untyped_storage().data_ptr() in self.starts else None
+        start = tensor.untyped_storage().data_ptr()
+        return int(start in self.elsewhere) if start in self.starts else None
+
+    def on_the_second(self, tensor):
+        made = self.of(tensor)
+        self.elsewhere.add(made.data_ptr())
+        return made
 
 
 @pytest.fixture
 def device(monkeypatch):
+    if not at_once():
+        pytest.skip("what torch would enqueue runs at once on the host here: not beside a device that works meanwhile")
     made = Device()
     for module in (arguments, bound, cuda_steps, gradients, rows, side):
         monkeypatch.setattr(module, "place", made.place)
@@ -96,8 +109,10 @@ def device(monkeypatch):
         "set_device": runtime.setDevice,
         "current_device": runtime.getDevice,
         "is_available": lambda: True,
-        "is_current_stream_capturing": lambda: library.TORCH is not None and capturing(),
-        "mem_get_info": runtime.memGetInfo,
+        "is_current_stream_capturing": capturing,
+        "mem_get_info": lambda number: runtime.memGetInfo(),
+        "_maybe_exchange_device": runtime.setDevice,
+        "current_stream": cupy.cuda.get_current_stream,
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(library.Torch, "errors", (runtime.CUDARuntimeError,))
@@ -107,7 +122,13 @@ def device(monkeypatch):
         return cupy.cuda.get_current_stream(number).ptr
 
     monkeypatch.setattr(library, "current_stream", stream)
-    return made
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda x, stream: made.recorded.append((x.data_ptr(), stream.ptr))
+    )
+    library.why_no_kernels.cache_clear()
+    yield made
+    library.why_no_kernels.cache_clear()
+    cupy.cuda.runtime.deviceSynchronize()
 
 
 def capturing():
@@ -269,7 +290,7 @@ def test_what_grad_scaler_tells_goes_into_the_pass(found, device):
     assert float(twins.opts[1].state[twins.there[0]]["step"]) == 2 - found
     twins.opts[1].found_inf = device.of(torch.zeros((), dtype=torch.float64))
     with pytest.raises(
-        RuntimeError, match=r"found_inf is a tensor of torch\.float64 .*; wanted one float32 on the one"
+        RuntimeError, match=r"found_inf is a tensor of torch\.float64 .*; wanted one float32 on cuda:0, as"
     ):
         twins.opts[1].step()
 
@@ -305,6 +326,106 @@ def test_host_and_device_in_one_step(device):
     cupy.cuda.get_current_stream().synchronize()
     same(here, there)
     assert opt.why_not_fused() == {}
+
+
+def test_a_rate_on_the_device_is_not_asked_by_the_host(device, monkeypatch):
+    it = Captured(device)
+    it.opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+
+    def asked(self):
+        raise AssertionError("the host waits")
+
+    for name in ("item", "__float__", "__bool__", "tolist", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, asked)
+    it.opt.step()
+    it.take(tensors(2))
+    it.opt.step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda lr, other: lr.fill_(0), lambda lr, other: lr.set_(other), lambda lr, other: other, lambda lr, other: 0.0],
+)
+def test_a_rate_on_the_device_may_become_another(change, device):
+    it = Captured(device)
+    it.opt.step()
+    zero = device.of(torch.tensor(0.0))
+    found = change(it.lr, zero)
+    it.opt.param_groups[0]["lr"] = 0.0 if isinstance(found, float) else found
+    cupy.cuda.get_current_stream().synchronize()
+    it.opt.param_groups[0]["momentum"] = 0.0
+    kept = [p.detach().clone() for p in it.params]
+    it.opt.step()
+    it.opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+    assert all(map(torch.equal, it.params, kept))
+
+
+def test_a_rate_on_the_device_times_a_decay_is_rounded_once(device):
+    given = {"weight_decay": 0.3, "decoupled_weight_decay": True}
+    lr = device.of(torch.tensor(0.0, dtype=torch.float64))
+    host, there = (torch.nn.Parameter(x) for x in (torch.ones(5), device.of(torch.ones(5))))
+    mine, its = RMSprop([host], **given), RMSprop([there], lr=lr, capturable=True, **given)
+    host.grad, there.grad = torch.full((5,), 0.5), device.of(torch.full((5,), 0.5))
+    for i in range(1, 40):
+        mine.param_groups[0]["lr"] = i / 973
+        lr.fill_(i / 973)
+        mine.step()
+        its.step()
+        cupy.cuda.get_current_stream().synchronize()
+        same(host, there)
+
+
+def test_what_has_no_gradient_is_not_counted_on_the_device(device):
+    it = Captured(device)
+    it.params[0].grad = None
+    it.opt.step()
+    it.params[0].grad = device.of(tensors(1)[0])
+    it.opt.step()
+    it.params[1].grad = None
+    it.opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+    assert [float(it.opt.state[p]["step"]) for p in it.params] == [2.0, 2.0, 3.0, 3.0, 3.0]
+
+
+def test_autograd_refuses_what_was_saved_before_a_step(device):
+    p = torch.nn.Parameter(device.of(torch.ones(3)))
+    p.grad = device.of(torch.ones(3))
+    loss = (p * p).sum()
+    RMSprop([p]).step()
+    cupy.cuda.get_current_stream().synchronize()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_step_that_was_told_by_hand_counts_where_it_is_known(device):
+    twins = Twins(device, {}).grads(tensors(1)).step()
+    for opt, make in zip(twins.opts, (torch.tensor, lambda x: device.of(torch.tensor(x))), strict=True):
+        opt.found_inf = make(1.0)
+    twins.grads(tensors(2)).step().check()
+    assert float(twins.opts[1].state[twins.there[1]]["step"]) == 1
+
+
+def test_memory_that_another_stream_uses_is_said_to_be_used_there(device):
+    twins = Twins(device, {"skip_nonfinite": True}).grads(tensors(1)).step()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    device.recorded.clear()
+    with stream:
+        twins.opts[1].step()
+        stream.synchronize()
+        assert {at for _, at in device.recorded} == {stream.ptr}
+        steps = next(iter(twins.opts[1]._bound._sides[0].plans.values())).steps
+        assert {at for at, _ in device.recorded} >= {block.address for x in steps._residents for block in x.blocks}
+
+
+def test_a_device_by_default_is_no_matter(device):
+    twins = Twins(device, {"momentum": 0.5}).grads(tensors(1))
+    with torch.device("meta"):
+        for opt in twins.opts:
+            opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+    twins.check()
 
 
 def test_a_rate_on_the_device_stays_there(device):
@@ -364,7 +485,8 @@ def test_a_captured_step_is_replayed(device):
             one.opt.step()
         one.stream.synchronize()
     graph = it.capture()
-    it.opt.zero_grad()  # the graph holds what it reads
+    read = [weakref.ref(p.grad) for p in it.params]
+    it.opt.zero_grad()
     it.take(tensors(2))
     with it.stream:
         it.opt.step()  # other gradients, beside the graph
@@ -376,6 +498,7 @@ def test_a_captured_step_is_replayed(device):
     assert held() is not it.opt._bound
     gc.collect()
     assert held() is not None
+    assert all(x() is not None for x in read)  # the graph reads them
     with it.stream:
         graph.launch(it.stream)
     it.stream.synchronize()
@@ -390,20 +513,51 @@ def test_a_captured_step_is_replayed(device):
 
 def test_what_a_graph_could_not_keep_is_refused(device):
     it = Captured(device)
-    kept = [p.detach().clone() for p in it.params]
-    it.refused("its tensors are not those of a step before; take the same step once before the capture")
+    hint = r"take the same step once before the capture, and keep its gradients .*zero_grad\(set_to_none=False\)"
+
+    def refused(match):
+        kept = [p.detach().clone() for p in it.params]
+        it.refused(f"{match}.*{hint}")
+        it.stream.synchronize()
+        assert all(map(torch.equal, it.params, kept))
+
+    refused("its tensors are not those of a step before")
     it.opt.step()
-    cupy.cuda.get_current_stream().synchronize()
-    kept = [p.detach().clone() for p in it.params]
     it.take(tensors(2))
-    it.refused("the addresses of its gradients")
+    refused("the addresses of its gradients")
     it.take(tensors(1))
     it.opt.step()
     it.opt.param_groups[0]["lr"] = 0.5
-    it.refused("its numbers are others than those of the last step")
+    refused("its numbers are others than those of the last step")
     it.opt.param_groups[0]["lr"] = it.lr
+    it.opt.grad_scale = device.of(torch.tensor(2.0))
+    refused("its tensors are not those of a step before")  # they count elsewhere
+    del it.opt.grad_scale
+    it.opt.step()
+    assert it.capture()
+
+
+def test_a_graph_holds_what_it_was_told(device):
+    it = Captured(device)
+    it.opt.found_inf = device.of(torch.tensor(0.0))
+    it.opt.step()
     cupy.cuda.get_current_stream().synchronize()
-    assert not all(map(torch.equal, it.params, kept))
+    graph, told = it.capture(), weakref.ref(it.opt.found_inf)
+    del it.opt.found_inf
+    gc.collect()
+    assert graph
+    assert told() is not None
+
+
+def test_a_parameter_of_torchs_is_captured_beside_ours_after_one_step(device):
+    it = Captured(device)
+    wide = device.of(torch.ones(3, 4))
+    odd = torch.nn.Parameter(wide[:, ::2])
+    odd.grad = device.of(torch.ones(3, 2))
+    it.opt.add_param_group({"params": [odd], "capturable": False})
+    it.opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+    assert it.opt.why_not_fused().keys() == {"param_groups[1]['params'][0]"}
     assert it.capture()
 
 
@@ -412,31 +566,91 @@ def test_without_the_compiler_it_is_torchs_step(device, monkeypatch):
     p.grad = device.of(torch.ones(3))
     twin = torch.nn.Parameter(torch.ones(3))
     twin.grad = torch.ones(3)
-    monkeypatch.setattr(library, "compiler_missing", lambda: "numba-cuda is not installed; install the extra cuda13")
+    asked = []
+
+    def missing():
+        asked.append(1)
+        return "numba-cuda is not installed; install the extra cuda13"
+
+    monkeypatch.setattr(library, "compiler_missing", missing)
     opt = RMSprop([p])
     opt.step()
+    assert len(asked) == 1
     torch.optim.RMSprop([twin]).step()
     same(p, twin)
     (why,) = opt.why_not_fused().values()
     assert why == "numba-cuda is not installed; install the extra cuda13"
     with pytest.raises(RuntimeError, match=r"`fused=True` requires .* numba-cuda is not installed"):
         RMSprop([p], fused=True).step()
-    monkeypatch.undo()
-    assert "ROCm 6.4" in rocm(monkeypatch)
-
-
-def rocm(monkeypatch):
+    library.why_no_kernels.cache_clear()
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    return library.why_no_kernels(0)
+    assert "ROCm 6.4" in library.why_no_kernels(0)
 
 
 def test_what_is_decided_for_a_step_as_a_whole_wants_one_device(device):
     here, there = (torch.nn.Parameter(x) for x in (torch.ones(5), device.of(torch.ones(5))))
     here.grad, there.grad = torch.ones(5), device.of(torch.ones(5))
     opt = RMSprop([here, there], global_clipnorm=1.0)
-    with pytest.raises(ValueError, match=r"global_clipnorm is 1\.0 and the parameters lie on devices"):
+    with pytest.raises(
+        ValueError, match=r"global_clipnorm is 1\.0 and the parameters lie on devices \['cpu', 'cuda:0'\]"
+    ):
         opt.step()
     assert not opt.state
+
+
+def test_what_grad_scaler_tells_is_for_one_device(device):
+    params = [torch.nn.Parameter(x) for x in (device.of(torch.ones(5)), device.on_the_second(torch.ones(5)))]
+    for p in params:
+        p.grad = device.of(torch.ones(5)) if device.place(p) == 0 else device.on_the_second(torch.ones(5))
+    opt = RMSprop(params, fused=True)
+    opt.found_inf = device.of(torch.tensor(0.0))
+    with pytest.raises(RuntimeError, match="want all parameters on one device; they lie on cuda:0, cuda:1"):
+        opt.step()
+
+
+def test_a_launch_that_fails_beside_updated_parameters_says_so(device):
+    there, odd = torch.nn.Parameter(device.of(torch.ones(5))), torch.nn.Parameter(torch.ones(5, 4)[:, ::2])
+    there.grad, odd.grad = device.of(torch.ones(5)), torch.ones(5, 2)
+    opt = RMSprop([there, odd])
+    opt.step()
+    steps = next(iter(opt._bound._sides[0].plans.values())).steps
+
+    def fail():
+        raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED")
+
+    launch, steps._calls[-1] = steps._calls[-1], fail
+    fail.kernel = "update_kernel"
+    with pytest.raises(RuntimeError, match="other parameters were updated before in this step: restore all of them"):
+        opt.step()
+    steps._calls[-1] = launch
+    opt.param_groups[0]["alpha"] = 0.9  # bound anew, and still broken
+    with pytest.raises(RuntimeError, match="restore all of them, then load_state_dict"):
+        opt.step()
+    opt.load_state_dict(opt.state_dict())
+    opt.step()
+
+
+def test_a_launch_that_fails_before_the_host_s_leaves_both(device):
+    here, there = (torch.nn.Parameter(x) for x in (torch.ones(5), device.of(torch.ones(5))))
+    here.grad, there.grad = torch.ones(5), device.of(torch.ones(5))
+    opt = RMSprop([here, there])
+    opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+    steps = next(iter(opt._bound._sides[0].plans.values())).steps
+
+    def fail():
+        raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED")
+
+    fail.kernel = "update_kernel"
+    launch, steps._calls[-1] = steps._calls[-1], fail
+    kept = here.detach().clone()
+    with pytest.raises(RuntimeError, match="nothing was updated, the optimizer is usable as it was before"):
+        opt.step()
+    assert torch.equal(here, kept)
+    steps._calls[-1] = launch
+    opt.step()
+    cupy.cuda.get_current_stream().synchronize()
+    same(here, there)
 
 
 def test_a_launch_that_fails_is_one_error(device, monkeypatch):
@@ -478,7 +692,7 @@ def test_torch_is_asked_for_memory_and_for_copies(size, device):
         assert block.owner.view(torch.int64).tolist() == list(range(size))
         assert block.address == block.owner.data_ptr()
     assert torchs.knows(block)
-    assert not torchs.fails()
+    assert not torchs.fails(0)
 
 
 def test_cupy_is_not_needed():
