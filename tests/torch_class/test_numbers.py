@@ -93,6 +93,19 @@ def test_each_centered_step_is_torchs_within_what_cancellation_leaves(given, dty
     assert twins.ours.why_not_fused() == {}
 
 
+@pytest.mark.parametrize(("dtype", "noise"), [(torch.float64, 1e-5), (torch.float32, 0.02)], ids=str)
+def test_gradients_that_hardly_change_leave_as_much_as_cancellation_does(dtype, noise):
+    """All but a small part of the average of squares cancels."""
+    twins = Twins(RMSprop, one_group({"centered": True, "alpha": 0.5}), [torch.full((1000,), 0.01, dtype=dtype)])
+    for step in range(40):
+        drawn = torch.randn(1000, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        before = twins.step([(1 + noise * drawn).to(dtype)])
+        if step >= 30:
+            assert_same_step(twins, before, assert_within_cancellation)
+    state = twins.torchs.state[twins.twins[0]]
+    assert (state["square_avg"] - state["grad_avg"] ** 2).mean() < 10 * noise**2
+
+
 def assert_within_cancellation(twins, p, q, old):
     """Where v - m^2 cancels. With u the unit roundoff, ours and torch's are off the exact values by, at most:
 
