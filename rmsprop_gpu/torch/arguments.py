@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -29,6 +30,8 @@ OURS: dict[str, Any] = {
 NEUTRAL = {"fused": None, **OURS}
 # What RMSProp over arrays has beside them.
 _ARRAYS = {name: hyper.SINCE[name] for name in ("use_ema", "ema_momentum")}
+
+_NAN = float("nan")
 
 # What of a group decides about a step, to be compared with that of the step before; the learning rate comes first.
 SWITCHES = ("fused", "capturable", "differentiable")
@@ -72,7 +75,9 @@ def rate(group: Mapping[str, Any]) -> Any:
     lr = group["lr"]
     if group["capturable"] and isinstance(lr, torch.Tensor) and place(lr) is not None:
         return DeviceRate(lr)
-    return number(lr)
+    found = number(lr)
+    is_nan = isinstance(found, float) and math.isnan(found)
+    return _NAN if is_nan else found  # which equals itself where tuples are compared
 
 
 def values(group: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -258,3 +258,16 @@ def test_gradients_of_zero_move_nothing_and_count():
         twins.step([torch.zeros_like(p) for p in twins.params])
     assert all(map(torch.equal, twins.params, before))
     assert all(twins.ours.state[p]["step"] == 3 for p in twins.params)
+
+
+@pytest.mark.parametrize("lr", [float("nan"), torch.tensor(float("nan"))], ids=["number", "tensor"])
+def test_a_rate_that_is_no_number_is_taken_as_torch_takes_it(lr):
+    twins = Twins(RMSprop, one_group({}), [torch.ones(3)])
+    for opt in (twins.ours, twins.torchs):
+        opt.param_groups[0]["lr"] = lr
+        for p in opt.param_groups[0]["params"]:
+            p.grad = torch.ones(3)
+        opt.step()
+        opt.step()
+    assert twins.params[0].isnan().all()
+    assert twins.twins[0].isnan().all()
