@@ -116,11 +116,8 @@ class Bound:
         self._stateless, self._theirs = found.stateless, found.theirs
         names = names_of(opt.param_groups)
         _refuse(opt, found, names)
-        if library.is_capturing() and any(place(p) is not None for _, p in found.ours):
-            raise RuntimeError(
-                "the step is captured in a CUDA graph, but its tensors are not those of a step before; "
-                f"{library.TORCH.warm_up}"
-            )
+        if any(place(p) is not None for _, p in found.ours):
+            library.refuse_capture()
         self._told = _told(opt)
         self.broken: str | None = None  # why it cannot go on
         rows = [self._row(opt, i, p, names[id(p)]) for i, p in found.ours]
@@ -145,10 +142,8 @@ class Bound:
         return Row(name, p, group, state, kept, p.dtype if p.grad is None else p.grad.dtype)
 
     def _made_sides(self, rows: Sequence[Row]) -> list[Side]:
-        host, cuda = (
-            [row for row in rows if place(row.param) is None],
-            [row for row in rows if place(row.param) is not None],
-        )
+        cuda = [row for row in rows if place(row.param) is not None]
+        host = [row for row in rows if place(row.param) is None]
         rates = {}
         for i, (one, h) in enumerate(zip(self._values, self._hypers, strict=True)):
             if isinstance(one[0], DeviceRate) and isinstance(h, dict):

@@ -94,6 +94,14 @@ def is_capturing() -> bool:
     return bool(torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
+def refuse_capture() -> None:
+    """Raise where a graph is being captured: what it has not seen before it cannot hold."""
+    if is_capturing():
+        raise RuntimeError(
+            f"the step is captured in a CUDA graph, but its tensors are not those of a step before; {TORCH.warm_up}"
+        )
+
+
 @cache
 def why_no_kernels(device: int) -> str | None:
     """Why our kernels cannot run over torch's tensors on this device; None where they can."""
@@ -102,6 +110,7 @@ def why_no_kernels(device: int) -> str | None:
     missing = compiler_missing()
     if missing:
         return missing
+    refuse_capture()  # or what cannot be loaded now would count as never
     try:
         from ..kernels import cuda_code  # it imports Numba's CUDA target
 
