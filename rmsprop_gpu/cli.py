@@ -176,14 +176,14 @@ def described(saved: Mapping[str, Any]) -> list[str]:
     total = sum(x.nbytes for buffers in saved["state"].values() for x in buffers.values())
     lines = [
         f"{shown(saved['optimizer'])}, version {saved['version']}",
-        f"{saved['steps']} steps, {saved['skipped_steps']} of them skipped",
-        f"{len(arrays)} arrays of {len(saved['state'])} parameters, {mebibytes(total)}",
+        f"steps: {saved['steps']}, {saved['skipped_steps']} of them skipped",
+        f"arrays: {len(arrays)}, of {len(saved['state'])} parameters, {mebibytes(total)}",
     ]
     groups = saved["param_groups"] if isinstance(saved["param_groups"], list) else []
     for i, group in enumerate(groups):
         entries = group if isinstance(group, dict) else {}
         names = entries.get("params", [])
-        lines += ["", f"group {i}: {len(names) if isinstance(names, list) else shown(names)} parameters"]
+        lines += ["", f"group {i}, parameters: {len(names) if isinstance(names, list) else shown(names)}"]
         lines += aligned([(f"  {shown(name)}", shown(x)) for name, x in entries.items() if name != "params"])
     return [*lines, "", *aligned([("array", "dtype", "shape", "bytes"), *arrays])]
 

@@ -535,8 +535,8 @@ def test_inspect_says_what_is_in_it(path, capsys):
     assert main(["inspect", str(path)]) == 0
     said = capsys.readouterr().out
     lines = said.splitlines()
-    assert lines[:2] == ["RMSProp, version 1", "1 steps, 0 of them skipped"]
-    assert "group 0: 8 parameters" in lines
+    assert lines[:2] == ["RMSProp, version 1", "steps: 1, 0 of them skipped"]
+    assert "group 0, parameters: 8" in lines
     assert any(line.split() == ["momentum", "0.9"] for line in lines)
     assert any(
         line.split("  ")[0] == "plain/square_avg" and "float32" in line and "(4, 6, 5)" in line for line in lines
