@@ -110,7 +110,7 @@ def test_on_a_device_the_code_of_the_kernel_is_known():
     (launch,) = profile(opt, cupy.ones(2 * chunk_of(np.dtype(F4)) + 1, F4), repeats=1).launches
     assert (launch.chunks, launch.grid, launch.block) == (3, 3, THREADS)
     assert 16 <= launch.code.registers <= 255
-    kernel = kernels(Variant(), np.dtype(F4), np.dtype(F4), 0)["update_kernel"]
+    kernel = kernels(Variant(), np.dtype(F4), np.dtype(F4))["update_kernel"]
     most = cupy.cuda.Device(0).attributes["MaxThreadsPerMultiProcessor"]
     blocks = kernel.occupancy.max_active_blocks_per_multiprocessor(THREADS, 0)
     assert (launch.code.registers, launch.code.local_bytes) == (kernel.attributes.num_regs, 0)
