@@ -160,7 +160,8 @@ def inspect(options: argparse.Namespace) -> int:
     """Tables of what is in a checkpoint."""
     try:
         with checkpoint.opened(options.file) as saved:
-            print("\n".join(described(saved)))
+            text, coding = "\n".join(described(saved)), sys.stdout.encoding or "utf-8"
+            print(text.encode(coding, "backslashreplace").decode(coding))
     except checkpoint.CheckpointError as error:
         raise RefusedError(str(error), FAILED) from None
     return OK
@@ -175,8 +176,8 @@ def described(saved: Mapping[str, Any]) -> list[str]:
     ]
     total = sum(x.nbytes for buffers in saved["state"].values() for x in buffers.values())
     lines = [
-        f"{shown(saved['optimizer'])}, version {saved['version']}",
-        f"steps: {saved['steps']}, {saved['skipped_steps']} of them skipped",
+        f"{shown(saved['optimizer'])}, version {shown(saved['version'])}",
+        f"steps: {shown(saved['steps'])}, {shown(saved['skipped_steps'])} of them skipped",
         f"arrays: {len(arrays)}, of {len(saved['state'])} parameters, {mebibytes(total)}",
     ]
     groups = saved["param_groups"] if isinstance(saved["param_groups"], list) else []

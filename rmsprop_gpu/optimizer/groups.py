@@ -122,7 +122,7 @@ class ParamGroup(MutableMapping[str, Any]):
             if why := refusal(name):
                 problems.add(ValueError, f"{label} has {name!r}, {why}")
         values = {**self._values, **{n: v for n, v in entry.items() if n in self._values}}
-        ours = self._values["lr"]
+        ours, before = self._values["lr"], len(problems)
         if (values["lr"] is None) != callable(ours):
             wanted = (
                 "a callable lr, as was saved"
@@ -132,9 +132,8 @@ class ParamGroup(MutableMapping[str, Any]):
             problems.add(
                 ValueError, f'{label}["lr"] is {ours!r} in this optimizer; wanted {wanted}: assign it before loading'
             )
-            return self.hyper()
+            values["lr"] = ours
         values["lr"] = ours if callable(ours) else values["lr"]
-        before = len(problems)
         for name, value in values.items():
             try:
                 values[name] = hyper.checked(name, value)

@@ -17,6 +17,7 @@ from ..state.outcome import Outcome
 from ..state.saved import VERSION, LoadReport, check_skipped, check_state_dict
 from .groups import Groups
 from .planner import CAPTURED, Planner
+from .turn import Torn
 
 if TYPE_CHECKING:
     from ..steps.order import Order
@@ -89,15 +90,7 @@ class Stateful:
         The text has every number to the last bit; infinity is written as Python's json does (``Infinity``). In what
         others have put into a group, tuples become lists and keys of mappings texts, as JSON has them.
 
-        ``numpy.savez`` takes the flat form as it is. safetensors takes texts as metadata::
-
-            arrays = opt.state_dict(flat=True)
-            text = arrays.pop("rmsprop_gpu")
-            safetensors.numpy.save_file(arrays, path, metadata={"rmsprop_gpu": text})
-
-            with safetensors.safe_open(path, "numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}
-                opt.load_state_dict({**arrays, **file.metadata()})
+        ``numpy.savez`` takes the flat form as it is. For safetensors there are `save` and `load`, which need no copy.
 
         Examples
         --------
@@ -118,6 +111,7 @@ class Stateful:
         (1, array([0.1, 0.1]))
         """
         self._refuse_capture("state_dict")
+        self._groups.changes.turn.refuse_torn()
         if not self._groups.changes.turn:
             self._planner.allocate()  # what was assigned since the last step
         skipped = self._outcome.skipped if flat else self._outcome.snapshot()
@@ -137,11 +131,12 @@ class Stateful:
             ],
         }
 
-    def save(self, path: str | os.PathLike[str], progress: checkpoint.Progress | None = None) -> None:
+    def save(self, path: str | bytes | os.PathLike[Any], progress: checkpoint.Progress | None = None) -> None:
         """Write a checkpoint: everything of `state_dict`, in one safetensors file, without a copy of the state.
 
         The new file is written beside the old one, synced, and then takes its place: whoever opens it, also after a
-        crash, finds the one or the other. Links are followed, permissions kept.
+        crash, finds the one or the other. Symbolic links are followed and permissions kept, the owner and hard links
+        are not.
 
         Parameters
         ----------
@@ -155,10 +150,10 @@ class Stateful:
         ------
         RuntimeError
             Where another process or thread saves to the same file, or another thread steps this optimizer.
-        TypeError
-            Where what others have put into a group is nothing that JSON has.
+        TypeError, ValueError
+            Where what others have put into a group is nothing that JSON has, or a name is no Unicode.
         OSError
-            Where the file cannot be written; what was there stays.
+            Where the file cannot be written, or is no regular file; what was there stays.
 
         Notes
         -----
@@ -185,17 +180,19 @@ class Stateful:
         """
         self._refuse_capture("checkpoint")
         turn, token = self._groups.changes.turn, object()
-        if not turn:
-            self._planner.allocate()  # what was assigned since the last step
         try:
             if turn.setdefault(0, token) is not token:
                 turn.share(token, "a save")
-            checkpoint.save(path, self._frame(self._outcome.skipped), self._state.entries(), progress)
+            if turn.get(0) is token:
+                self._planner.allocate()  # what was assigned since the last step
+            groups = self._groups.hypers()
+            names = [needed(groups[i], self._adagrad) for i in self._groups.of_tensor]
+            checkpoint.save(path, self._frame(self._outcome.skipped), self._state.entries(names), progress)
         finally:
             if turn.get(0) is token:
                 del turn[0]
 
-    def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
+    def load(self, path: str | bytes | os.PathLike[Any], strict: bool = True) -> LoadReport:
         """Continue from a checkpoint that `save` wrote, on the same bits, whichever array library or device has them.
 
         Parameters
@@ -252,7 +249,8 @@ class Stateful:
         """Load a state dict; the buffers that are `anew` may be missing in it, and then start as new ones do."""
         problems = Problems()
         loaded = check_state_dict(state_dict, type(self).__name__, problems)
-        problems.raise_any()
+        if not loaded:
+            problems.raise_any()
         keys = [tensor.key for tensor in self._tensors]
         report = LoadReport(
             [key for key in keys if key not in loaded["state"]], [key for key in loaded["state"] if key not in keys]
@@ -283,11 +281,15 @@ class Stateful:
         turn, token = self._groups.changes.turn, object()
         try:
             if turn.setdefault(0, token) is not token:
-                turn.take_over(token, "a load")
+                turn.take_for_load(token)
             try:
                 self._state.load(found, fresh=self.steps == 0)
-            except OSError as error:  # of a file that was whole when it was checked
-                raise RuntimeError(f"the state is loaded in part ({error}); load it before the next step") from error
+            except BaseException as error:  # Ctrl-C, a file that became shorter, no memory
+                torn = Torn(f"the state is loaded in part ({type(error).__name__}: {error})")
+                turn[0] = torn
+                if isinstance(error, OSError):
+                    torn.refuse()
+                raise
             self._steps[0] = int(loaded["steps"])
             self._outcome.load(skipped)
             self._groups.replace(groups)

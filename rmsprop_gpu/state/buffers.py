@@ -122,13 +122,19 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                 }
         return copies
 
-    def entries(self) -> list[Entry]:
-        """The arrays themselves, by their names in files."""
-        return [
-            Entry(f"{tensor.key}/{name}", buffer, partial(self._at, i))
-            for i, tensor in enumerate(self._tensors)
-            for name, buffer in self.buffers[i].items()
-        ]
+    def entries(self, names: Sequence[Sequence[str]]) -> list[Entry]:
+        """The arrays themselves, by their names in files; those of `names` that are not there yet as they start."""
+        found = []
+        for i, tensor in enumerate(self._tensors):
+            missing = {name: self._start(tensor, name) for name in names[i] if name not in self.buffers[i]}
+            for name, buffer in {**self.buffers[i], **missing}.items():
+                found.append(Entry(f"{tensor.key}/{name}", buffer, partial(self._at, i)))
+        return found
+
+    def _start(self, tensor: Tensor, name: str) -> Array:
+        """What a buffer that a step is yet to make starts from."""
+        layout = layout_of(tensor, name)
+        return tensor.view.astype(layout.dtype) if name == "ema" else np.zeros(layout.shape, layout.dtype)
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
         """What `saved` holds for each of our parameters, validated; `names` is what each must have."""

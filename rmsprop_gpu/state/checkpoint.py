@@ -26,6 +26,7 @@ FORMAT = "rmsprop_gpu"
 DTYPES = {"float64": "F64", "int64": "I64", "float32": "F32"}
 _OURS = {theirs: np.dtype(ours) for ours, theirs in DTYPES.items()}
 _ALIGNMENT = 8  # of the data in the file
+_LONGEST_HEAD = 100_000_000  # bytes, says the library
 
 Progress: TypeAlias = Callable[[int, int], object]
 
@@ -43,7 +44,7 @@ class CheckpointError(ValueError):
 
 
 def save(
-    path: str | os.PathLike[str], frame: Mapping[str, Any], entries: Sequence[Entry], tell: Progress | None
+    path: str | bytes | os.PathLike[Any], frame: Mapping[str, Any], entries: Sequence[Entry], tell: Progress | None
 ) -> None:
     """Write a state dict, given without its arrays, and these; what the file was stays until the new one is whole."""
     entries = sorted(entries, key=lambda entry: -entry.array.itemsize)  # so that each begins at a multiple of it
@@ -66,20 +67,30 @@ def save(
 
 def _head(frame: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
     """What stands before the data: its own length, and as JSON where each array is, and texts."""
-    groups = json.loads(as_json(frame))["param_groups"]
+    groups = json.dumps(json.loads(as_json(frame))["param_groups"])
     texts = {name: str(frame[name]) for name in ("version", "optimizer", "steps", "skipped_steps")}
-    head: dict[str, Any] = {"__metadata__": {"format": FORMAT, **texts, "param_groups": json.dumps(groups)}}
+    head: dict[str, Any] = {"__metadata__": {"format": FORMAT, **texts, "param_groups": groups}}
     end = 0
     for name, array, _ in entries:
         start, end = end, end + array.nbytes
         head[name] = {"dtype": DTYPES[str(array.dtype)], "shape": list(array.shape), "data_offsets": [start, end]}
-    text = json.dumps(head).encode()
+    try:
+        text = json.dumps(head, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{error.object[error.start - 20 : error.end + 20]!r} is in a name or a group and is no Unicode, which a "
+            "checkpoint cannot hold; wanted another name"
+        ) from None
     text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > _LONGEST_HEAD:
+        raise ValueError(
+            f"names, shapes and groups take {len(text):,} bytes; wanted at most {_LONGEST_HEAD:,}, which the format has"
+        )
     return len(text).to_bytes(8, "little") + text
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def opened(path: str | bytes | os.PathLike[Any]) -> Iterator[dict[str, Any]]:
     """The state dict in a file, with a `Stored` in the place of each array: while it is open these can be read.
 
     Raises
@@ -89,49 +100,61 @@ def opened(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     MissingExtraError
         Where safetensors is not installed.
     """
-    with open(path, "rb", buffering=0) as file:
-        metadata, found = _read_head(path, file)
-        ways = Ways()
-        state: dict[str, dict[str, Stored]] = {}
-        start = 8 + int.from_bytes(file.read(8), "little")
-        for name, dtype, shape in found:
-            parameter, _, buffer = name.rpartition("/")
-            array = state.setdefault(parameter, {})[buffer] = Stored(file, start, dtype, shape, ways)
-            start += array.nbytes
-        yield {**_frame(path, metadata), "state": state}
+    while True:
+        with open(path, "rb", buffering=0) as file:
+            found = _read_head(path, file)
+            if found is None:
+                continue  # a save has put another one in its place
+            metadata, described = found
+            ways = Ways()
+            state: dict[str, dict[str, Stored]] = {}
+            start = 8 + int.from_bytes(file.read(8), "little")
+            for name, dtype, shape in described:
+                parameter, _, buffer = name.rpartition("/")
+                array = state.setdefault(parameter, {})[buffer] = Stored(file, start, dtype, shape, ways)
+                start += array.nbytes
+            yield {**_frame(path, metadata), "state": state}
+            return
 
 
 def _read_head(
-    path: str | os.PathLike[str], file: BinaryIO
-) -> tuple[dict[str, str], list[tuple[str, np.dtype[Any], tuple[int, ...]]]]:
-    """The texts in a file, and of each array name, dtype and shape, in the order in which they lie."""
+    path: str | bytes | os.PathLike[Any], file: BinaryIO
+) -> tuple[dict[str, str], list[tuple[str, np.dtype[Any], tuple[int, ...]]]] | None:
+    """The texts in a file, and of each array name, dtype and shape, in the order in which they lie.
+
+    None where the path is another file's meanwhile.
+    """
     with extra("safetensors"):
         from safetensors import SafetensorError, safe_open
     if os.fstat(file.fileno()).st_size == 0:
         raise CheckpointError(f"{_named(path)} is empty; wanted a checkpoint as save() writes it")
     try:
-        with safe_open(path, "numpy") as content:
+        with safe_open(os.fsdecode(path), "numpy") as content:
             if not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                raise CheckpointError(f"{_named(path)} was replaced while it was opened; load it again")
+                return None
             metadata, names = content.metadata() or {}, content.offset_keys()
             views = [content.get_slice(name) for name in names]
             described = [(view.get_dtype(), tuple(view.get_shape())) for view in views]
     except SafetensorError as error:
         kind = _kind(file) or "damaged, cut off, or no safetensors file"
-        raise CheckpointError(f"{_named(path)} is {kind} ({error}); wanted a checkpoint as save() writes it") from None
+        raise CheckpointError(
+            f"{_named(path)} is {kind} ({_plain(error)}); wanted a checkpoint as save() writes it"
+        ) from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{_named(path)} is a safetensors file, but no checkpoint of rmsprop_gpu: its metadata has the format "
             f"{metadata.get('format')!r}"
         )
-    if metadata.get("version") != str(VERSION):
-        raise CheckpointError(
-            f"{_named(path)} has version {metadata.get('version')!r}, and this package reads {VERSION}: a newer "
-            "one may have written it"
-        )
-    odd = [f"{name} ({dtype})" for name, (dtype, _) in zip(names, described, strict=True) if dtype not in _OURS]
+    version = _whole(metadata.get("version"))
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        why = "a newer one has written it" if newer else "it is damaged"
+        raise CheckpointError(f"{_named(path)} has version {version!r}, and this package reads {VERSION}: {why}")
+    odd = [f"{name!r} ({dtype})" for name, (dtype, _) in zip(names, described, strict=True) if dtype not in _OURS]
+    odd += [f"{name!r}, which has no slash" for name in names if "/" not in name]
     if odd:
-        raise CheckpointError(f"{_named(path)} has arrays of dtypes that no state has: {', '.join(odd)}")
+        some = ", ".join([*odd[:8], *["..."] * (len(odd) > 8)])
+        raise CheckpointError(f"{_named(path)} has arrays that no state has, by their dtypes or names: {some}")
     return metadata, [(name, _OURS[dtype], shape) for name, (dtype, shape) in zip(names, described, strict=True)]
 
 
@@ -141,12 +164,12 @@ def _kind(file: BinaryIO) -> str | None:
     file.seek(0)
     if first.startswith(b"PK\x03\x04"):
         return "a zip file, as torch.save and numpy.savez write them"
-    if first.startswith(b"\x80") and first[1:2] in b"\x02\x03\x04\x05":
+    if first.startswith(b"\x80") and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a pickle, which is not opened"
     return "an npy file" if first.startswith(b"\x93NUMPY") else None
 
 
-def _frame(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+def _frame(path: str | bytes | os.PathLike[Any], metadata: Mapping[str, str]) -> dict[str, Any]:
     """A state dict without its arrays."""
     try:
         groups = json.loads(metadata.get("param_groups", ""))
@@ -161,5 +184,11 @@ def _whole(text: str | None) -> Any:
     return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 20 else text
 
 
-def _named(path: str | os.PathLike[str]) -> str:
+def _plain(error: Exception) -> str:
+    """What an error says, on a line that speaks to no terminal."""
+    text = str(error)[:300]
+    return text if text.isprintable() else ascii(text)
+
+
+def _named(path: str | bytes | os.PathLike[Any]) -> str:
     return repr(os.fspath(path))

@@ -45,7 +45,7 @@ def as_json(frame: Mapping[str, Any]) -> str:
         for name, value in group.items():
             try:
                 json.dumps(value, default=_number)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 found = f"param_groups[{i}][{quoted(name)}] is {a(type(value))}"
                 problems.add(TypeError, f"{found}, which is no JSON ({error}); wanted numbers, texts, lists, mappings")
     problems.raise_any()

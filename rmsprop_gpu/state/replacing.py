@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 SETTLED = 64 << 20  # bytes after which a file goes to the disk
 SUFFIX = ".saving"  # of the file that is written: a fixed name, so that a killed save leaves one file at most
 
+_writing: set[tuple[int, Path]] = set()  # by which thread
+
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], nbytes: int) -> Iterator[BinaryIO]:
+def replacing(path: str | bytes | os.PathLike[Any], nbytes: int) -> Iterator[BinaryIO]:
     """A new file beside the one at `path`, which replaces it at the end, with its permissions; not if anything fails.
 
     What the path links to is replaced, not the link. The data are on the disk before they have the name, and there is
-    room for `nbytes` of them before any is written.
+    room for `nbytes` of them before any is written. A signal handler may do the same in the middle of it.
 
     Raises
     ------
     RuntimeError
-        Where somebody else writes it at the same time.
+        Where another process or thread writes it at the same time.
     OSError
         Where the folder does not take it; what was there stays.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(os.fsdecode(path)))
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; wanted the name of a file")
+    if target.exists() and not target.is_file():
+        raise OSError(f"{target} is no regular file, and would be replaced by one")
     beside = target.with_name(target.name + SUFFIX)
-    file = _locked(beside)
+    while (mine := (threading.get_ident(), beside)) in _writing:
+        beside = beside.with_name(beside.name + SUFFIX)  # a handler's, in the middle of a save to the same file
+    file, renamed = _locked(beside), False
+    _writing.add(mine)
     try:
         file.truncate(0)  # what a killed save has left
-        with suppress(FileNotFoundError):
-            os.chmod(beside, stat.S_IMODE(target.stat().st_mode))
-        if hasattr(os, "posix_fallocate") and nbytes:
-            os.posix_fallocate(file.fileno(), 0, nbytes)  # a disk that is full says so here; and it is written faster
+        _make_room(file, nbytes)
         yield file
-        os.fsync(file.fileno())
-        _rename(file, beside, target)
+        with _folder(target.parent) as folder:
+            os.chmod(beside, _mode(target))
+            os.fsync(file.fileno())
+            _rename(file, beside, target)
+            renamed = True
+            if folder is not None:
+                os.fsync(folder)
     except BaseException:
-        with suppress(OSError):  # Windows deletes no file that is open
-            beside.unlink()
+        if not renamed:
+            with suppress(OSError):  # Windows deletes no file that is open
+                beside.unlink()
         raise
     finally:
+        _writing.discard(mine)
         file.close()
-    _sync(target.parent)
 
 
 def settle(file: BinaryIO, start: int, stop: int) -> None:
@@ -61,11 +73,31 @@ def settle(file: BinaryIO, start: int, stop: int) -> None:
         os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
+def _make_room(file: BinaryIO, nbytes: int) -> None:
+    """Have a disk that is full say so now; what has room is written faster, too."""
+    if hasattr(os, "posix_fallocate") and nbytes:
+        try:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # some file systems cannot
+                raise
+
+
+def _mode(target: Path) -> int:
+    """The permissions of a file that is there; else those of a new one."""
+    try:
+        return stat.S_IMODE(target.stat().st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0o077)  # it cannot be asked without being set
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
 def _locked(path: Path) -> BinaryIO:
     """Open a file that may be there already, and lock it."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+        file = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
         try:
             if not _lock(file):
                 raise RuntimeError(
@@ -73,8 +105,9 @@ def _locked(path: Path) -> BinaryIO:
                     "changed"
                 )
             # Whoever had it may have given it its name between our opening and locking it.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return file
         except BaseException:
             file.close()
             raise
@@ -95,8 +128,10 @@ if sys.platform == "win32":
         file.close()  # Windows renames no file that is open
         os.replace(beside, target)
 
-    def _sync(folder: Path) -> None:
+    @contextmanager
+    def _folder(path: Path) -> Iterator[int | None]:
         """Windows syncs no folders."""
+        yield None
 
 else:
     import fcntl
@@ -113,9 +148,11 @@ else:
     def _rename(file: BinaryIO, beside: Path, target: Path) -> None:
         os.replace(beside, target)
 
-    def _sync(folder: Path) -> None:
-        at = os.open(folder, os.O_RDONLY)
+    @contextmanager
+    def _folder(path: Path) -> Iterator[int | None]:
+        """A folder, opened before anything in it is changed, to be synced behind that."""
+        at = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(at)
+            yield at
         finally:
             os.close(at)

@@ -45,6 +45,7 @@ def _count(x: Any, name: str, problems: Problems) -> int:
 
 def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[str, Any]:
     """The frame of a state dict: which optimizer, which version, what stands where."""
+    before = len(problems)
     if not isinstance(saved, Mapping):
         problems.add(TypeError, f"state_dict is a {type(saved).__name__}; wanted a mapping, as state_dict() returns it")
         return {}
@@ -60,14 +61,15 @@ def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[
         x: Any = saved.get(name)
         if not isinstance(x, kind):
             problems.add(TypeError, f'state_dict["{name}"] is {_brief(x)}; wanted {wanted}')
-    steps = _count(saved.get("steps"), "steps", problems)
     x = saved.get("optimizer")
     if not isinstance(x, str) or x != optimizer:
         problems.add(ValueError, f'state_dict["optimizer"] is {_brief(x)}; wanted {optimizer!r}')
     x = saved.get("version")
     if whole(x) != VERSION:
         problems.add(ValueError, f'state_dict["version"] is {_brief(x)}; wanted {VERSION!r}')
-    return {**saved, "steps": steps}
+    sound = len(problems) == before  # else what is in it would be taken for something else
+    steps = _count(saved.get("steps"), "steps", problems)
+    return {**saved, "steps": steps} if sound else {}
 
 
 def _brief(x: Any) -> str:
@@ -136,7 +138,7 @@ def _checked_entry(
 def _has_form(x: Array | Stored, label: str, layout: Layout, problems: Problems) -> bool:
     if x.dtype != layout.dtype:
         problems.add(TypeError, f"{label} has dtype {x.dtype}; wanted {layout.dtype}, no value is rounded on loading")
-    elif x.shape != layout.shape:
+    if x.shape != layout.shape:
         problems.add(ValueError, f"{label} has shape {x.shape}; wanted {layout.shape}")
     return bool(x.dtype == layout.dtype and x.shape == layout.shape)
 

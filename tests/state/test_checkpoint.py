@@ -1,10 +1,13 @@
 """Checkpoints: what was saved is loaded, a file stays until the next one is whole, what does not fit is refused."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import random
 import signal
+import stat
 import sys
 import threading
 import time
@@ -18,7 +21,7 @@ from processes import run, start
 
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.extras import MissingExtraError
-from rmsprop_gpu.state import pieces, replacing
+from rmsprop_gpu.state import checkpoint, pieces, replacing
 
 EVERYTHING = {
     "momentum": 0.9,
@@ -174,7 +177,9 @@ def test_another_process_with_other_threads_goes_on_on_the_same_bits(path):
     opt.step(np.random.default_rng(6).standard_normal(400_000).astype(np.float32))
     opt.save(path)
     code = ELSEWHERE.replace("PATH", repr(str(path)))
-    assert len({run(code, NUMBA_NUM_THREADS=threads) for threads in ("1", "2")}) == 1
+    elsewhere = {run(code, NUMBA_NUM_THREADS=threads) for threads in ("1", "2")}
+    opt.step(np.random.default_rng(7).standard_normal(400_000).astype(np.float32))
+    assert elsewhere == {hashlib.sha256(b"".join(x.tobytes() for x in opt.state[0].values())).hexdigest()}
 
 
 def test_a_head_of_any_length_is_none_of_another_kind(path):
@@ -210,20 +215,129 @@ def test_what_a_killed_save_left_is_taken_over(path):
     assert build().load(path) == ([], [])
 
 
-def test_two_saves_of_one_file_at_a_time_are_refused(path):
-    first, second = trained(1), trained(1, 2)
+def test_two_threads_do_not_save_to_one_file_at_a_time(path):
+    first, second, errors = trained(1), trained(1, 2), []
+
+    def save():
+        try:
+            second.save(path)
+        except RuntimeError as error:
+            errors.append(str(error))
 
     def again(done, total):
-        with pytest.raises(RuntimeError, match=r"writes run.safetensors.saving at this time; nothing was changed"):
-            second.save(path)
+        if not errors:
+            thread = threading.Thread(target=save)
+            thread.start()
+            thread.join()
 
     first.save(path, progress=again)
+    assert len(errors) == 1
+    assert "writes run.safetensors.saving at this time; nothing was changed" in errors[0]
     later = build()
     later.load(path)
     assert later.steps == 1
     second.save(path)
     later.load(path)
     assert later.steps == 2
+
+
+def test_a_handler_saves_to_the_file_that_is_being_saved(path):
+    opt, seen = trained(1), []
+
+    def handler(number, frame):
+        opt.save(path)
+        assert build().load(path) == ([], [])
+
+    def progress(done, total):
+        if not seen:
+            seen.append(done)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        opt.save(path, progress=progress)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert build().load(path) == ([], [])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_data_are_on_the_disk_before_they_have_the_name(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SETTLED", 200)
+    calls = []
+    for name in ("fdatasync", "fsync", "replace", "chmod", "posix_fallocate"):
+        real = getattr(os, name)
+
+        def spy(*args, name=name, real=real):
+            at = args[0] if isinstance(args[0], int) else None
+            calls.append(f"{name} the folder" if at is not None and stat.S_ISDIR(os.fstat(at).st_mode) else name)
+            return real(*args)
+
+        monkeypatch.setattr(os, name, spy)
+    trained(1).save(path)
+    assert calls[0] == "posix_fallocate"
+    assert calls[-4:] == ["chmod", "fsync", "replace", "fsync the folder"]
+    assert set(calls[1:-4]) == {"fdatasync"}
+    assert build().load(path) == ([], [])
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC])
+def test_a_disk_that_is_full_says_so_and_one_that_cannot_tell_does_not(number, path, monkeypatch):
+    trained(1).save(path)
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    if number == errno.ENOSPC:
+        with pytest.raises(OSError, match="No space left"):
+            trained(1, 2).save(path)
+    else:
+        trained(1, 2).save(path)
+    later = build()
+    later.load(path)
+    assert later.steps == (1 if number == errno.ENOSPC else 2)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mode", "mask"), [(0o444, 0o022), (None, 0o027), (0o600, 0o000)])
+def test_permissions_are_those_of_the_file_or_of_a_new_one(mode, mask, path):
+    if mode is not None:
+        trained(1).save(path)
+        path.chmod(mode)
+    seen = []
+    before = os.umask(mask)
+    try:
+        trained(1).save(path, progress=lambda *_: seen.append(beside(path).stat().st_mode & 0o777))
+    finally:
+        os.umask(before)
+    assert set(seen) == {0o600}  # nobody else reads what is written
+    assert path.stat().st_mode & 0o777 == (0o666 & ~mask if mode is None else mode)
+
+
+def beside(path):
+    return path.with_name(path.name + replacing.SUFFIX)
+
+
+def test_what_is_no_file_is_not_replaced(path):
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="is no regular file"):
+        build().save(path)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(path, monkeypatch):
+    trained(1).save(path)
+    real, turns = os.path.samestat, iter([False, False])
+    monkeypatch.setattr(os.path, "samestat", lambda a, b: next(turns, None) is None and real(a, b))
+    later = build()
+    later.load(path)
+    assert later.steps == 1
+
+
+def test_a_path_of_bytes_is_one(path):
+    trained(1).save(os.fsencode(path))
+    assert build().load(os.fsencode(path)) == ([], [])
 
 
 def test_a_link_is_followed_and_permissions_are_kept(path, tmp_path):
@@ -283,6 +397,65 @@ def test_a_handler_within_a_step_saves_a_whole_one(path):
     later = build(lr=rate)
     later.load(path)
     assert (later.steps, opt.steps) == (1, 2)
+
+
+def test_a_handler_within_a_step_saves_what_the_next_one_needs_too(path):
+    """The schedule assigns what wants another buffer, and saves before there is one."""
+
+    def rate(step):
+        if step == 1:
+            opt.param_groups[0]["momentum"] = 0.9
+            opt.param_groups[0]["use_ema"] = True
+            opt.save(path)
+        return 0.1
+
+    opt = RMSProp({"w": np.ones(3, np.float16)}, lr=rate)
+    for _ in range(2):
+        opt.step({"w": np.ones(3, np.float16)})
+    later = RMSProp({"w": np.ones(3, np.float16)}, lr=rate)
+    later.load(path)
+    assert later.state["w"]["momentum_buffer"].tolist() == [0, 0, 0]
+    assert later.state["w"]["ema"].dtype == np.float32
+
+
+def test_a_handler_within_a_load_saves_nothing(path, monkeypatch):
+    opt, errors, read = trained(1), [], pieces.Host.read
+    opt.save(path)
+
+    def reading(self, file, piece):
+        if not errors:
+            with pytest.raises(RuntimeError, match="a save was asked for") as caught:
+                opt.save(path.with_name("torn"))
+            errors.append(caught.value)
+        read(self, file, piece)
+
+    monkeypatch.setattr(pieces.Host, "read", reading)
+    opt.load(path)
+    assert errors
+    assert not path.with_name("torn").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
+def test_a_load_that_is_cut_off_has_to_be_done_again(error, path, monkeypatch):
+    trained(1, 2).save(path)
+    good, opt, count, read = path.read_bytes(), trained(1), iter(range(100)), pieces.Host.read
+
+    def cut(self, file, piece):
+        if next(count) == 3:
+            raise error
+        read(self, file, piece)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces.Host, "read", cut)
+        with pytest.raises(RuntimeError if error is OSError else error):
+            opt.load(path)
+    for refused in (lambda: opt.step(arrays(2)), lambda: opt.save(path), opt.state_dict):
+        with pytest.raises(RuntimeError, match=r"is loaded in part .*: load it again before anything else"):
+            refused()
+    assert path.read_bytes() == good
+    opt.load(path)
+    opt.step(arrays(3))
+    assert opt.steps == 3
 
 
 def test_another_thread_does_not_save_half_a_step(path):
@@ -349,9 +522,9 @@ def damaged(**changes):
 
 
 def negative(data, path):
-    """An average of squares below 0."""
+    """The last element of an average of squares below 0."""
     size, head = int.from_bytes(data[:8], "little"), header(data)
-    at = 8 + size + head["plain/square_avg"]["data_offsets"][0]
+    at = 8 + size + head["plain/square_avg"]["data_offsets"][1] - 4
     path.write_bytes(data[:at] + np.float32(-1).tobytes() + data[at + 4 :])
 
 
@@ -364,6 +537,11 @@ def halves(data, path):
     safetensors.numpy.save_file({"a/square_avg": np.ones(3, np.float16)}, path, metadata=metadata)
 
 
+def slashless(data, path):
+    metadata = {"format": "rmsprop_gpu", "version": "1"}
+    safetensors.numpy.save_file({"square_avg": np.ones(3)}, path, metadata=metadata)
+
+
 FILES = {
     "is empty": lambda data, path: path.write_bytes(b""),
     "a zip file, as torch.save": lambda data, path: path.write_bytes(b"PK\x03\x04" + data),
@@ -372,8 +550,10 @@ FILES = {
     "is damaged, cut off": lambda data, path: path.write_bytes(data[:-1]),
     "is damaged, cut off, or no safetensors": lambda data, path: path.write_bytes(b"a text that somebody wrote"),
     "no checkpoint of rmsprop_gpu": foreign,
-    "has version '2', and this package reads 1": damaged(version="2"),
-    "dtypes that no state has: a/square_avg": halves,
+    "has version 2, and this package reads 1: a newer one has written it": damaged(version="2"),
+    "has version 'x', and this package reads 1: it is damaged": damaged(version="x"),
+    r"no state has, by their dtypes or names: 'a/square_avg' \(F16\)": halves,
+    r"no state has, by their dtypes or names: 'square_avg', which has no slash": slashless,
     "its param_groups are no JSON": damaged(param_groups="[{"),
     r"\"steps\"\] is 'many'; wanted a count": damaged(steps="many"),
     "elements below 0": negative,
@@ -383,7 +563,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("said", FILES)
-def test_a_file_is_named_as_what_it_is(said, path):
+def test_a_file_is_named_as_what_it_is(said, path, small):
     trained(1).save(path)
     FILES[said](path.read_bytes(), path)
     opt = trained(1, 2)
@@ -391,6 +571,34 @@ def test_a_file_is_named_as_what_it_is(said, path):
     with pytest.raises((TypeError, ValueError), match=said):
         opt.load(path)
     assert everything(opt) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "longest", "said"),
+    [
+        ("\ud800w", 10_000, "is in a name or a group and is no Unicode"),
+        ("w" * 60, 200, r"names, shapes and groups take .* bytes; wanted at most 200"),
+    ],
+    ids=["name", "length"],
+)
+def test_what_could_not_be_loaded_is_not_saved(name, longest, said, path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_LONGEST_HEAD", longest)
+    opt = RMSProp({name: np.ones(2)})
+    with pytest.raises(ValueError, match=said):
+        opt.save(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_adagrad_is_kept_too(path):
+    opt = AdaGrad(arrays(0))
+    opt.step(arrays(1))
+    opt.save(path)
+    later = AdaGrad(arrays(0))
+    later.load(path)
+    for one in (opt, later):
+        one.step(arrays(2))
+    for key in opt.state:
+        assert_same_bits(later.state[key]["sum"], opt.state[key]["sum"])
 
 
 def test_a_file_that_becomes_shorter_while_it_is_read_says_so(path, monkeypatch):
@@ -542,6 +750,15 @@ def test_inspect_says_what_is_in_it(path, capsys):
         line.split("  ")[0] == "plain/square_avg" and "float32" in line and "(4, 6, 5)" in line for line in lines
     )
     assert "\x1b" not in said
+
+
+def test_inspect_speaks_to_no_terminal(path, capsys):
+    from rmsprop_gpu.cli import main
+
+    trained(1).save(path)
+    damaged(steps="\x1b[2J", optimizer="\x1b[1m")(path.read_bytes(), path)
+    assert main(["inspect", str(path)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_inspect_refuses_what_is_no_checkpoint(path, capsys):
