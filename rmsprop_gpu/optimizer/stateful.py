@@ -115,8 +115,13 @@ class Stateful:
         if not self._groups.changes.turn:
             self._planner.allocate()  # what was assigned since the last step
         skipped = self._outcome.skipped if flat else self._outcome.snapshot()
-        state_dict = {**self._frame(skipped), "state": self._state.snapshot(on_host=flat)}
+        state = self._state.snapshot(self._names(self._groups.hypers()), on_host=flat)
+        state_dict = {**self._frame(skipped), "state": state}
         return flattened(state_dict) if flat else state_dict
+
+    def _names(self, groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        """The buffers of each parameter that these hyperparameters need."""
+        return [list(needed(groups[i], self._adagrad)) for i in self._groups.of_tensor]
 
     def _frame(self, skipped: Any) -> dict[str, Any]:
         """A state dict without its arrays."""
@@ -185,9 +190,8 @@ class Stateful:
                 turn.share(token, "a save")
             if turn.get(0) is token:
                 self._planner.allocate()  # what was assigned since the last step
-            groups = self._groups.hypers()
-            names = [needed(groups[i], self._adagrad) for i in self._groups.of_tensor]
-            checkpoint.save(path, self._frame(self._outcome.skipped), self._state.entries(names), progress)
+            entries = self._state.entries(self._names(self._groups.hypers()))
+            checkpoint.save(path, self._frame(self._outcome.skipped), entries, progress)
         finally:
             if turn.get(0) is token:
                 del turn[0]
@@ -268,9 +272,7 @@ class Stateful:
                 hyper.check_shared(groups, self._devices)
             except ValueError as error:
                 problems.add(ValueError, f"param_groups: {error}")
-        names = [
-            [name for name in needed(groups[i], self._adagrad) if name not in anew] for i in self._groups.of_tensor
-        ]
+        names = [[name for name in wanted if name not in anew] for wanted in self._names(groups)]
         found = self._state.check(loaded["state"], names, problems)
         skipped = check_skipped(loaded, problems)
         for tensor in self._tensors:

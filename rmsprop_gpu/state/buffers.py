@@ -108,31 +108,36 @@ class State(Mapping[str | int, Mapping[str, Array]]):
 
         return allocate_on_device(layouts, device, self._order)
 
-    def snapshot(self, *, on_host: bool = False) -> dict[str, dict[str, Array]]:
+    def snapshot(self, names: Sequence[Sequence[str]], *, on_host: bool = False) -> dict[str, dict[str, Array]]:
         """Copies of everything, by name, where the state lies; in C order, since bytes in a file have no strides.
 
-        `on_host` they are NumPy's, for which the host waits.
+        `on_host` they are NumPy's, for which the host waits. Of `names`, what is not there yet is as it starts.
         """
         copies = {}
         for i, tensor in enumerate(self._tensors):
             away = on_host and tensor.device is not None
             with self._at(i):
                 copies[tensor.key] = {
-                    name: x.get(order="C") if away else x.copy(order="C") for name, x in self.buffers[i].items()
+                    name: x.get(order="C") if away and not isinstance(x, np.ndarray) else x.copy(order="C")
+                    for name, x in self._with(i, names[i]).items()
                 }
         return copies
 
     def entries(self, names: Sequence[Sequence[str]]) -> list[Entry]:
         """The arrays themselves, by their names in files; those of `names` that are not there yet as they start."""
-        found = []
-        for i, tensor in enumerate(self._tensors):
-            missing = {name: self._start(tensor, name) for name in names[i] if name not in self.buffers[i]}
-            for name, buffer in {**self.buffers[i], **missing}.items():
-                found.append(Entry(f"{tensor.key}/{name}", buffer, partial(self._at, i)))
-        return found
+        return [
+            Entry(f"{tensor.key}/{name}", buffer, partial(self._at, i))
+            for i, tensor in enumerate(self._tensors)
+            for name, buffer in self._with(i, names[i]).items()
+        ]
+
+    def _with(self, i: int, names: Sequence[str]) -> dict[str, Array]:
+        """The buffers of a parameter, and those of these that a step is yet to make, as they start."""
+        missing = [name for name in names if name not in self.buffers[i]]
+        return {**self.buffers[i], **{name: self._start(self._tensors[i], name) for name in missing}}
 
     def _start(self, tensor: Tensor, name: str) -> Array:
-        """What a buffer that a step is yet to make starts from."""
+        """What a new buffer starts from."""
         layout = layout_of(tensor, name)
         return tensor.view.astype(layout.dtype) if name == "ema" else np.zeros(layout.shape, layout.dtype)
 
