@@ -379,7 +379,7 @@ def test_a_folder_that_cannot_be_made_is_none(monkeypatch):
 
 
 def test_by_default_it_is_in_the_cache_of_the_user(monkeypatch, tmp_path):
-    monkeypatch.delenv("RMSPROP_GPU_CACHE_DIR")
+    monkeypatch.delenv("RMSPROP_GPU_CACHE_DIR", raising=False)
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name, appauthor: tmp_path / name)
     assert disk.folder() == tmp_path / "rmsprop_gpu" / "kernels"
 
@@ -464,7 +464,7 @@ def test_what_cannot_be_stored_is_no_reason_to_fail(here, monkeypatch):
 
 
 def test_there_is_no_cache_without_a_home(monkeypatch):
-    monkeypatch.delenv("RMSPROP_GPU_CACHE_DIR")
+    monkeypatch.delenv("RMSPROP_GPU_CACHE_DIR", raising=False)
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "platformdirs", None)
         assert disk.folder() is None
