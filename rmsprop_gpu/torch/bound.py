@@ -169,11 +169,11 @@ class Bound:
             raise Changed  # what may be skipped is counted where that is known
         self._take_values(opt)
         launches = [side.bind(side.told(*told) if told else SILENCE, self._settings) for side in self._sides]
-        # Before ours are written, so that an error of torch's leaves them as they are.
-        if self._theirs:
+        written = False
+        if self._theirs:  # before ours are written, so that an error of torch's leaves them as they are
             self._step_theirs(opt)
             self._note_state(opt)
-        written = any(p.grad is not None for p in self._params if id(p) in self._theirs)
+            written = any(p.grad is not None for p in self._params if id(p) in self._theirs)
         for side, launch in zip(self._sides, launches, strict=True):
             try:
                 launch()
@@ -243,8 +243,8 @@ def _params(opt: Any) -> list[torch.Tensor]:
 
 def _told(opt: Any) -> tuple[Any, Any] | None:
     """The scale and what was found, where ``GradScaler.step`` left them; None where it did not."""
-    both = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
-    return both if any(x is not None for x in both) else None
+    scale, found = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
+    return None if scale is None and found is None else (scale, found)
 
 
 def _refuse(opt: Any, found: Examined, names: Mapping[int, str]) -> None:
