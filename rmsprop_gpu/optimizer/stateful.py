@@ -284,17 +284,18 @@ class Stateful:
         try:
             if turn.setdefault(0, token) is not token:
                 turn.take_for_load(token)
+            self._state.make_room(found)
             try:
                 self._state.load(found, fresh=self.steps == 0)
+                self._steps[0] = int(loaded["steps"])
+                self._outcome.load(skipped)
+                self._groups.replace(groups)
             except BaseException as error:  # Ctrl-C, a file that became shorter, no memory
                 torn = Torn(f"the state is loaded in part ({type(error).__name__}: {error})")
                 turn[0] = torn
                 if isinstance(error, OSError):
                     torn.refuse()
                 raise
-            self._steps[0] = int(loaded["steps"])
-            self._outcome.load(skipped)
-            self._groups.replace(groups)
             if self._order:
                 self._order.broken = None  # if it was between two steps, it is not now
         finally:

@@ -30,9 +30,8 @@ class Turn(dict[int, object]):
 
     def take_over(self, token: object, what: str) -> None:
         """Refuse `what`, unless the step whose turn it is has ended without giving it back: Ctrl-C may hit anywhere."""
+        self.refuse_torn()
         before = self.get(0)
-        if isinstance(before, Torn):
-            before.refuse()
         if before is not None and _is_held(before):
             raise RuntimeError(self._refusal(what))
         self[0] = token

@@ -165,13 +165,15 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                         found.setdefault(i, {})[name] = array
         return found
 
+    def make_room(self, found: Mapping[int, Mapping[str, Array]]) -> None:
+        """Make what is missing for what `check` returned."""
+        self.ensure([list(found.get(i, ())) for i in range(len(self))], [0.0] * len(self))
+
     def load(self, found: Mapping[int, Mapping[str, Array]], *, fresh: bool) -> None:
         """Copy what `check` returned, or read it, into the buffers where they lie; one that it lacks starts anew.
 
         `fresh` says that no step has been taken yet, and so no page of them was written to where it should lie.
         """
-        wanted = [list(found.get(i, ())) for i in range(len(self))]
-        self.ensure(wanted, [0.0] * len(self))
         if fresh:
             self._place({(i, name): x for i in found for name, x in self.buffers[i].items() if name in BUFFERS})
         for i, entry in found.items():

@@ -22,6 +22,8 @@ from processes import run, start
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.extras import MissingExtraError
 from rmsprop_gpu.state import checkpoint, pieces, replacing
+from rmsprop_gpu.state.buffers import State
+from rmsprop_gpu.state.outcome import Outcome
 
 EVERYTHING = {
     "momentum": 0.9,
@@ -458,6 +460,39 @@ def test_a_load_that_is_cut_off_has_to_be_done_again(error, path, monkeypatch):
     opt.load(path)
     opt.step(arrays(3))
     assert opt.steps == 3
+
+
+def test_a_load_that_is_cut_off_between_state_and_numbers_has_to_be_done_again(path, monkeypatch):
+    trained(1, 2).save(path)
+    opt = trained(1)
+
+    def cut(self, skipped):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outcome, "load", cut)
+        with pytest.raises(KeyboardInterrupt):
+            opt.load(path)
+    with pytest.raises(RuntimeError, match="load it again before anything else"):
+        opt.step(arrays(2))
+    opt.load(path)
+    assert opt.steps == 2
+
+
+def test_a_load_that_gets_no_memory_leaves_an_optimizer_that_steps(path, monkeypatch):
+    trained(1, 2).save(path)
+    opt = trained(1)
+    before = everything(opt)
+
+    def full(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "ensure", full)
+        with pytest.raises(MemoryError):
+            opt.load(path)
+    assert everything(opt) == before
+    opt.step(arrays(2))
 
 
 def test_another_thread_does_not_save_half_a_step(path):
