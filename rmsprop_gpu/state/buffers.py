@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays.checks import Problems, Tensor, quoted
 from ..arrays.layout import Array, Layout
 from ..kernels.table import BUFFERS
-from ..steps.host import allocate, touch
+from ..steps.on_numpy import allocate, touch
 from .checkpoint import Entry
 from .kinds import layout_of
 from .pieces import Stored

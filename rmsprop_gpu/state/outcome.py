@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays.layout import Array, Layout, address_of
 from ..kernels.table import NORM, SKIPPED
-from ..steps.host import allocate
+from ..steps.on_numpy import allocate
 
 if TYPE_CHECKING:
     from ..steps.order import Order

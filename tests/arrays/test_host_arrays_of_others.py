@@ -79,7 +79,7 @@ def test_their_half_gradients_are_taken_where_they_lie(wrap):
         twin.step([g.astype(F4) for g in grads])
         assert list(opt.kernels()) == [f"update_kernel[float32{' with float16 gradients' * (dtype != F4)}, plain]"]
         for steps in (opt._planner._plan.steps, own._planner._plan.steps):
-            assert not steps._dense  # no copy
+            assert not steps._grads._dense  # no copy
     for got in (params, theirs):
         assert [x.tobytes() for x in got] == [x.tobytes() for x in mine]
 

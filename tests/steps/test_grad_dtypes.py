@@ -11,7 +11,7 @@ from on_either import ALL, F2, F4, F8, assert_same, copies, draw, mixed, mixed_g
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.kernels import compiling
 from rmsprop_gpu.optimizer import planner
-from rmsprop_gpu.steps.host import HostSteps
+from rmsprop_gpu.steps.host_gradients import HostGradients
 
 BF = ml_dtypes.bfloat16
 SIZES = [7, 300, 1025]
@@ -114,13 +114,13 @@ def test_none_is_of_no_dtype(module, made):
 
 def test_the_compiled_check_knows_them(monkeypatch):
     """A step over halves in memory like its parameters' is looked at in Python once, not in every step."""
-    examined, examine = [], HostSteps._examine
+    examined, examine = [], HostGradients._examine
 
     def counted(self, grads, odd):
         examined.append(len(odd))
         return examine(self, grads, odd)
 
-    monkeypatch.setattr(HostSteps, "_examine", counted)
+    monkeypatch.setattr(HostGradients, "_examine", counted)
     params = [np.ones(shape, F4) for shape in ((3, 4), (5,), ())] + [np.ones((4, 3), F4).T[::-1]]
     grads = [np.ones(shape, F2) for shape in ((3, 4), (5,), ())] + [np.ones((4, 3), F2).T[::-1]]
     opt = RMSProp(params)
