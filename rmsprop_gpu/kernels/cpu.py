@@ -37,6 +37,7 @@ class Norms(Protocol):
     """What this backend needs to know of norms (steps/batch.py)."""
 
     block: np.ndarray[Any, Any]
+    complete: Callable[[], None] | None
 
 
 class Batch(Protocol):
@@ -52,6 +53,7 @@ class Batch(Protocol):
     factors: np.ndarray[Any, Any]
     told: np.ndarray[Any, Any]
     numbers: np.ndarray[Any, Any]
+    firsts: np.ndarray[Any, Any]
 
     @property
     def norms(self) -> Norms: ...
@@ -138,7 +140,7 @@ def make_launch(
     totals: dict[int, Any] = {}
     for batch in batches:
         norms = batch.norms.block.ctypes.data
-        owners = (batch.table, batch.grads, batch.scalars, batch.factors, batch.told, batch.numbers)
+        owners = (batch.table, batch.grads, batch.scalars, batch.factors, batch.told, batch.numbers, batch.firsts)
         blocks.append(np.array([*(a.ctypes.data for a in owners), norms], np.int64))
         block = blocks[-1].ctypes.data
         makers = _makers(batch.variant, batch.dtype, batch.grad_dtype, make)
@@ -157,8 +159,13 @@ def make_launch(
     # Sums change nothing of a step: between the two calls it may be interrupted.
     add_up = driven([], sums, np.zeros(1, np.int64), BLOCK, threads)
 
+    completions = {id(batch.norms): batch.norms.complete for batch in batches if batch.variant.measures}
+    (complete,) = completions.values()  # memory of the host is one device
+
     def add_up_and_run() -> None:
         add_up()
+        if complete is not None:
+            complete()
         run()
 
     return add_up_and_run

@@ -89,8 +89,7 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
     @kernel
     def partials_kernel(batch, index, start, stop):  # type: ignore[no-untyped-def]
         grad = _load_int(_load_int(batch, table.GRADS), index)
-        norms, number = _load_int(batch, table.NORMS), _load_int(_load_int(batch, table.NUMBERS), index)
-        first = _load_int(_load_int(norms, table.SEGMENTS), table.SEGMENT_COLUMNS * number + table.FIRST)
+        norms, first = _load_int(batch, table.NORMS), _load_int(_load_int(batch, table.FIRSTS), index)
         for begin in range(start, stop, BLOCK):
             end = begin + BLOCK if begin + BLOCK < stop else stop
             squares, largest = ZERO, nothing

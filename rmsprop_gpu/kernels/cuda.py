@@ -199,6 +199,7 @@ class Addresses(NamedTuple):
     factors: int
     sum_blocks: int
     numbers: int
+    firsts: int
     norms: int
 
 
@@ -212,7 +213,7 @@ def launches(
     rows = len(batch.sizes)
     launched = {**grids(batch.variant, rows, n_sums), "update_kernel": (n_chunks, THREADS)}
     arguments: dict[str, tuple[int, ...]] = {
-        "partials_kernel": (at.grads, at.sum_blocks, n_sums, at.numbers, at.norms),
+        "partials_kernel": (at.grads, at.sum_blocks, n_sums, at.firsts, at.norms),
         "prepare_kernel": (at.table, at.grads, at.scalars, at.factors, rows, at.numbers, at.norms, int(counts)),
         "update_kernel": (at.table, at.grads, at.chunks, at.scalars, at.factors),
     }

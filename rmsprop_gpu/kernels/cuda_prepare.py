@@ -104,7 +104,7 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
     terms, warps = make_terms(variant, D, GLOBAL), THREADS // WARP
     total, nothing = _make_sum(terms), terms.nothing
 
-    def partials_kernel(grads, blocks, count, numbers, norms):  # type: ignore[no-untyped-def]
+    def partials_kernel(grads, blocks, count, firsts, norms):  # type: ignore[no-untyped-def]
         k = np.int64(target.blockIdx.x) * warps + np.int64(target.threadIdx.x) // WARP
         if k >= count:
             return
@@ -114,9 +114,7 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
         stop, grad = _load_int(block, table.STOP), _load_int(grads, row)
         if start == stop:
             return
-        segment = table.SEGMENT_COLUMNS * _load_int(numbers, row)
-        first = _load_int(_load_int(norms, table.SEGMENTS), segment + table.FIRST)
-        partial = _load_int(norms, table.PARTIALS) + SUM * (first + start // BLOCK)
+        partial = _load_int(norms, table.PARTIALS) + SUM * (_load_int(firsts, row) + start // BLOCK)
         squares, largest = ZERO, nothing
         if grad != 0:
             squares, largest = total(grad, start, stop, thread)

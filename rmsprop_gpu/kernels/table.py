@@ -32,8 +32,8 @@ SQUARES, LARGEST = range(2)  # a sum, in float64: of squares; beside it the larg
 SKIPPED, NORM = range(2)  # the outcome: an int64, a float64
 
 # To the CPU's kernels a batch is known by these addresses: its own tables; what the step is told; the number of each of
-# its tensors among those of the device; what the device knows of norms.
-TABLE, GRADS, SCALARS, FACTORS, TOLD, NUMBERS, NORMS = range(7)
+# its tensors among those of norms, and its first partial sum; what the device knows of norms.
+TABLE, GRADS, SCALARS, FACTORS, TOLD, NUMBERS, FIRSTS, NORMS = range(8)
 
 # The list of chunks has one line a chunk: the tensor's row in the table, the first element, the one behind the last.
 ROW, START, STOP = range(3)

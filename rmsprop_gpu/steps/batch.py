@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,18 +48,39 @@ class OtherDtypes(Exception):  # noqa: N818  # no error: who asked takes another
         self.of = of
 
 
-class Norms:
-    """Where the norms of a step are summed, for the tensors of one device in the order of the parameters."""
+class Parts(NamedTuple):
+    """What a plan has to know whose tensors are parts of others; the rest of those is in other processes.
 
-    def __init__(self, tensors: Sequence[Tensor], measured: Sequence[bool], outcome: int) -> None:
-        sizes = [tensor.layout.size for tensor in tensors]
+    Norms are of the whole tensors. Each part starts with a block of the sums of its own.
+    """
+
+    sizes: Sequence[int]  # of the whole tensors
+    of: Sequence[int]  # the whole tensor of each part
+    blocks: Sequence[int]  # where in it the part starts
+    likes: Sequence[int]  # of each whole tensor a part here, of it or another, with the same group and dtype
+    # Of the segments of norms and their partial sums, what completes these: it waits for the other processes' ones.
+    completing: Callable[[NDArray, Block], Callable[[], None]]
+
+
+class Norms:
+    """Where the norms of a step are summed, for the tensors of one device in the order of the parameters.
+
+    `complete` is to be called between the partial sums and their totals, where others make some of them.
+    """
+
+    complete: Callable[[], None] | None = None
+
+    def __init__(
+        self, sizes: Sequence[int], measured: Sequence[bool], outcome: int, *, narrow: bool, parts: Parts | None = None
+    ) -> None:
         counts = np.where(measured, -(-np.array(sizes, np.int64) // BLOCK), 0)
         self.segments = np.zeros((len(sizes), table.SEGMENT_COLUMNS), np.int64)
         self.segments[:, table.FIRST] = np.cumsum(counts) - counts
         self.segments[:, table.COUNT] = counts
         self.partials = int(counts.sum())
         self.outcome = outcome  # its address
-        self.narrow = any(compute_dtype(tensor.layout.dtype) == np.float32 for tensor in tensors)
+        self.narrow = narrow  # is float32 the compute type of any?
+        self._parts = parts
         self.block = np.zeros(table.NORMS_WORDS, np.int64)  # of addresses
         self._memory: tuple[Block, ...] = ()
 
@@ -70,15 +91,18 @@ class Norms:
 
     def find(self, batch: Batch, scalars: int) -> None:
         """Know where the scalars of a batch's tensors lie: at this address, of the host or of a device."""
-        rows = batch.table[:, table.SCALARS_ROW]
-        self.segments[batch.numbers, table.SCALARS_AT] = scalars + rows * batch.scalars.strides[0]
-        self.segments[batch.numbers, table.IS_FLOAT32] = batch.scalars.dtype == np.float32
+        numbers, rows = batch.alike
+        lines = batch.table[rows, table.SCALARS_ROW]
+        self.segments[numbers, table.SCALARS_AT] = scalars + lines * batch.scalars.strides[0]
+        self.segments[numbers, table.IS_FLOAT32] = batch.scalars.dtype == np.float32
 
     def settle(self, partials: Block, segments: Block, sums: Block) -> None:
         """Take the memory, of the host or of a device, in which the sums are made."""
         self._memory = partials, segments, sums  # addresses do not own
         addresses = [block.address for block in self._memory]
         self.block[:] = [*addresses, len(self.segments), self.outcome, self.narrow]
+        if self._parts is not None and self.partials:
+            self.complete = self._parts.completing(self.segments, partials)
 
 
 @dataclass(eq=False)
@@ -95,7 +119,9 @@ class Batch:
     table: NDArray
     scalars: NDArray
     factors: NDArray
-    numbers: NDArray  # of its tensors among those of the device
+    numbers: NDArray  # of its tensors among those that norms are of
+    firsts: NDArray  # the first partial sum of each of its tensors
+    alike: tuple[NDArray, NDArray]  # tensors of norms, by number, and a row here with the scalars of each
     norms: Norms
     told: NDArray = field(default_factory=lambda: np.zeros(table.TOLD_WORDS, np.int64))
     grads: NDArray = field(default_factory=lambda: np.empty(0, np.int64))  # the gradient column, on the host
@@ -118,10 +144,15 @@ def make_batch(
     grad_dtype: np.dtype[Any],
     device: int | None,
     members: Sequence[tuple[Tensor, int, Mapping[str, Array]]],
-    numbers: Sequence[int],
+    own: Sequence[tuple[int, int]],
+    alike: Sequence[tuple[int, int]],
     norms: Norms,
 ) -> Batch:
-    """The batch of these tensors, each with its group and its state, and its number among those of the device."""
+    """The batch of these tensors, each with its group and its state.
+
+    `own` is of each its number among the tensors of norms, and the block of that with which it starts; `alike` are
+    numbers of tensors of norms, and for each a row of the batch with its scalars.
+    """
     groups = list(dict.fromkeys(group for _, group, _ in members))
     rows = np.zeros((len(members), table.COLUMNS), np.int64)
     columns = {**table.BUFFERS, **table.COUNTERS}
@@ -134,8 +165,13 @@ def make_batch(
     tensors = [tensor for tensor, _, _ in members]
     labels, sizes = [t.label for t in tensors], [t.layout.size for t in tensors]
     factors = np.zeros((len(members), table.FACTOR_COLUMNS), compute)
-    own = np.array(numbers, np.int64)
-    return Batch(variant, dtype, grad_dtype, device, labels, sizes, groups, rows, scalars, factors, own, norms)
+    numbers, blocks = np.array(own, np.int64).reshape(-1, 2).T.copy()
+    firsts = norms.segments[numbers, table.FIRST] + blocks
+    theirs, like = np.array(alike, np.int64).reshape(-1, 2).T
+    return Batch(
+        *(variant, dtype, grad_dtype, device, labels, sizes, groups, rows, scalars, factors),
+        *(numbers, firsts, (theirs, like), norms),
+    )
 
 
 class Written:

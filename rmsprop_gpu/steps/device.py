@@ -84,6 +84,8 @@ class DeviceSteps:
             resident.batch.norms.find(resident.batch, resident.scalars.address)
         for device, x in known.items():
             norms[device].settle(x, device or 0, order)
+        completions = (norms.complete for norms in known.values())
+        self._completions = [complete for complete in completions if complete is not None]
         ends = np.cumsum([len(batch.sizes) for batch in batches]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
         self._kept: list[Any] = []  # what graphs have captured
@@ -173,6 +175,8 @@ class DeviceSteps:
                     self._library.use(block, resident.device)
         self._calls, current = [], None
         for name in cuda.ORDER:
+            if name == "prepare_kernel":
+                self._calls += self._completions
             for device, made in launches:
                 if name in made:
                     self._calls += [partial(self._library.set_device, device)] * (device != current)

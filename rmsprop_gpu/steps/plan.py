@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -14,7 +14,7 @@ from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Array, NDArray
 from ..hyper import NOTHING_ASKED, Asked, Rates
 from ..kernels.rule import Variant
-from .batch import Batch, Norms, Written, make_batch
+from .batch import Batch, Norms, Parts, Written, make_batch
 from .host import HostSteps
 from .signals import SILENCE, Signals
 
@@ -60,6 +60,37 @@ def batched(
         dtype = tensor.layout.dtype
         batches.setdefault((tensor.device, dtype, grad_dtype, variants[group, dtype]), []).append(i)
     return batches
+
+
+def _norms_of(
+    tensors: Sequence[Tensor], measured: Collection[int], outcome: Mapping[int | None, int], parts: Parts | None
+) -> tuple[dict[int | None, Norms], list[tuple[int, int]], list[list[int]]]:
+    """The norms of each device; what of them each tensor is (a number, a block of it); which have its scalars."""
+    on: dict[int | None, list[int]] = {}  # the tensors of each device
+    for i, tensor in enumerate(tensors):
+        on.setdefault(tensor.device, []).append(i)
+    narrow = {
+        device: any(compute_dtype(tensors[i].layout.dtype) == np.float32 for i in rows) for device, rows in on.items()
+    }
+    if parts is None:
+        number = {i: k for rows in on.values() for k, i in enumerate(rows)}
+        norms = {
+            device: Norms(
+                [tensors[i].layout.size for i in rows],
+                [i in measured for i in rows],
+                outcome[device],
+                narrow=narrow[device],
+            )
+            for device, rows in on.items()
+        }
+        return norms, [(number[i], 0) for i in range(len(tensors))], [[number[i]] for i in range(len(tensors))]
+    ((device, is_narrow),) = narrow.items()
+    whole = [i in measured for i in parts.likes]
+    made = {device: Norms(parts.sizes, whole, outcome[device], narrow=is_narrow, parts=parts)}
+    alike: list[list[int]] = [[] for _ in tensors]
+    for number_, i in enumerate(parts.likes):
+        alike[i].append(number_)
+    return made, list(zip(parts.of, parts.blocks, strict=True)), alike
 
 
 class Steps(Protocol):
@@ -117,6 +148,7 @@ class Plan:
         make_steps: MakeSteps,
         outcome: Mapping[int | None, int],
         asked: Asked = NOTHING_ASKED,
+        parts: Parts | None = None,
     ) -> None:
         self.asked, self.grad_dtypes = asked, tuple(grad_dtypes)
         self.variants = variants_of(settings)
@@ -124,14 +156,7 @@ class Plan:
         self._order = [i for rows in by_batch.values() for i in rows]
         self._in_order = self._order == list(range(len(tensors)))
         measured = {i for (*_, variant), rows in by_batch.items() if variant.measures for i in rows}
-        on: dict[int | None, list[int]] = {}  # the tensors of each device
-        for i, tensor in enumerate(tensors):
-            on.setdefault(tensor.device, []).append(i)
-        norms = {
-            device: Norms([tensors[i] for i in rows], [i in measured for i in rows], outcome[device])
-            for device, rows in on.items()
-        }
-        number = {i: k for rows in on.values() for k, i in enumerate(rows)}
+        norms, own, alike = _norms_of(tensors, measured, outcome, parts)
         self.batches: list[Batch] = [
             make_batch(
                 variant,
@@ -139,7 +164,8 @@ class Plan:
                 grad_dtype,
                 device,
                 [(tensors[i], groups[i], buffers[i]) for i in rows],
-                [number[i] for i in rows],
+                [own[i] for i in rows],
+                [(number, row) for row, i in enumerate(rows) for number in alike[i]],
                 norms[device],
             )
             for (device, dtype, grad_dtype, variant), rows in by_batch.items()

@@ -52,8 +52,9 @@ class Resident:
             prepared, measures = batch.variant.prepared, batch.variant.measures
             sums = cuda.sum_blocks(batch.sizes) if measures else nothing
             factors, numbers = (batch.factors, batch.numbers) if prepared else (nothing, nothing)
-            sources = (batch.table, chunks, batch.scalars, factors, sums, numbers)
-            self.table, self.chunks, self.scalars, self.factors, self.sums, self.numbers = (
+            firsts = batch.firsts if measures else nothing
+            sources = (batch.table, chunks, batch.scalars, factors, sums, numbers, firsts)
+            self.table, self.chunks, self.scalars, self.factors, self.sums, self.numbers, self.firsts = (
                 order.uploaded(a, stream) for a in sources
             )
             self._counts_of = len(chunks), len(sums)
@@ -101,7 +102,8 @@ class Resident:
 
     @property
     def _own_blocks(self) -> list[Block]:
-        return [self.table, self.column.buffer, self.chunks, self.scalars, self.factors, self.sums, self.numbers]
+        tables = [self.table, self.column.buffer, self.chunks, self.scalars, self.factors]
+        return [*tables, self.sums, self.numbers, self.firsts]
 
     @property
     def blocks(self) -> list[Block]:
