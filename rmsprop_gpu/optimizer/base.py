@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +16,7 @@ from ..conventions.explain import Explanation, explain
 from ..hyper import Schedule
 from ..state.buffers import State
 from ..state.outcome import Outcome
+from ..steps.batch import Parts
 from ..steps.signals import Signals, signals
 from . import attributes
 from .entries import Entries
@@ -40,28 +42,35 @@ class Optimizer(Stateful):
         problems = Problems()
         members = [[_tensor(leaf, problems) for leaf in leaves] for _, leaves in structure.groups]
         usable = [[tensor for tensor in tensors if tensor] for tensors in members]
-        self._tensors = [tensor for tensors in usable for tensor in tensors]
-        check_one_place(self._tensors, problems)
-        check_disjoint([(t.label, t.address, t.layout.nbytes) for t in self._tensors], problems)
+        self._whole = [tensor for tensors in usable for tensor in tensors]
+        check_one_place(self._whole, problems)
+        check_disjoint([(t.label, t.address, t.layout.nbytes) for t in self._whole], problems)
         problems.raise_any()
         self._groups = Groups([overrides for overrides, _ in structure.groups], usable, defaults, no_decay)
-        self._devices = sorted({t.device for t in self._tensors if t.device is not None})
-        self._computes = {compute_dtype(t.layout.dtype) for t in self._tensors}
+        self._devices = sorted({t.device for t in self._whole if t.device is not None})
+        self._computes = {compute_dtype(t.layout.dtype) for t in self._whole}
         hyper.check_shared(self._groups.hypers(), self._devices)
         self._steps = np.zeros(1, np.int64)
         self._order = self._make_order()
+        self._tensors, self._group_of, parts = self._own()
         self._state = State(self._tensors, self._order)
         self._outcome = Outcome(self._devices, self._order)
         self._planner = Planner(
             self._tensors,
             self._groups,
+            self._group_of,
             self._state,
             self._steps,
             self._order,
             self._outcome,
             adagrad=self._adagrad,
+            parts=parts,
         )
         self._planner.allocate()
+
+    def _own(self) -> tuple[Sequence[Tensor], Sequence[int], Parts | None]:
+        """What is updated here, the group of each, and what to know of the rest: here of every parameter all."""
+        return self._whole, self._groups.of_tensor, None
 
     def _make_order(self) -> Order | None:
         """The order of streams, where the arrays lie on devices."""

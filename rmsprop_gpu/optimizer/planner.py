@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ..kernels.rule import Variant
 from ..state.buffers import State
 from ..state.kinds import needed
 from ..state.outcome import Outcome
-from ..steps.batch import OtherDtypes, kernel_name
+from ..steps.batch import OtherDtypes, Parts, kernel_name
 from ..steps.plan import Plan, Settings, array_steps, batched, settings_of, variants_of
 from ..steps.signals import Signals
 from .groups import Groups
@@ -38,16 +38,19 @@ class Planner:
         self,
         tensors: Sequence[Tensor],
         groups: Groups,
+        group_of: Sequence[int],
         state: State,
         steps: NDArray,
         order: Order | None,
         outcome: Outcome,
         *,
         adagrad: bool,
+        parts: Parts | None = None,
     ) -> None:
         self._tensors, self._groups, self._changes = tensors, groups, groups.changes
+        self._group_of, self._parts = group_of, parts
         self._state, self._steps, self._order, self._adagrad = state, steps, order, adagrad
-        self._kinds = {(i, t.layout.dtype) for t, i in zip(tensors, groups.of_tensor, strict=True)}
+        self._kinds = {(i, t.layout.dtype) for t, i in zip(tensors, group_of, strict=True)}
         self._devices = sorted({t.device for t in tensors if t.device is not None})
         self._outcome = outcome
         self._scheduled = True
@@ -57,6 +60,7 @@ class Planner:
         self._recent: list[Plan] = []  # for the same hyperparameters and what other steps asked
         self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
         self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters that each was written with
+        self._ahead: dict[int, float] = {}  # what schedules have answered for the coming step, by their ids
 
     def bound(self, grads: list[Any], signals: Signals) -> Plan:
         """The plan of the next step, which has taken these gradients, in the order of the tensors.
@@ -177,7 +181,7 @@ class Planner:
     def kernels(self) -> dict[str, Any]:
         """The jitted functions that a step like the last would launch with the hyperparameters as they are, by name."""
         found = {}
-        for tensor, i, grad_dtype in zip(self._tensors, self._groups.of_tensor, self._grad_dtypes, strict=True):
+        for tensor, i, grad_dtype in zip(self._tensors, self._group_of, self._grad_dtypes, strict=True):
             variant, dtype = hyper.variant(self._groups.all[i].hyper(), self._adagrad, self._asked), tensor.layout.dtype
             for name, function in _functions(variant, dtype, grad_dtype, tensor.device).items():
                 found[kernel_name(name, dtype, grad_dtype, variant)] = function
@@ -185,11 +189,11 @@ class Planner:
 
     def allocate(self, groups: list[dict[str, Any]] | None = None) -> None:
         """Make the state that the hyperparameters need, by default those of now, and that is not there yet."""
-        groups, of_tensor = groups or self._groups.hypers(), self._groups.of_tensor
+        groups = groups or self._groups.hypers()
         variants = {(i, dtype): hyper.variant(groups[i], self._adagrad) for i, dtype in self._kinds}
-        batches = batched(self._tensors, of_tensor, variants, self._grad_dtypes)
+        batches = batched(self._tensors, self._group_of, variants, self._grad_dtypes)
         self._state.order = [i for rows in batches.values() for i in rows]
-        hypers = [groups[i] for i in of_tensor]
+        hypers = [groups[i] for i in self._group_of]
         self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
 
     def _to_capture(self, asked: Asked) -> Plan:
@@ -206,14 +210,25 @@ class Planner:
     def _rates(self, hypers: Sequence[Mapping[str, Any]], step: int) -> list[float]:
         """The learning rate of each group; groups that share a schedule ask it once together."""
         lrs = [h["lr"] for h in hypers]  # as they are now, before a schedule assigns
-        schedules = {id(lr): lr for lr in lrs}
+        schedules = {id(lr): lr for lr in lrs if id(lr) not in self._ahead}
         turn = self._changes.turn
         before, turn.asking = turn.asking, get_ident()
         try:
             answers = {key: hyper.lr_at(lr, step) for key, lr in schedules.items()}
         finally:
             turn.asking = before
-        return [answers[id(lr)] for lr in lrs]
+        return [self._ahead[id(lr)] if id(lr) in self._ahead else answers[id(lr)] for lr in lrs]
+
+    @contextmanager
+    def ahead(self) -> Iterator[list[float]]:
+        """The learning rates of the coming step, to be known before it; the step itself asks no schedule again."""
+        lrs = [h["lr"] for h in self._groups.look()]
+        rates = self._rates([{"lr": lr} for lr in lrs], int(self._steps[0]))
+        self._ahead = {id(lr): rate for lr, rate in zip(lrs, rates, strict=True) if callable(lr)}
+        try:
+            yield rates
+        finally:
+            self._ahead = {}
 
     def _follow(self, plan: Plan) -> None:
         """Write the learning rates as they are now; all else is as it was when the plan was written."""
@@ -276,13 +291,14 @@ class Planner:
                 return plan
         made = Plan(
             self._tensors,
-            self._groups.of_tensor,
+            self._group_of,
             self._state.buffers,
             settings,
             grad_dtypes,
             array_steps(self._tensors, grad_dtypes, self._steps, self._order),
             self._outcome.addresses,
             asked,
+            self._parts,
         )
         self._recent = [made, *([] if changed else self._recent)][:RECENT]
         if self._order:

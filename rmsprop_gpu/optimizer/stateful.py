@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from .. import hyper
 from ..arrays.checks import Problems, Tensor, check_unchanged, quoted
@@ -23,11 +23,23 @@ if TYPE_CHECKING:
     from ..steps.order import Order
 
 
+class Loaded(NamedTuple):
+    """What a load is to put in place, validated."""
+
+    report: LoadReport
+    groups: list[dict[str, Any]]
+    found: dict[int, Any]
+    steps: int
+    skipped: int
+
+
 class Stateful:
     """The part of an optimizer that is kept."""
 
     _adagrad: ClassVar[bool]
-    _tensors: Sequence[Tensor]
+    _whole: Sequence[Tensor]  # the parameters
+    _tensors: Sequence[Tensor]  # what of them is updated here, and has state
+    _group_of: Sequence[int]
     _groups: Groups
     _devices: list[int]
     _state: State
@@ -121,7 +133,7 @@ class Stateful:
 
     def _names(self, groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """The buffers of each parameter that these hyperparameters need."""
-        return [list(needed(groups[i], self._adagrad)) for i in self._groups.of_tensor]
+        return [list(needed(groups[i], self._adagrad)) for i in self._group_of]
 
     def _frame(self, skipped: Any) -> dict[str, Any]:
         """A state dict without its arrays."""
@@ -251,11 +263,15 @@ class Stateful:
 
     def _load(self, state_dict: Mapping[str, Any], strict: bool, anew: tuple[str, ...] = ()) -> LoadReport:
         """Load a state dict; the buffers that are `anew` may be missing in it, and then start as new ones do."""
+        return self._put(self._checked(state_dict, strict, anew))
+
+    def _checked(self, state_dict: Mapping[str, Any], strict: bool, anew: tuple[str, ...] = ()) -> Loaded:
+        """What of a state dict is to be loaded; everything is validated, nothing changes."""
         problems = Problems()
         loaded = check_state_dict(state_dict, type(self).__name__, problems)
         if not loaded:
             problems.raise_any()
-        keys = [tensor.key for tensor in self._tensors]
+        keys = [tensor.key for tensor in self._whole]
         report = LoadReport(
             [key for key in keys if key not in loaded["state"]], [key for key in loaded["state"] if key not in keys]
         )
@@ -273,23 +289,30 @@ class Stateful:
             except ValueError as error:
                 problems.add(ValueError, f"param_groups: {error}")
         names = [[name for name in wanted if name not in anew] for wanted in self._names(groups)]
-        found = self._state.check(loaded["state"], names, problems)
+        found = self._state.check(self._own_state(loaded["state"], problems), names, problems)
         skipped = check_skipped(loaded, problems)
-        for tensor in self._tensors:
+        for tensor in self._whole:
             if tensor.device is None:  # new averages start from the parameter
                 check_unchanged(tensor, problems, written=False)
         problems.raise_any()
+        return Loaded(report, groups, found, int(loaded["steps"]), skipped)
 
+    def _own_state(self, state: Mapping[str, Any], problems: Problems) -> Mapping[str, Any]:
+        """Of the state of the parameters, by name, that of what is updated here: here all of it."""
+        return state
+
+    def _put(self, loaded: Loaded) -> LoadReport:
+        """Put what was validated in the place of what is there."""
         turn, token = self._groups.changes.turn, object()
         try:
             if turn.setdefault(0, token) is not token:
                 turn.take_for_load(token)
-            self._state.make_room(found)
+            self._state.make_room(loaded.found)
             try:
-                self._state.load(found, fresh=self.steps == 0)
-                self._steps[0] = int(loaded["steps"])
-                self._outcome.load(skipped)
-                self._groups.replace(groups)
+                self._state.load(loaded.found, fresh=self.steps == 0)
+                self._steps[0] = loaded.steps
+                self._outcome.load(loaded.skipped)
+                self._groups.replace(loaded.groups)
             except BaseException as error:  # Ctrl-C, a file that became shorter, no memory
                 torn = Torn(f"the state is loaded in part ({type(error).__name__}: {error})")
                 turn[0] = torn
@@ -303,7 +326,7 @@ class Stateful:
                 del turn[0]
         if self._order:
             self._planner.send()
-        return report
+        return loaded.report
 
     def load_foreign(
         self, framework: str, state: Any, *, steps: int | None = None, match: Literal["name", "order"] = "name"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from threading import get_ident
 
-HELD_IN = {"step", "_load", "save"}  # the functions that have a turn, in a local variable `token`
+HELD_IN = {"step", "_put", "save"}  # the functions that have a turn, in a local variable `token`
 
 
 class Torn:
@@ -56,7 +56,7 @@ class Turn(dict[int, object]):
         holder = None if before is None else _holder(before)
         if holder is None:
             self[0] = token
-        elif holder[0] != get_ident() or holder[1] == "_load":
+        elif holder[0] != get_ident() or holder[1] == "_put":
             raise RuntimeError(self._refusal(what))
 
     def refuse(self, what: str) -> None:
