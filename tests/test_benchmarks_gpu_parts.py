@@ -13,7 +13,7 @@ from paths import ROOT
 sys.path.append(str(ROOT))
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import bits, chunks, programs, speed, tools, uploads, versions
+from benchmarks.gpu import bits, chunks, programs, speed, tools, torch, uploads, versions
 from benchmarks.gpu.measuring import Record
 from benchmarks.gpu.part import Run
 
@@ -122,6 +122,36 @@ def test_speed_is_told_beside_a_copy():
     )
     assert "| plain float32 | 100,000,000 | 2000 MB | 1 ms | 900 us to 1.1 ms | 2000 | 2222 | 90 % |" in table
     assert "**failed**: OutOfMemoryError" in table
+
+
+def in_torch(who, how, host, device, what="one"):
+    return {"what": what, "who": who, "how": how, "host_seconds": quartiles(host), "device_seconds": quartiles(device)}
+
+
+def test_the_class_for_torch_is_told_beside_torchs():
+    rows = [in_torch(torch.OURS, torch.EAGER, 2e-5, 1e-5), in_torch(torch.FOREACH, torch.EAGER, 6e-5, 4e-5)]
+    rows += [{"what": "one", "who": torch.LOOP, "how": torch.EAGER, "failed": "OutOfMemoryError"}]
+    rows += [in_torch(torch.OURS, torch.REPLAYED, 4e-6, 8e-6), in_torch(torch.FOREACH, torch.REPLAYED, 4e-6, 4e-5)]
+    rows += [{"what": "two", "who": torch.OURS, "how": torch.EAGER, "failed": "no"}]
+    rows += [in_torch(torch.FOREACH, torch.EAGER, 1, 1, "two")]
+    headline, table = headline_and_lines(torch.PART, {"rows": rows})
+    assert headline == ("one: host 20 us, device 10 us (torch foreach 3 and 4 times as long); two: **failed**")
+    assert "| one | rmsprop_gpu.torch | eager | 20 us | 10 us | 1 | 1 |" in table
+    assert "| one | torch for-loop | eager | **failed**: OutOfMemoryError |  |  |  |" in table
+    assert "| one | torch foreach | graph | 4 us | 40 us | 1 | 5 |" in table
+    assert "| two | torch foreach | eager | 1 s | 1 s |  |  |" in table
+
+
+def test_without_torch_or_a_card_for_it_the_part_is_left_out(monkeypatch):
+    def said(text):
+        monkeypatch.setattr(torch.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, stdout=text))
+        return torch.PART.missing()
+
+    monkeypatch.setattr(torch, "find_spec", lambda name: None)
+    assert torch.PART.missing() == "torch is not installed"
+    monkeypatch.setattr(torch, "find_spec", lambda name: name)
+    assert said("True\n") is None
+    assert said("False\n") == said("") == "torch finds no CUDA device"
 
 
 def test_the_best_chunk_of_each_size_is_bold():
@@ -299,8 +329,8 @@ def test_every_part_has_a_command_and_takes_a_result_cut_short(one, tmp_path):
         words = one.command(Run(tmp_path, tmp_path, rehearse))
         assert all(isinstance(word, str) for word in words)
     assert one.result(Run(tmp_path, tmp_path, True)) is None
-    if one.name in ("bits", "uploads", "speed", "chunks"):
+    if one.name in ("bits", "uploads", "speed", "torch", "chunks"):
         failed = {"rows": [{"failed": "no", "dtype": "float32", "case": "plain", "way": "a", "what": "a", "threads": 1,
-                            "chunk": 1, "elements": 1}]}  # fmt: skip
+                            "chunk": 1, "elements": 1, "who": "a", "how": "a"}]}  # fmt: skip
         for result in ({"rows": []}, failed):
             assert all(isinstance(text, str) for text in (one.headline(result), *one.lines(result)))

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.gpu import bits, chunks, processes, speed, uploads, versions
+from benchmarks.gpu import bits, chunks, processes, speed, torch, uploads, versions
 from benchmarks.gpu.part import CUDA, Part, Run
 from benchmarks.gpu.programs import BENCHMARKS, HOST, TESTS
 from benchmarks.gpu.summary import (
@@ -43,7 +43,7 @@ PATIENCE = 60  # seconds, until it is known whether there is a device
 # What is told first: what all else stands on, then what is asked most. The tools for those who come to look come last.
 PARTS = (
     *(versions.PART, bits.PART, uploads.PART, TESTS),
-    *(speed.PART, BENCHMARKS, HOST, chunks.PART),
+    *(speed.PART, BENCHMARKS, HOST, torch.PART, chunks.PART),
     *(NSIGHT, MEMCHECK, INITCHECK),
 )
 FIND = """

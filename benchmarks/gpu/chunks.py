@@ -99,7 +99,7 @@ def cell(by_way: dict[tuple[int, Any], float], way: tuple[int, Any]) -> str:
 PART = measured(
     "chunks",
     "Chunks and threads",
-    40,
+    25,
     headline=headline,
     lines=lines,
     environment={"RMSPROP_GPU_CACHE": "0"},  # a kernel's key knows nothing of threads

@@ -141,7 +141,7 @@ def lines(result: Result) -> list[str]:
     ]
 
 
-PART = measured("speed", "Speed beside a copy", 45, headline=headline, lines=lines)
+PART = measured("speed", "Speed beside a copy", 30, headline=headline, lines=lines)
 
 if __name__ == "__main__":
     main(measure)
