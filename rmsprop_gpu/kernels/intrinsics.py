@@ -22,6 +22,7 @@ _I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatT
 # By the name of a dtype: what lies in memory, and the type that kernels see of it.
 _TYPES: dict[str, tuple[Any, Any]] = {
     "int8": (_I8, types.int8),
+    "int16": (_I16, types.int16),
     "int32": (_I32, types.int32),
     "int64": (ir.IntType(64), types.int64),
     "float32": (_F32, types.float32),

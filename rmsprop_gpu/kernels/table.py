@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,12 @@ TABLE, GRADS, SCALARS, FACTORS, TOLD, NUMBERS, FIRSTS, NORMS = range(8)
 # The list of chunks has one line a chunk: the tensor's row in the table, the first element, the one behind the last.
 ROW, START, STOP = range(3)
 CHUNK_COLUMNS = 3
+
+# A row of a copy between a tensor and a bucket: the number of the tensor, whose address, or 0 for none, is in a column;
+# where the copy begins, in bytes from there; its address in the bucket; its elements.
+TENSOR, OFFSET, BUCKET, ELEMENTS = range(4)
+COPY_COLUMNS = 4
+Copying = Literal["pack", "pack and zero", "unpack"]
 
 BUFFERS = {
     "square_avg": SQUARE_AVG,

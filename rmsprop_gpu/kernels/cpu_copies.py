@@ -1,0 +1,65 @@
+"""Copies between tensors and a bucket, in one pass on the CPU, whatever the number of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..arrays.layout import NDArray, address_of
+from .cpu_code import address
+from .cpu_drive import driven, items_of
+from .cpu_prepare import kernel
+from .intrinsics import HOST, memory
+from .table import BUCKET, COPY_COLUMNS, ELEMENTS, OFFSET, TENSOR, Copying
+
+# What the kernel is given, by addresses.
+ROWS, COLUMN = range(2)
+
+_load, _ = memory(np.int64, HOST)
+
+
+def _make_copies_kernel(word: Any, kind: Copying) -> Any:
+    """The kernel of one row, elements start to stop; `word` is the integer type of an element's bits."""
+    load, store = memory(word, HOST)
+    zero, unpacks, zeroes = word(0), kind == "unpack", kind == "pack and zero"
+
+    @kernel
+    def copies_kernel(given, index, start, stop):  # type: ignore[no-untyped-def]
+        row = _load(given, ROWS) + index * 8 * COPY_COLUMNS
+        tensor, bucket = _load(_load(given, COLUMN), _load(row, TENSOR)), _load(row, BUCKET)
+        there = tensor + _load(row, OFFSET)
+        if unpacks:
+            if tensor != 0:
+                for i in range(start, stop):
+                    store(there, i, load(bucket, i))
+        elif tensor == 0:
+            for i in range(start, stop):
+                store(bucket, i, zero)
+        else:
+            for i in range(start, stop):
+                store(bucket, i, load(there, i))
+                if zeroes:
+                    store(there, i, zero)
+
+    return copies_kernel
+
+
+def make_copies(rows: NDArray, itemsize: int, kind: Copying) -> Callable[[NDArray], None]:
+    """Compile the copies of these rows (table.py), of elements of so many bytes: 2, 4 or 8.
+
+    The function returned makes them, for the int64 column that it is given. A tensor that is not there, 0 in the
+    column, is packed as zeros, and not unpacked. Each copy is aligned to its elements, and none overlaps another.
+    """
+    rows = np.array(rows, np.int64, order="C").reshape(-1, COPY_COLUMNS)
+    given = np.array([address_of(rows), 0], np.int64)
+    code = address(_make_copies_kernel, np.dtype(f"i{itemsize}").type, kind)
+    run = driven([], [items_of(code, address_of(given), rows[:, ELEMENTS].tolist())], np.zeros(1, np.int64))
+    run.kept = rows  # type: ignore[attr-defined]  # addresses do not own
+
+    def copy(column: NDArray) -> None:
+        given[COLUMN] = address_of(column)
+        run()
+
+    return copy
