@@ -1,9 +1,12 @@
 """Programs in fresh interpreters."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import rmsprop_gpu
 
@@ -38,3 +41,18 @@ def ended(process):
 def run(code, path=PACKAGE.parent, **environment):
     """What a fresh interpreter prints."""
     return ended(start(code, path, **environment))
+
+
+def counted(program, tmp_path, request):
+    """What a program prints, a line each, and the launches of our kernels in it, as a virtual device counts them."""
+    import cupy
+
+    if b"on the CPU" not in cupy.cuda.runtime.getDeviceProperties(0)["name"]:
+        pytest.skip("only a virtual device counts the bytes of its launches")
+    if request.config.getoption("--no-pool"):
+        pytest.skip("it runs a process of its own, in which the pool stays on")
+    statistics = tmp_path / "launches.jsonl"
+    environment = {**os.environ, "VGPU_STATS": str(statistics), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    launches = [json.loads(line) for line in statistics.read_text().splitlines()]
+    return done.stdout.splitlines(), [x for x in launches if "_kernel" in x["kernel"]]

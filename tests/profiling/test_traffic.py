@@ -1,13 +1,9 @@
 """What a step moves and computes, against what is counted elsewhere."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from machine_code_bounds import wanted_instructions
+from processes import counted
 from variants import EVERY
 
 from rmsprop_gpu.kernels.rule import Variant
@@ -62,21 +58,6 @@ for half in DTYPES[2:]:
     step(Variant(), np.float32, half, zero_grads=True)
     step(Variant(norm=True, scale=True, momentum=True, centered=True), np.float32, half)
 """
-
-
-def counted(program, tmp_path, request):
-    """What a program prints, a line each, and the launches of our kernels in it, as a virtual device counts them."""
-    import cupy
-
-    if b"on the CPU" not in cupy.cuda.runtime.getDeviceProperties(0)["name"]:
-        pytest.skip("only a virtual device counts the bytes of its launches")
-    if request.config.getoption("--no-pool"):
-        pytest.skip("it runs a process of its own, in which the pool stays on")
-    statistics = tmp_path / "launches.jsonl"
-    environment = {**os.environ, "VGPU_STATS": str(statistics), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    launches = [json.loads(line) for line in statistics.read_text().splitlines()]
-    return done.stdout.splitlines(), [x for x in launches if "_kernel" in x["kernel"]]
 
 
 @pytest.mark.gpu
