@@ -23,6 +23,7 @@ MODULES = [
 NEED_CUDA = {
     "rmsprop_gpu.kernels.cuda",
     "rmsprop_gpu.kernels.cuda_code",
+    "rmsprop_gpu.kernels.cuda_copies",
     "rmsprop_gpu.kernels.cuda_target",
     "rmsprop_gpu.steps.device",
     "rmsprop_gpu.profiling.device",

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from devices import two
+from processes import counted, run
 
+from rmsprop_gpu.arrays.layout import pointer_of
 from rmsprop_gpu.kernels import cpu_drive
-from rmsprop_gpu.kernels.cpu_copies import make_copies
+from rmsprop_gpu.steps.copies import DeviceCopies, HostCopies
 
 LINE = 64  # bytes: at least so many between two tensors, which no copy may touch
 KINDS = ["pack", "pack and zero", "unpack"]
@@ -31,14 +34,14 @@ class Copied:
         self.itemsize, self.missing = itemsize, list(missing)
         self.before = np.random.default_rng(7).integers(0, 256, self.bucket[-1] + self.lengths[-1] + LINE, np.uint8)
 
-    def on_host(self, make, kind):
-        """The memory after the copies, made on the host."""
-        memory = np.zeros(len(self.before) + LINE, np.uint8)
-        memory = memory[-memory.ctypes.data % LINE :][: len(self.before)]
-        memory[:] = self.before
-        copies = make(self.rows(memory.ctypes.data), self.itemsize, kind)
-        copies(self.column(memory.ctypes.data))
-        return memory
+    def by(self, xp, kind):
+        """The memory after the copies, made where this library's arrays lie."""
+        memory = xp.zeros(len(self.before) + LINE, np.uint8)
+        memory = memory[-pointer_of(memory) % LINE :][: len(self.before)]
+        memory[:] = xp.asarray(self.before)
+        copies = copies_of(xp, self.rows(pointer_of(memory)), self.itemsize, kind)
+        copies(self.column(pointer_of(memory)))
+        return memory.tobytes()
 
     def rows(self, start):
         numbers = np.arange(len(self.lengths))
@@ -64,51 +67,67 @@ class Copied:
                 memory[here] = 0 if i in self.missing else memory[there]
                 if kind == "pack and zero" and i not in self.missing:
                     memory[there] = 0
-        return memory
+        return memory.tobytes()
 
 
-def check(copied, kind):
-    assert np.array_equal(copied.on_host(make_copies, kind), copied.wanted(kind))
+def copies_of(xp, rows, itemsize, kind):
+    """The copies of these rows where the arrays of this library lie."""
+    if xp is np:
+        return HostCopies(np.array(rows), itemsize, kind)
+    return DeviceCopies(np.array(rows), itemsize, kind, 0, order_of(0))
+
+
+def order_of(*devices):
+    from rmsprop_gpu.steps.order import Order
+
+    return Order(devices)
+
+
+def column_of(*arrays):
+    return np.array([0 if x is None else pointer_of(x) for x in arrays])
+
+
+def check(copied, kind, xp=np):
+    assert copied.by(xp, kind) == copied.wanted(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("itemsize", ITEMSIZES)
-def test_all_bits_are_copied_and_no_others(itemsize, kind):
+def test_all_bits_are_copied_and_no_others(itemsize, kind, xp):
     copied = Copied(SIZES, itemsize)
     assert np.isnan(copied.before[: len(copied.before) // 8 * 8].view(f"f{itemsize}")).any()
-    check(copied, kind)
+    check(copied, kind, xp)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shift", "bucket_shift", "heads"), [(1, 0, 0), (0, 1, 0), (3, 3, 0), (0, 0, 1), (0, 5, 4)])
 @pytest.mark.parametrize("itemsize", ITEMSIZES)
-def test_addresses_are_aligned_to_elements_alone(itemsize, shift, bucket_shift, heads, kind):
-    check(Copied(SIZES, itemsize, shift=shift, bucket_shift=bucket_shift, heads=heads), kind)
+def test_addresses_are_aligned_to_elements_alone(itemsize, shift, bucket_shift, heads, kind, xp):
+    check(Copied(SIZES, itemsize, shift=shift, bucket_shift=bucket_shift, heads=heads), kind, xp)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tensor_that_is_not_there_is_packed_as_zeros(kind):
-    check(Copied(SIZES, 4, missing=[0, 1, 6, 10], heads=1), kind)
-    check(Copied(SIZES, 2, missing=range(len(SIZES))), kind)
+def test_a_tensor_that_is_not_there_is_packed_as_zeros(kind, xp):
+    check(Copied(SIZES, 4, missing=[0, 1, 6, 10], heads=1), kind, xp)
+    check(Copied(SIZES, 2, missing=range(len(SIZES))), kind, xp)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [[0], [0, 0, 0], MANY], ids=["empty", "all empty", "many"])
-def test_tensors_may_be_empty_or_many(sizes, kind):
-    check(Copied(sizes, 4), kind)
+def test_tensors_may_be_empty_or_many(sizes, kind, xp):
+    check(Copied(sizes, 4), kind, xp)
 
 
-def test_there_may_be_no_rows():
-    make_copies(np.empty((0, 4), np.int64), 4, "pack")(np.empty(0, np.int64))
+def test_there_may_be_no_rows(xp):
+    copies_of(xp, np.empty((0, 4), np.int64), 4, "pack")(np.empty(0, np.int64))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tensor_may_be_copied_in_pieces(kind):
-    """From other buckets too, and in any order."""
-    tensor, bucket = np.arange(10), -np.arange(12)
-    start = bucket.ctypes.data
-    rows = [(1, 40, start, 5), (1, 0, start + 48, 4)]
-    make_copies(np.array(rows), 8, kind)(np.array([0, tensor.ctypes.data]))
+def test_a_tensor_may_be_copied_in_pieces(kind, xp):
+    """In any order; to what else is in the bucket nothing is done."""
+    tensor, bucket = xp.arange(10), -xp.arange(12)
+    rows = [(1, 40, pointer_of(bucket), 5), (1, 0, pointer_of(bucket) + 48, 4)]
+    copies_of(xp, rows, 8, kind)(column_of(None, tensor))
     if kind == "unpack":
         assert tensor.tolist() == [-6, -7, -8, -9, 4, 0, -1, -2, -3, -4]
         assert bucket.tolist() == (-np.arange(12)).tolist()
@@ -117,19 +136,23 @@ def test_a_tensor_may_be_copied_in_pieces(kind):
         assert tensor.tolist() == ([0, 0, 0, 0, 4, 0, 0, 0, 0, 0] if "zero" in kind else list(range(10)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_column_may_be_another_each_time(kind):
-    first, second, bucket = np.full(3, 1), np.full(3, 2), np.full(3, 3)
-    columns = [np.array([x.ctypes.data]) for x in (first, second)]
-    copies = make_copies(np.array([(0, 0, bucket.ctypes.data, 3)]), 8, kind)
+def test_the_column_may_be_another_each_time(xp):
+    """Or the same, with other addresses in it."""
+    tensors, bucket = [xp.full(3, 1), xp.full(3, 2), xp.full(3, 3)], xp.full(3, 9)
+    columns = list(map(column_of, tensors))
+    copies = copies_of(xp, [(0, 0, pointer_of(bucket), 3)], 8, "pack")
+    for number in (0, 1, 1, 0):
+        copies(columns[number])
+        assert bucket.tolist() == [number + 1] * 3
+    columns[0][:] = columns[2]
     copies(columns[0])
-    if kind == "unpack":
-        copies(columns[1])
-        assert first.tolist() == second.tolist() == [3, 3, 3]
-    else:
-        assert bucket.tolist() == [1, 1, 1]
-        copies(columns[1])
-        assert bucket.tolist() == [2, 2, 2]
+    assert bucket.tolist() == [3, 3, 3]
+
+
+def test_a_column_may_be_longer_than_the_rows_ask(xp):
+    tensor, bucket = xp.full(3, 1), xp.full(3, 9)
+    copies_of(xp, [(1, 0, pointer_of(bucket), 3)], 8, "pack")(column_of(None, tensor, *[None] * 1000))
+    assert bucket.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,3 +177,152 @@ def test_all_is_one_call(monkeypatch):
     check(Copied(SIZES, 4), "pack and zero")
     check(Copied(MANY, 4), "pack and zero")
     assert calls == [1, 1]
+
+
+def test_no_cuda_is_imported_for_the_host():
+    code = """
+import sys
+import numpy as np
+from rmsprop_gpu.steps.copies import DeviceCopies, HostCopies
+x, y = np.ones(3), np.zeros(3)
+HostCopies(np.array([(0, 0, y.ctypes.data, 3)]), 8, "pack")(np.array([x.ctypes.data]))
+names = "cupy", "numba_cuda", "numba.cuda.cudadrv"
+print(y.sum(), [m for m in sys.modules if any(m == name or m.startswith(f"{name}.") for name in names)])
+"""
+    assert run(code) == "3.0 []"
+
+
+# Packs and unpacks 3,000 tensors of 256 on a device, and one that is large beside one that is empty.
+MANY_COPIES = """
+import cupy, numpy as np
+from rmsprop_gpu.steps.copies import DeviceCopies
+from rmsprop_gpu.steps.order import Order
+order = Order([0])
+for sizes in ([256] * 3000, [1 << 18, 0]):
+    n, ends = len(sizes), 4 * np.cumsum(sizes)
+    tensors, bucket = [cupy.zeros(size, np.float32) for size in sizes], cupy.zeros(sum(sizes), np.float32)
+    rows = np.stack([np.arange(n), np.zeros(n, int), bucket.data.ptr + ends - 4 * np.array(sizes), sizes], axis=1)
+    column = np.array([x.data.ptr for x in tensors])
+    for kind in ("pack", "pack and zero", "unpack"):
+        DeviceCopies(rows, 4, kind, 0, order)(column)
+cupy.cuda.Device().synchronize()
+"""
+
+
+@pytest.mark.gpu
+def test_all_is_one_launch_in_which_each_byte_is_moved_once(tmp_path, request):
+    """In whole sectors of 32 bytes and by 16 bytes a thread. Beside it each warp reads its chunk and an address."""
+    _, ours = counted(MANY_COPIES, tmp_path, request)
+    assert len(ours) == 6
+    for k, launch in enumerate(ours):
+        nbytes, blocks = ((3000 * 1024, 3000), (1 << 20, 256))[k // 3]
+        written = nbytes * (2 if k % 3 == 1 else 1)
+        assert launch["grid"] == [blocks, 1, 1]
+        assert launch["store_bytes"] == launch["dram_write_bytes"] == 32 * launch["store_sectors"] == written
+        assert launch["store_requests"] == written // (32 * 16)
+        assert launch["load_sectors"] == nbytes // 32 + blocks * 8 * (4 + 1)
+        assert 0 <= launch["dram_read_bytes"] - nbytes <= blocks * (32 + 8) + 32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("chunk", [64, 16, 1 << 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_may_have_any_size(kind, chunk, monkeypatch):
+    import cupy
+
+    from rmsprop_gpu.kernels import cuda_copies
+
+    monkeypatch.setattr(cuda_copies, "CHUNK", chunk)
+    check(Copied(SIZES, 4, missing=[4], shift=1), kind, cupy)
+    check(Copied([20_001, 70_000], 2), kind, cupy)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Grows with each upload."""
+    from rmsprop_gpu.steps.on_cupy import CuPy
+
+    sent, upload = [], CuPy.upload
+    monkeypatch.setattr(CuPy, "upload", lambda *arguments: sent.append(1) or upload(*arguments))
+    return sent
+
+
+@pytest.mark.gpu
+def test_a_column_is_sent_where_it_changed_and_may_change_at_once(sent):
+    """Copies that were enqueued before, on whichever stream, read what it was then."""
+    import cupy
+
+    tensors, bucket = [cupy.full(1000, i) for i in range(8)], cupy.full(1000, -1)
+    copies = copies_of(cupy, [(0, 0, pointer_of(bucket), 1000)], 8, "unpack")
+    cupy.cuda.Device().synchronize()
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
+    sent.clear()
+    column = column_of(None)
+    for i, tensor in enumerate(tensors):
+        with streams[i % 3]:
+            column[:] = pointer_of(tensor)
+            copies(column)
+            copies(column)
+    column[:] = 0
+    for stream in reversed(streams):
+        stream.synchronize()
+    assert [set(x.tolist()) for x in tensors] == [{-1}] * 8
+    assert len(sent) == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_is_interrupted_does_not_count_as_sent(behind, monkeypatch):
+    """Before the upload, or behind it."""
+    import cupy
+
+    from rmsprop_gpu.steps.on_cupy import CuPy
+
+    columns = list(map(column_of, tensors := [cupy.full(3, i) for i in range(2)]))
+    bucket, upload = cupy.full(3, 9), CuPy.upload
+    copies = copies_of(cupy, [(0, 0, pointer_of(bucket), 3)], 8, "pack")
+    copies(columns[0])
+
+    def interrupted(*arguments):
+        if behind:
+            upload(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CuPy, "upload", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copies(columns[1])
+    monkeypatch.undo()
+    again = 0 if behind else 1
+    copies(columns[again])
+    assert bucket.tolist() == tensors[again].tolist()
+
+
+@pytest.mark.gpu
+def test_copies_are_work_of_the_current_stream():
+    """Behind what is there, before what follows there."""
+    import cupy
+
+    tensor, bucket = cupy.full(1000, 0), cupy.full(1000, 9)
+    copies, column = copies_of(cupy, [(0, 0, pointer_of(bucket), 1000)], 8, "pack"), column_of(tensor)
+    cupy.cuda.Device().synchronize()
+    for i in range(4):
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            tensor += 1
+            copies(column)
+            assert set(bucket.get(stream=stream, blocking=True).tolist()) == {i + 1}
+
+
+@two
+@pytest.mark.gpu
+def test_copies_are_made_on_their_device():
+    """Whichever is current, which it stays."""
+    import cupy
+
+    for device in (1, 0):
+        with cupy.cuda.Device(device):
+            tensor, bucket = cupy.full(3, 1), cupy.full(3, 9)
+        rows = np.array([(0, 0, pointer_of(bucket), 3)])
+        copies = DeviceCopies(rows, 8, "pack", device, order_of(0, 1))
+        copies(column_of(tensor))
+        assert cupy.cuda.Device().id == 0
+        assert bucket.tolist() == [1, 1, 1]

@@ -15,7 +15,7 @@ from rmsprop_gpu.kernels.rule import Variant
 from rmsprop_gpu.profiling.machine_code import read, why_not
 
 if why_not() is None:
-    from rmsprop_gpu.kernels import cuda
+    from rmsprop_gpu.kernels import cuda, cuda_copies
     from rmsprop_gpu.kernels.cuda_prepare import grids
 
 pytestmark = [pytest.mark.sass, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -67,6 +67,16 @@ def test_kernels_of_norms_are_without_flaws(cc):
     facts = read([make(variant, dtype) for make in makers for dtype in DTYPES.values()], cc)
     assert not [list(flaws(f, np.float64)) for f in facts if any(flaws(f, np.float64))]
     assert max(f.registers for f in facts) <= 64
+
+
+@pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")
+@pytest.mark.parametrize("kind", ["pack", "pack and zero", "unpack"])
+def test_copies_are_by_128_bits_and_without_flaws(kind, cc):
+    """With 32 registers a thread a multiprocessor holds all the 2,048 threads that it can."""
+    for facts in read([cuda_copies.make_copies_kernel(word, kind) for word in (np.int16, np.int32, np.int64)], cc):
+        assert not list(flaws(facts, np.float32))
+        assert facts.accesses == {"LDG.E.128": 1, "STG.E.128": 2 if "zero" in kind else 1}
+        assert facts.registers <= 32
 
 
 linked = pytest.mark.skipif(cuda_fit.nvjitlink() is None, reason="nvJitLink, which links for real GPUs, is not there")
