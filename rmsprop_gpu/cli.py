@@ -20,6 +20,7 @@ from .demo.command import BAD_USE, FAILED, INTERRUPTED, OK, RefusedError, add_de
 from .extras import MissingExtraError
 from .kernels import disk
 from .state import checkpoint
+from .state.container import CheckpointError
 
 
 class Parser(argparse.ArgumentParser):
@@ -162,7 +163,7 @@ def inspect(options: argparse.Namespace) -> int:
         with checkpoint.opened(options.file) as saved:
             text, coding = "\n".join(described(saved)), sys.stdout.encoding or "utf-8"
             print(text.encode(coding, "backslashreplace").decode(coding))
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         raise RefusedError(str(error), FAILED) from None
     return OK
 

@@ -11,6 +11,7 @@ from ..arrays.checks import Problems, Tensor, check_unchanged, quoted
 from ..arrays.layout import NDArray
 from ..state import checkpoint, foreign
 from ..state.buffers import Averages, State
+from ..state.container import Progress
 from ..state.flat import flattened
 from ..state.kinds import needed
 from ..state.outcome import Outcome
@@ -148,7 +149,7 @@ class Stateful:
             ],
         }
 
-    def save(self, path: str | bytes | os.PathLike[Any], progress: checkpoint.Progress | None = None) -> None:
+    def save(self, path: str | bytes | os.PathLike[Any], progress: Progress | None = None) -> None:
         """Write a checkpoint: everything of `state_dict`, in one safetensors file, without a copy of the state.
 
         The new file is written beside the old one, synced, and then takes its place: whoever opens it, also after a

@@ -15,7 +15,7 @@ from ..arrays.checks import Problems, Tensor, quoted
 from ..arrays.layout import Array, Layout
 from ..kernels.table import BUFFERS
 from ..steps.on_numpy import allocate, touch
-from .checkpoint import Entry
+from .container import Entry
 from .kinds import layout_of
 from .pieces import Stored
 from .saved import check_entry

@@ -21,7 +21,7 @@ from processes import run, start
 
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.extras import MissingExtraError
-from rmsprop_gpu.state import checkpoint, pieces, replacing
+from rmsprop_gpu.state import container, pieces, replacing
 from rmsprop_gpu.state.buffers import State
 from rmsprop_gpu.state.outcome import Outcome
 
@@ -265,7 +265,7 @@ def test_a_handler_saves_to_the_file_that_is_being_saved(path):
 
 
 def test_data_are_on_the_disk_before_they_have_the_name(path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SETTLED", 200)
+    monkeypatch.setattr(container, "SETTLED", 200)
     calls = []
     for name in ("fdatasync", "fsync", "replace", "chmod", "posix_fallocate"):
         real = getattr(os, name)
@@ -619,7 +619,7 @@ def test_a_file_is_named_as_what_it_is(said, path, small):
     ids=["name", "length"],
 )
 def test_what_could_not_be_loaded_is_not_saved(name, longest, said, path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_LONGEST_HEAD", longest)
+    monkeypatch.setattr(container, "LONGEST_HEAD", longest)
     opt = RMSProp({name: np.ones(2)})
     with pytest.raises(ValueError, match=said):
         opt.save(path)

@@ -1,0 +1,172 @@
+"""The safetensors files that checkpoints are: written in pieces, their heads read, and named where they are none.
+
+The library opens such files and validates them. It does not write them here: it wants every byte in host memory at
+one time, and takes address and shape on trust, so that an array in another order of memory is permuted without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
+
+import numpy as np
+
+from ..arrays.layout import Array
+from ..extras import extra
+from .pieces import Ways, pieces, write
+from .replacing import SETTLED, replacing, settle
+from .saved import VERSION
+
+# What the format calls the dtypes that state has.
+DTYPES = {"float64": "F64", "int64": "I64", "float32": "F32"}
+_OURS = {theirs: np.dtype(ours) for ours, theirs in DTYPES.items()}
+_ALIGNMENT = 8  # of the data in the file
+LONGEST_HEAD = 100_000_000  # bytes, says the library
+
+FilePath: TypeAlias = str | bytes | os.PathLike[Any]
+Progress: TypeAlias = Callable[[int, int], object]
+
+
+class Entry(NamedTuple):
+    """An array that is to be written."""
+
+    name: str
+    array: Array
+    at: Callable[[], AbstractContextManager[Any]]  # where work on it belongs: its device, after what came before
+
+
+class Described(NamedTuple):
+    """An array as the head of a file has it."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or not whole, or newer."""
+
+
+def write_arrays(path: FilePath, metadata: Mapping[str, str], entries: Sequence[Entry], tell: Progress | None) -> None:
+    """Write a file of these texts and arrays; what the file was stays until the new one is whole."""
+    entries = sorted(entries, key=lambda entry: -entry.array.itemsize)  # so that each begins at a multiple of it
+    head, ways = _head(metadata, entries), Ways()
+    done, total = 0, sum(entry.array.nbytes for entry in entries)
+    with replacing(path, len(head) + total) as file:
+        write(file, head)
+        settled = 0
+        for entry in entries:
+            with entry.at():
+                for piece in pieces(entry.array):
+                    ways.of(piece).write(file, piece)
+                    done += piece.nbytes
+                    if len(head) + done - settled >= SETTLED:
+                        settle(file, settled, len(head) + done)
+                        settled = len(head) + done
+                    if tell is not None:
+                        tell(done, total)
+
+
+def _head(metadata: Mapping[str, str], entries: Sequence[Entry]) -> bytes:
+    """What stands before the data: its own length, and as JSON where each array is, and texts."""
+    head: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array, _ in entries:
+        start, end = end, end + array.nbytes
+        head[name] = {"dtype": DTYPES[str(array.dtype)], "shape": list(array.shape), "data_offsets": [start, end]}
+    text = as_text(head)
+    return len(text).to_bytes(8, "little") + text
+
+
+def as_text(content: Mapping[str, Any]) -> bytes:
+    """JSON as files keep it: of a length that the format has, and of a multiple of what its data are aligned to."""
+    try:
+        text = json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{error.object[error.start - 20 : error.end + 20]!r} is in a name or a group and is no Unicode, which a "
+            "checkpoint cannot hold; wanted another name"
+        ) from None
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > LONGEST_HEAD:
+        raise ValueError(
+            f"names, shapes and groups take {len(text):,} bytes; wanted at most {LONGEST_HEAD:,}, which the format has"
+        )
+    return text
+
+
+def read_head(path: FilePath, file: BinaryIO, wanted: str) -> tuple[dict[str, str], list[Described], int] | None:
+    """The texts in an open file of this format, its arrays in the order in which they lie, and where they begin.
+
+    None where the path is another file's meanwhile.
+    """
+    with extra("safetensors"):
+        from safetensors import SafetensorError, safe_open
+    if os.fstat(file.fileno()).st_size == 0:
+        raise CheckpointError(f"{named(path)} is empty; wanted a checkpoint as save() writes it")
+    try:
+        with safe_open(os.fsdecode(path), "numpy") as content:
+            if not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                return None
+            metadata, names = content.metadata() or {}, content.offset_keys()
+            views = [content.get_slice(name) for name in names]
+            described = [(view.get_dtype(), tuple(view.get_shape())) for view in views]
+    except SafetensorError as error:
+        kind = _kind(file) or "damaged, cut off, or no safetensors file"
+        raise CheckpointError(
+            f"{named(path)} is {kind} ({plain(error)}); wanted a checkpoint as save() writes it"
+        ) from None
+    if metadata.get("format") != wanted:
+        raise CheckpointError(
+            f"{named(path)} is a safetensors file, but no checkpoint of rmsprop_gpu: its metadata has the format "
+            f"{metadata.get('format')!r}"
+        )
+    check_version(path, as_whole(metadata.get("version")))
+    odd = [f"{name!r} ({dtype})" for name, (dtype, _) in zip(names, described, strict=True) if dtype not in _OURS]
+    odd += [f"{name!r}, which has no slash" for name in names if "/" not in name]
+    if odd:
+        raise CheckpointError(f"{named(path)} has arrays that no state has, by their dtypes or names: {some(odd)}")
+    arrays = [Described(name, _OURS[dtype], shape) for name, (dtype, shape) in zip(names, described, strict=True)]
+    return metadata, arrays, 8 + int.from_bytes(file.read(8), "little")
+
+
+def check_version(path: FilePath, version: object) -> None:
+    """Refuse what this package does not read."""
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        why = "a newer one has written it" if newer else "it is damaged"
+        raise CheckpointError(f"{named(path)} has version {version!r}, and this package reads {VERSION}: {why}")
+
+
+def _kind(file: BinaryIO) -> str | None:
+    """What else people keep state in, by its first bytes; a good checkpoint may begin with the same."""
+    first = file.read(8)
+    file.seek(0)
+    if first.startswith(b"PK\x03\x04"):
+        return "a zip file, as torch.save and numpy.savez write them"
+    if first.startswith(b"\x80") and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "a pickle, which is not opened"
+    return "an npy file" if first.startswith(b"\x93NUMPY") else None
+
+
+def as_whole(text: str | None) -> Any:
+    """A whole number where this is one; else as it is, to be refused by whoever knows what it is for."""
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 20 else text
+
+
+def some(texts: Sequence[str]) -> str:
+    """The first of them, where they are many."""
+    return ", ".join([*texts[:8], *["..."] * (len(texts) > 8)])
+
+
+def plain(error: Exception) -> str:
+    """What an error says, on a line that speaks to no terminal."""
+    text = str(error)[:300]
+    return text if text.isprintable() else ascii(text)
+
+
+def named(path: FilePath) -> str:
+    return repr(os.fspath(path))
