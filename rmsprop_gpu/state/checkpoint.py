@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from . import folder
 from .container import CheckpointError, Entry, FilePath, Progress, as_whole, named, read_head, write_arrays
 from .flat import as_json
 from .pieces import Stored, Ways
@@ -23,7 +25,7 @@ def save(path: FilePath, frame: Mapping[str, Any], entries: Sequence[Entry], tel
 
 @contextmanager
 def opened(path: FilePath) -> Iterator[dict[str, Any]]:
-    """The state dict in a file, with a `Stored` in the place of each array: while it is open these can be read.
+    """The state dict in a file or folder, a `Stored` in the place of each array: while it is open these can be read.
 
     Raises
     ------
@@ -32,6 +34,10 @@ def opened(path: FilePath) -> Iterator[dict[str, Any]]:
     MissingExtraError
         Where safetensors is not installed.
     """
+    if os.path.isdir(path):
+        with folder.opened(path) as saved:
+            yield saved
+        return
     while True:
         with open(path, "rb", buffering=0) as file:
             found = read_head(path, file, FORMAT)

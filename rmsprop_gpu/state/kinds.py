@@ -10,7 +10,7 @@ import numpy as np
 from ..arrays.checks import Tensor
 from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Layout
-from ..kernels.table import BUFFERS
+from ..kernels.table import BUFFERS, COUNTERS
 
 
 def needed(h: Mapping[str, Any], adagrad: bool) -> list[str]:
@@ -23,7 +23,15 @@ def needed(h: Mapping[str, Any], adagrad: bool) -> list[str]:
 
 def layout_of(tensor: Tensor, name: str) -> Layout:
     """How this buffer of a parameter lies."""
-    compute = compute_dtype(tensor.layout.dtype)
-    if name in BUFFERS:
-        return tensor.layout.of(compute)
-    return Layout((), (), np.dtype(np.int64) if name == "step" else compute, 0)
+    dtype = dtype_of(tensor.layout.dtype, name)
+    return tensor.layout.of(dtype) if name in BUFFERS else Layout((), (), dtype, 0)
+
+
+def is_counter(name: str) -> bool:
+    """Is this one number of a parameter, rather than one of each element?"""
+    return name in COUNTERS
+
+
+def dtype_of(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
+    """What this buffer has for a parameter of this dtype."""
+    return np.dtype(np.int64) if name == "step" else compute_dtype(dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,10 +36,17 @@ def write(file: BinaryIO, data: Any) -> None:
         left = left[file.write(left) :]
 
 
-def read(file: BinaryIO, into: memoryview) -> None:
-    """As many bytes as there is room for, from a file without a buffer."""
+class Source(Protocol):
+    """What is read from: a file without a buffer, or several as one."""
+
+    def seek(self, offset: int, /) -> Any: ...
+    def readinto(self, into: memoryview, /) -> int | None: ...
+
+
+def read(file: Source, into: memoryview) -> None:
+    """As many bytes as there is room for."""
     while into:
-        count = file.readinto(into)  # type: ignore[attr-defined]  # files without a buffer have it
+        count = file.readinto(into)
         if not count:
             raise OSError("the file ends before its last array; it became shorter after it was opened")
         into = into[count:]
@@ -51,7 +58,7 @@ class Host:
     def write(self, file: BinaryIO, piece: NDArray) -> None:
         write(file, _bytes(np.ascontiguousarray(piece)))
 
-    def read(self, file: BinaryIO, piece: NDArray) -> None:
+    def read(self, file: Source, piece: NDArray) -> None:
         if piece.flags.c_contiguous:
             read(file, _bytes(piece))
         else:
@@ -81,7 +88,7 @@ class Device:
         stream.synchronize()
         write(file, self._bytes[: piece.nbytes])
 
-    def read(self, file: BinaryIO, piece: Array) -> None:
+    def read(self, file: Source, piece: Array) -> None:
         read(file, memoryview(self._bytes[: piece.nbytes]))
         stream, whole = self._cupy.cuda.get_current_stream(), piece.flags.c_contiguous
         dense = piece if whole else self._cupy.empty(piece.shape, piece.dtype)
@@ -107,7 +114,7 @@ class Ways:
 class Stored(NamedTuple):
     """An array in a file that is open, in C order."""
 
-    file: BinaryIO
+    file: Source
     offset: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -116,6 +123,10 @@ class Stored(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
+
+    def part(self, start: int, stop: int) -> Stored:
+        """Some of its elements, counted in C order, as an array of one axis."""
+        return self._replace(offset=self.offset + start * self.dtype.itemsize, shape=(stop - start,))
 
     def values(self) -> Iterator[NDArray]:
         """Its elements, a piece after the other, each in the place of the one before."""

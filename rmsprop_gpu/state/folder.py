@@ -1,0 +1,264 @@
+"""A checkpoint that several processes write: a folder with one safetensors file of each, and an index of what is where.
+
+The files have names that no other save uses, and the index comes last: its rename is the moment at which the checkpoint
+exists. Until then the one before is there with all its files, which are removed behind it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from ..arrays.layout import Array
+from . import index
+from .container import CheckpointError, Described, Entry, FilePath, Progress, named, read_head, some, write_arrays
+from .index import Index, index_text, read_index
+from .kinds import dtype_of, is_counter
+from .parts import Joined, Span, Tensors, span_of
+from .pieces import Stored, Ways, write
+from .replacing import SUFFIX, replacing
+from .saved import VERSION
+
+FORMAT = "rmsprop_gpu part"
+_SUFFIX = re.escape(SUFFIX)
+_OURS = re.compile(rf"{index.FILE.pattern}(?:{_SUFFIX})*|{re.escape(index.NAME)}(?:{_SUFFIX})+")
+
+
+class Part(NamedTuple):
+    """Elements of a state array, as one process has them.
+
+    Parameters
+    ----------
+    parameter, kind : str
+        Whose, and what: ``"square_avg"``, ``"step"``, ...
+    start, stop : int or None
+        Which elements of the whole array, counted in C order; None of a counter. An array without elements needs its
+        part ``[0:0]``, or nobody would know that it is there.
+    array : array
+        These elements, on one axis, or the number as a 0-d array; NumPy's or CuPy's.
+    at : callable
+        As in `Entry`.
+    """
+
+    parameter: str
+    kind: str
+    start: int | None
+    stop: int | None
+    array: Array
+    at: Callable[[], AbstractContextManager[Any]]
+
+
+def new_token() -> str:
+    """What sets the files of one save apart from those of any other: made by one process, and told to all."""
+    return secrets.token_hex(4)
+
+
+def file_name(steps: int, token: str, rank: int) -> str:
+    """The name of the file of a process."""
+    return f"step-{steps:08d}-{token}-rank-{rank:05d}.safetensors"
+
+
+# Writing
+
+
+def write_file(folder: FilePath, name: str, parts: Iterable[Part], progress: Progress | None = None) -> list[str]:
+    """Write the file of one process, and return the names of its parts; the folder is made where it is not there.
+
+    It belongs to no checkpoint until an index names it.
+    """
+    if not index.FILE.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a file of a process; wanted one that file_name() made")
+    entries: dict[str, Entry] = {}
+    for parameter, kind, start, stop, array, at in parts:
+        span = Span(parameter, kind, start, stop)
+        if array.shape != span.shape:
+            raise ValueError(f"{span.name!r} has shape {array.shape}; wanted {span.shape}")
+        if span.name in entries:
+            raise ValueError(f"{span.name!r} is there twice; wanted each part once")
+        entries[span.name] = Entry(span.name, array, at)
+    path = Path(os.fsdecode(folder))
+    _make(path)
+    metadata = {"format": FORMAT, "version": str(VERSION), "file": name}
+    write_arrays(path / name, metadata, list(entries.values()), progress)
+    return list(entries)
+
+
+def _make(folder: Path) -> None:
+    """Have a folder, whoever is the first to make it."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is no folder; wanted one, or a name that is free") from None
+        return
+    with suppress(OSError):  # Windows opens no folders
+        at = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(at)
+        finally:
+            os.close(at)
+
+
+def write_index(
+    folder: FilePath, frame: Mapping[str, Any], tensors: Tensors, files: Mapping[str, Sequence[str]]
+) -> None:
+    """Make a checkpoint of files that were written, and remove those of others.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where the files are.
+    frame : mapping
+        A state dict without its arrays.
+    tensors : mapping
+        By name dtype and shape of each parameter.
+    files : mapping
+        By its name, what `write_file` returned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming parts that are missing, overlap, or are of no tensor, or what is no JSON in a group; the checkpoint that
+        was there stays.
+    OSError
+        Where one of the files is not there, or the index cannot be written; that too.
+    """
+    path = Path(os.fsdecode(folder))
+    text = index_text(frame, tensors, files)
+    missing = [name for name in files if not (path / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path} lacks {some(missing)}, which were written; wanted one folder for all processes, into which nobody "
+            "else saves at this time"
+        )
+    with replacing(path / index.NAME, len(text)) as file:
+        write(file, text)
+    remove(path, lambda name: name not in files)
+
+
+def remove(folder: FilePath, which: Callable[[str], bool]) -> None:
+    """Remove such files of saves, whole or not; what is none of ours stays, and what cannot be removed."""
+    with suppress(OSError), os.scandir(os.fsdecode(folder)) as entries:
+        for entry in entries:
+            if _OURS.fullmatch(entry.name) and which(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):  # Windows deletes no file that is open
+                    os.unlink(entry.path)
+
+
+# Reading
+
+
+class _File(NamedTuple):
+    """The file of a process, open."""
+
+    name: str
+    file: BinaryIO
+    arrays: list[Described]
+    start: int  # of the first of them
+
+
+@contextmanager
+def opened(folder: FilePath) -> Iterator[dict[str, Any]]:
+    """The state dict in a folder, as from `checkpoint.opened`; and the number of its files, as ``"files"``.
+
+    All files are open before any array is read: what a save removes meanwhile is read to its end.
+    """
+    path = Path(os.fsdecode(folder))
+    while True:
+        with ExitStack() as stack:
+            found = _open_all(path, stack)
+            if found is None:
+                continue  # a save has put another one in its place
+            content, files = found
+            yield {**content.frame, "files": len(files), "state": _state(content, files)}
+            return
+
+
+def _open_all(folder: Path, stack: ExitStack) -> tuple[Index, list[_File]] | None:
+    """What the index says, and the files that it names; None where another one has replaced them."""
+    at, name = folder / index.NAME, ""
+    try:
+        text = stack.enter_context(_open(at))
+    except FileNotFoundError:
+        folder.stat()  # or there is no folder, and the system says so
+        raise CheckpointError(
+            f"{named(folder)} has no {index.NAME}, which a save writes last; wanted a folder that save() has written"
+        ) from None
+    content = read_index(at, text)
+    try:
+        files = {}
+        for name in content.files:
+            files[name] = stack.enter_context(_open(folder / name))
+        found = []
+        for name, file in files.items():
+            head = read_head(folder / name, file, FORMAT)
+            if head is None:
+                return None
+            metadata, arrays, start = head
+            if metadata.get("file") != name:
+                was = metadata.get("file")
+                raise CheckpointError(f"{named(folder / name)} was written as {was!r}; wanted the file of this name")
+            found.append(_File(name, file, arrays, start))
+    except FileNotFoundError:
+        if _replaced(at, text):
+            return None
+        raise CheckpointError(f"{named(folder)} lacks {name}, which its {index.NAME} names") from None
+    problems = [problem for file in found for problem in _differences(file, content)]
+    if problems:
+        raise CheckpointError(f"{named(folder)} is damaged: {some(problems)}")
+    return content, found
+
+
+def _open(path: Path) -> BinaryIO:
+    return open(path, "rb", buffering=0)
+
+
+def _replaced(path: Path, file: BinaryIO) -> bool:
+    """Is there another one at this path than the one that is open?"""
+    try:
+        return not os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return True
+
+
+def _differences(file: _File, content: Index) -> list[str]:
+    """Where a file has not what its index says."""
+    listed, there = set(content.files[file.name]), {array.name for array in file.arrays}
+    problems = [f"{name!r} is not in {file.name}" for name in content.files[file.name] if name not in there]
+    for name, dtype, shape in file.arrays:
+        span, where = span_of(name), f"{name!r} in {file.name}"
+        if span is None or name not in listed:
+            problems.append(f"{where} is not in the index")
+            continue
+        wanted = dtype_of(content.tensors[span.parameter][0], span.kind)
+        if dtype != wanted:
+            problems.append(f"{where} has dtype {dtype}; wanted {wanted}")
+        if shape != span.shape:
+            problems.append(f"{where} has shape {shape}; wanted {span.shape}")
+    return problems
+
+
+def _state(content: Index, files: Sequence[_File]) -> dict[str, dict[str, Stored]]:
+    """By name each array, whichever files its parts are in."""
+    parts: dict[tuple[str, str], list[tuple[int, int, BinaryIO, int]]] = {}
+    for _, file, arrays, start in files:
+        offset = start
+        for name, dtype, shape in arrays:
+            span, nbytes = span_of(name), dtype.itemsize * math.prod(shape)
+            if span is not None:
+                part = (dtype.itemsize * (span.start or 0), nbytes, file, offset)
+                parts.setdefault((span.parameter, span.kind), []).append(part)
+            offset += nbytes
+    ways = Ways()
+    state: dict[str, dict[str, Stored]] = {name: {} for name in content.tensors}
+    for (parameter, kind), found in parts.items():
+        dtype, shape = content.tensors[parameter]
+        whole = () if is_counter(kind) else shape
+        state[parameter][kind] = Stored(Joined(found), 0, dtype_of(dtype, kind), whole, ways)
+    return state

@@ -1,0 +1,442 @@
+"""Checkpoints that are folders: what any number of processes saved is loaded by one, whole, or refused by name."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import cuts
+import numpy as np
+import pytest
+import safetensors.numpy
+from on_host import assert_same_bits, everything
+
+from rmsprop_gpu import AdaGrad, RMSProp
+from rmsprop_gpu.state import checkpoint, folder, index, pieces, replacing
+
+EVERYTHING = {"momentum": 0.9, "centered": True, "use_ema": True, "bias_correction": True}
+ALIKE = "step-00000001-0123abcd-rank-00000.safetensors"
+
+
+def arrays(seed):
+    """Of every layout, and of names that look like those of parts, or that a terminal or the format misunderstands."""
+    drawn = np.random.default_rng(seed).standard_normal((4, 6, 5))
+    return {
+        "plain": drawn.astype(np.float32),
+        "a/b": np.asfortranarray(drawn[0]),
+        "plain[0:3]": drawn.astype(np.float32).transpose(2, 0, 1),
+        "[]/w[1:2]": drawn[1].copy()[::-1],
+        "half/step": drawn[2].astype(np.float16),
+        "__metadata__": np.array(drawn[3, 0, 0]),
+        "empty": np.zeros((0, 3), np.float32),
+        "\u00fc\n\x1b": drawn[3].astype(np.float32),
+    }
+
+
+def build(kind=RMSProp):
+    return kind(arrays(0), **(EVERYTHING if kind is RMSProp else {"use_ema": True}))
+
+
+def trained(*seeds, kind=RMSProp):
+    opt = build(kind)
+    for seed in seeds:
+        opt.step(arrays(seed))
+    return opt
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def saved(path):
+    """Of one step, by two processes."""
+    cuts.save(path, trained(1), 2)
+    return path
+
+
+def files(path):
+    return sorted(file for file in path.iterdir() if file.name != index.NAME)
+
+
+def read_index(path):
+    return json.loads((path / index.NAME).read_text())
+
+
+def changed(path, change):
+    """Write the index anew, after this was done to it."""
+    content = read_index(path)
+    change(content)
+    (path / index.NAME).write_text(json.dumps(content))
+
+
+# What goes out comes in
+
+
+@pytest.mark.parametrize("size", [16 << 20, 40])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 40])
+@pytest.mark.parametrize("kind", [RMSProp, AdaGrad])
+def test_one_process_goes_on_where_several_were(kind, ranks, size, path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", size)
+    opt, later = trained(1, 2, kind=kind), build(kind)
+    cuts.save(path, opt, ranks)
+    assert len(files(path)) == ranks
+    assert later.load(path) == ([], [])
+    for p, x in zip(cuts.params(later).values(), cuts.params(opt).values(), strict=True):
+        p[...] = x
+    for one in (opt, later):
+        one.step(arrays(3))
+    assert everything(later) == everything(opt)
+
+
+def test_parts_are_called_by_the_elements_of_the_whole_tensor(saved):
+    read = {name: x for file in files(saved) for name, x in safetensors.numpy.load_file(file).items()}
+    x = trained(1).state["a/b"]["square_avg"].ravel()
+    of_it = {name: y for name, y in read.items() if name.startswith("a/b/square_avg")}
+    assert list(of_it) == ["a/b/square_avg[0:30]"]
+    assert_same_bits(of_it["a/b/square_avg[0:30]"], x)
+    halves = sorted(name for name in read if name.startswith("plain[0:3]/grad_avg"))
+    assert len(halves) == 2
+    start, stop = (int(n) for n in halves[1].partition("grad_avg[")[2][:-1].split(":"))
+    assert_same_bits(read[halves[1]], trained(1).state["plain[0:3]"]["grad_avg"].ravel()[start:stop])
+    assert read["__metadata__/step"].shape == ()
+
+
+def test_a_process_without_parts_has_a_file(path):
+    opt = RMSProp(np.ones(2))
+    cuts.save(path, opt, 4)
+    assert [len(safetensors.numpy.load_file(file)) for file in files(path)] == [0, 3, 0, 1]
+    later = RMSProp(np.ones(2))
+    assert later.load(path) == ([], [])
+
+
+def test_ranges_of_one_process_may_lie_between_those_of_another(path):
+    x = np.arange(10.0)
+    names = [folder.file_name(3, "0123abcd", rank) for rank in (0, 1)]
+    of_all = [(0, 3), (3, 3), (3, 4), (4, 9), (9, 10)]
+    listed = {}
+    for rank, name in enumerate(names):
+        mine = [cuts.part("w", "sum", a, b, x[a:b]) for a, b in of_all[rank::2][::-1]]
+        mine += [cuts.part("w", "step", None, None, np.array(3))] * rank
+        listed[name] = folder.write_file(path, name, mine)
+    opt = AdaGrad({"w": np.ones((5, 2))})
+    folder.write_index(path, {**cuts.frame(opt), "steps": 3}, cuts.tensors(opt), listed)
+    opt.load(path)
+    assert opt.steps == opt.state["w"]["step"] == 3
+    assert_same_bits(opt.state["w"]["sum"], x.reshape(5, 2))
+
+
+@pytest.mark.parametrize("one_file", [True, False])
+def test_some_elements_are_read_without_the_others(one_file, path, monkeypatch):
+    opt = trained(1)
+    want = opt.state["plain"]["square_avg"].ravel()
+    opt.save(path) if one_file else cuts.save(path, opt, 3)
+    monkeypatch.setattr(pieces, "PIECE", 40)
+    with checkpoint.opened(path) as content:
+        whole = content["state"]["plain"]["square_avg"]
+        for start, stop in [(0, 120), (7, 100), (119, 120), (50, 50)]:
+            got = np.empty(stop - start, np.float32)
+            read = whole.part(start, stop)
+            assert (read.shape, read.dtype) == (got.shape, got.dtype)
+            read.read_into(got)
+            assert_same_bits(got, want[start:stop])
+            assert_same_bits(np.concatenate([got[:0], *(x.copy() for x in read.values())]), want[start:stop])
+            assert read.part(3, 5).offset == whole.offset + 4 * (start + 3)
+
+
+# The folder
+
+
+def test_the_files_of_the_save_before_go_and_nothing_else_does(saved):
+    left = [saved / (files(saved)[0].name + replacing.SUFFIX), saved / (index.NAME + 2 * replacing.SUFFIX)]
+    others = [saved / name for name in ("notes.txt", "step-1.safetensors", "x" + ALIKE, ALIKE + ".bak")]
+    for file in left + others:
+        file.write_bytes(b"x")
+    (saved / ALIKE).mkdir()
+    before = files(saved)
+    cuts.save(saved, trained(1, 2), 3)
+    assert {*files(saved)} & {*before} == {*others, saved / ALIKE}
+    assert len(files(saved)) == 3 + 5
+    later = build()
+    later.load(saved)
+    assert later.steps == 2
+
+
+def test_files_without_an_index_change_nothing(saved):
+    cuts.write_files(saved, trained(1, 2), 4)
+    later = build()
+    later.load(saved)
+    assert later.steps == 1
+    listed = set(read_index(saved)["files"])
+    folder.remove(saved, lambda name: name not in listed)
+    assert {file.name for file in files(saved)} == listed
+
+
+def test_two_saves_of_one_step_have_no_file_in_common(path):
+    names = []
+    for _ in range(2):
+        cuts.save(path, trained(1), 2)
+        names += files(path)
+    assert len({*names}) == 4
+    assert folder.file_name(1200, "1f3a9c2e", 3) == "step-00001200-1f3a9c2e-rank-00003.safetensors"
+    for steps in (0, 10**9):
+        assert index.FILE.fullmatch(folder.file_name(steps, folder.new_token(), 10**6))
+
+
+def test_the_index_is_on_the_disk_behind_the_files_and_before_any_goes(saved, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace", "unlink"):
+        real = getattr(os, name)
+
+        def spy(*args, name=name, real=real):
+            calls.append(f"{name} {Path(args[-1]).name}" if name != "fsync" else name)
+            return real(*args)
+
+        monkeypatch.setattr(os, name, spy)
+    before = [file.name for file in files(saved)]
+    cuts.save(saved, trained(1, 2), 2)
+    now = [file.name for file in files(saved)]
+    assert calls[:3] == ["fsync", f"replace {now[0]}", "fsync"]
+    assert calls[3:6] == ["fsync", f"replace {now[1]}", "fsync"]
+    assert calls[6:9] == ["fsync", f"replace {index.NAME}", "fsync"]
+    assert sorted(calls[9:]) == [f"unlink {name}" for name in before]
+
+
+@pytest.mark.parametrize("at", ["file", "index"])
+def test_a_save_that_fails_leaves_the_checkpoint_that_was(at, saved, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {file: file.read_bytes() for file in saved.iterdir()}
+    written = {} if at == "file" else cuts.write_files(saved, trained(1, 2), 2)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    opt = trained(1, 2)
+    write = {
+        "file": lambda: cuts.write_files(saved, opt, 2),
+        "index": lambda: folder.write_index(saved, cuts.frame(opt), cuts.tensors(opt), written),
+    }
+    with pytest.raises(OSError, match="No space left"):
+        write[at]()
+    assert {file: file.read_bytes() for file in before} == before
+    later = build()
+    later.load(saved)
+    assert later.steps == 1
+
+
+def test_a_folder_is_made_or_the_system_says_why_not(path):
+    opt = RMSProp(np.ones(2))
+    path.write_bytes(b"a file")
+    with pytest.raises(NotADirectoryError, match="is no folder"):
+        cuts.save(path, opt, 1)
+    assert path.read_bytes() == b"a file"
+    with pytest.raises(FileNotFoundError):
+        cuts.save(path.parent / "no" / "such", opt, 1)
+    with pytest.raises(FileNotFoundError):
+        build().load(path.parent / "no")
+    with pytest.raises(IsADirectoryError):
+        opt.save(path.parent)
+
+
+def test_folders_of_bytes_and_texts_are_ones(path):
+    cuts.save(os.fsencode(path), trained(1), 2)
+    assert build().load(str(path)) == build().load(os.fsencode(path)) == ([], [])
+
+
+# What is written is whole
+
+
+X = np.ones(4, np.float32)
+WHOLE = {
+    "step": cuts.part("w", "step", None, None, np.array(1)),
+    "bias": cuts.part("w", "bias_weight", None, None, np.array(1, np.float32)),
+    "first": cuts.part("w", "square_avg", 0, 4, X),
+    "last": cuts.part("w", "square_avg", 4, 8, X),
+}
+UNWHOLE = {
+    "'w/square_avg' lacks its elements 0 to 4 of 8": {"first": None},
+    "'w/square_avg' lacks its elements 4 to 8 of 8": {"last": None},
+    "'w/square_avg' lacks its elements 4 to 5 of 8": {"last": cuts.part("w", "square_avg", 5, 8, X[:3])},
+    f"'w/square_avg[0:4]' in {ALIKE} and 'w/square_avg[3:7]' in {ALIKE} overlap": {
+        "last": cuts.part("w", "square_avg", 3, 7, X)
+    },
+    f"'w/square_avg[0:4]' in {ALIKE} and 'w/square_avg[2:3]' in {ALIKE} overlap": {
+        "more": cuts.part("w", "square_avg", 2, 3, X[:1])
+    },
+    f"'w/square_avg[4:9]' in {ALIKE} is no range of its 8 elements": {
+        "last": cuts.part("w", "square_avg", 4, 9, np.ones(5))
+    },
+    f"'v/step' in {ALIKE} is of none of the tensors": {"more": cuts.part("v", "step", None, None, np.array(1))},
+    "is no part of a step; wanted no range": {"step": cuts.part("w", "step", 0, 1, X[:1])},
+    "is no part of a sum; wanted a range": {"more": cuts.part("w", "sum", None, None, np.array(1.0))},
+    f"'w/a[b' in {ALIKE} is no name of a part": {"more": cuts.part("w", "a[b", None, None, np.array(1.0))},
+    "no part of 'w' is there": dict.fromkeys(WHOLE),
+}
+
+
+@pytest.mark.parametrize("said", UNWHOLE)
+def test_no_index_is_written_of_what_is_no_whole_state(said, path):
+    opt = RMSProp({"w": np.ones((2, 4), np.float32)})
+    given = [part for part in {**WHOLE, **UNWHOLE[said]}.values() if part is not None]
+    listed = {ALIKE: folder.write_file(path, ALIKE, given)}
+    with pytest.raises(ValueError, match="nothing was changed") as error:
+        folder.write_index(path, cuts.frame(opt), cuts.tensors(opt), listed)
+    assert said in str(error.value)
+    assert [file.name for file in path.iterdir()] == [ALIKE]
+
+
+def test_what_two_files_have_is_refused(path):
+    opt, other = RMSProp({"w": np.ones((2, 4), np.float32)}), ALIKE.replace("rank-00000", "rank-00001")
+    listed = {name: folder.write_file(path, name, WHOLE.values()) for name in (ALIKE, other)}
+    with pytest.raises(ValueError, match=f"'w/step' in {other} is in {ALIKE} too"):
+        folder.write_index(path, cuts.frame(opt), cuts.tensors(opt), listed)
+
+
+def test_a_file_that_another_process_sees_and_this_does_not_is_named(saved):
+    opt, before = trained(1, 2), (saved / index.NAME).read_bytes()
+    listed = cuts.write_files(saved, opt, 3)
+    gone = list(listed)[1]
+    (saved / gone).unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {gone}.*wanted one folder for all processes"):
+        folder.write_index(saved, cuts.frame(opt), cuts.tensors(opt), listed)
+    assert (saved / index.NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        (ALIKE, [cuts.part("w", "sum", 0, 3, X)], r"'w/sum\[0:3\]' has shape \(4,\); wanted \(3,\)"),
+        (ALIKE, [cuts.part("w", "step", None, None, X)], r"'w/step' has shape \(4,\); wanted \(\)"),
+        (ALIKE, [WHOLE["step"]] * 2, "'w/step' is there twice; wanted each part once"),
+        (ALIKE, [cuts.part("\ud800", "sum", 0, 4, X)], "is no Unicode"),
+        ("../" + ALIKE, [], "is no name of a file of a process"),
+        ("run", [], "is no name of a file of a process"),
+    ],
+)
+def test_a_file_that_would_not_load_is_not_written(name, given, said, path):
+    with pytest.raises(ValueError, match=said):
+        folder.write_file(path, name, given)
+    assert not path.exists() or not list(path.iterdir())
+
+
+# What is read is whole
+
+
+def put(value, *keys):
+    """Put this into the index, there."""
+
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return lambda path: changed(path, change)
+
+
+def raw(text):
+    return lambda path: (path / index.NAME).write_bytes(text)
+
+
+def without(what):
+    return lambda path: (path / (what if isinstance(what, str) else files(path)[what].name)).unlink()
+
+
+def unlisted(path):
+    changed(path, lambda content: next(iter(content["files"].values())).pop())
+
+
+def listed(name):
+    """A part that the first file does not have."""
+    return lambda path: changed(path, lambda content: content["files"][files(path)[0].name].append(name))
+
+
+def renamed(path):
+    """The file of another save, of the same parts, in the place of this one's."""
+    other = path.with_name("other")
+    cuts.save(other, trained(1, 2), 2)
+    files(other)[1].replace(files(path)[1])
+
+
+def shortened(path):
+    """A file whose part has fewer elements than its name says."""
+    rewritten(path, lambda name, x: x[:-1] if name.startswith("plain/square_avg") else x)
+
+
+def widened(path):
+    rewritten(path, lambda name, x: x.astype(np.float64) if name.startswith("plain/square_avg") else x)
+
+
+def rewritten(path, change):
+    file = files(path)[0]
+    content = {name: change(name, x) for name, x in safetensors.numpy.load_file(file).items()}
+    metadata = {"format": "rmsprop_gpu part", "version": "1", "file": file.name}
+    safetensors.numpy.save_file(content, file, metadata=metadata)
+
+
+def whole_file(path):
+    trained(1).save(files(path)[0])
+
+
+def cut_off(path):
+    os.truncate(files(path)[1], files(path)[1].stat().st_size - 1)
+
+
+def first(path):
+    return files(path)[0].name
+
+
+ONE = {"w": {"dtype": "float32", "shape": [2, 4]}}
+DAMAGED = {
+    "has no index.json, which a save writes last": without(index.NAME),
+    "index.json' is no JSON": raw(b"{"),
+    "index.json' is no JSON (Exp": raw(b""),
+    "index.json' is no JSON ('utf-8' codec": raw(b'"\xff"'),
+    "index.json' is no JSON (maximum recursion": raw(b"[" * 100_000),
+    "index.json' is JSON, but no index of rmsprop_gpu": raw(b"[]"),
+    "is JSON, but no index of rmsprop_gpu; wanted": put("rmsprop_gpu", "format"),
+    "has version 2, and this package reads 1: a newer one has written it": put(2, "version"),
+    "has version '1', and this package reads 1: it is damaged": put("1", "version"),
+    "its tensors are not a dtype and a shape each": put({"w": []}, "tensors"),
+    "its tensors are not a dtype and": put({"w": {"dtype": ["float32"], "shape": []}}, "tensors"),
+    "its tensors are not a dtype": put({"w": {"dtype": "float32", "shape": [True]}}, "tensors"),
+    "its tensors are not a": put({"w": {"dtype": "float32", "shape": [-1]}}, "tensors"),
+    "its tensors are not": put({"w": {"dtype": "float32", "shape": [1] * 65}}, "tensors"),
+    "its files are not a list of parts each": put({ALIKE: [1]}, "files"),
+    "names files that no save writes: '../x'": put([], "files", "../x"),
+    f"names files that no save writes: 'a/{ALIKE}'": put([], "files", f"a/{ALIKE}"),
+    f"names files that no save writes: '{ALIKE}\\n'": put([], "files", ALIKE + "\n"),
+    f"lacks {ALIKE}, which its index.json names": put([], "files", ALIKE),
+    "rank-00001.safetensors, which its index.json names": without(1),
+    "'plain/sum[0:120]' is not in step-": listed("plain/sum[0:120]"),
+    "is no name of a part": listed("plain/sum[00:120]"),
+    "lacks its elements 0 to 120 of 120": listed("plain/sum[120:120]"),
+    "is of none of the tensors": listed("v/step"),
+    "is in step-": lambda path: changed(path, lambda content: content["files"].__setitem__(ALIKE, ["plain/step"])),
+    "no part of 'w' is there": put({"dtype": "float32", "shape": [2, 4]}, "tensors", "w"),
+    "is no range of its 119 elements": put([119], "tensors", "plain", "shape"),
+    "lacks its elements 120 to 1606938044258990275541962092341162602522202993782792835301376 of": put(
+        [2**50] * 4, "tensors", "plain", "shape"
+    ),
+    "is not in the index": unlisted,
+    "was written as 'step-": renamed,
+    "has shape (119,); wanted (120,)": shortened,
+    "has dtype float64; wanted float32": widened,
+    "it is damaged, cut off": cut_off,
+    "its metadata has the format 'rmsprop_gpu'": whole_file,
+    "is empty; wanted a checkpoint": lambda path: files(path)[0].write_bytes(b""),
+    '"steps"] is None; wanted a count': put(None, "steps"),
+    "wanted 'RMSProp'": put("AdaGrad", "optimizer"),
+    '"param_groups"] is 7': put(7, "param_groups"),
+}
+
+
+@pytest.mark.parametrize("said", DAMAGED)
+def test_a_folder_is_named_as_what_it_is(said, saved):
+    DAMAGED[said](saved)
+    opt = trained(1, 2)
+    before = everything(opt)
+    with pytest.raises((TypeError, ValueError)) as error:
+        opt.load(saved)
+    assert said.replace("it is damaged, cut off", "is damaged, cut off") in str(error.value)
+    assert str(error.value).replace("\n", "").isprintable()
+    assert everything(opt) == before
