@@ -1,5 +1,6 @@
 """Checkpoints of a state on a device: the same file, the same bits, whichever side saves and whichever loads."""
 
+import cuts
 import numpy as np
 import pytest
 from variants import bits
@@ -51,6 +52,17 @@ def test_either_side_goes_on_where_the_other_was(first, second, size, tmp_path, 
     twin = stepped(np, 1, 2)
     twin.save(tmp_path / "twin")
     assert (tmp_path / "twin").read_bytes() == (tmp_path / "run").read_bytes()
+
+
+@pytest.mark.parametrize("size", [16 << 20, 40])
+@pytest.mark.parametrize(("first", "second"), [(np, cupy), (cupy, np), (cupy, cupy)], ids=str)
+def test_either_side_goes_on_where_several_processes_of_the_other_were(first, second, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", size)
+    opt = stepped(first, 1, 2)
+    cuts.save(tmp_path / "run", opt, 3)
+    later = stepped(second)
+    later.load(tmp_path / "run")
+    assert everything(later) == everything(opt)
 
 
 def test_one_piece_of_pinned_memory_serves_all(tmp_path, monkeypatch):

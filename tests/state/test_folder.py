@@ -3,13 +3,21 @@
 import errno
 import json
 import os
+import random
+import signal
+import sys
+import time
+import tracemalloc
 from pathlib import Path
 
 import cuts
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from on_host import assert_same_bits, everything
+from processes import start
 
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.state import checkpoint, folder, index, pieces, replacing
@@ -440,3 +448,211 @@ def test_a_folder_is_named_as_what_it_is(said, saved):
     assert said.replace("it is damaged, cut off", "is damaged, cut off") in str(error.value)
     assert str(error.value).replace("\n", "").isprintable()
     assert everything(opt) == before
+
+
+# What changes while it is read
+
+
+def test_a_save_while_files_are_opened_leads_to_the_new_ones(saved, monkeypatch):
+    opening, seen = folder._open, []
+
+    def opened(path):
+        seen.append(path.name)
+        if len(seen) == 3:  # behind the index and a file
+            cuts.save(saved, trained(1, 2), 3)
+        return opening(path)
+
+    monkeypatch.setattr(folder, "_open", opened)
+    later = build()
+    later.load(saved)
+    assert later.steps == 2
+    assert everything(later)[3] == everything(trained(1, 2))[3]
+    assert [name for name in seen if name == index.NAME] == [index.NAME] * 2
+
+
+def test_a_save_behind_the_opening_leads_to_the_new_ones(saved, monkeypatch):
+    """The heads are read by the names, which are gone."""
+    reading, seen = folder.read_head, []
+
+    def read(path, file, wanted):
+        seen.append(path.name)
+        if len(seen) == 2:
+            cuts.save(saved, trained(1, 2), 3)
+        return reading(path, file, wanted)
+
+    monkeypatch.setattr(folder, "read_head", read)
+    later = build()
+    later.load(saved)
+    assert everything(later)[3] == everything(trained(1, 2))[3]
+    assert len(seen) == 2 + 3
+
+
+def test_a_file_that_another_one_replaces_is_read_anew(saved, monkeypatch):
+    real, turns = os.path.samestat, iter([False])
+    monkeypatch.setattr(os.path, "samestat", lambda a, b: next(turns, None) is None and real(a, b))
+    assert build().load(saved) == ([], [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="deletes no file that is open")
+def test_what_is_open_is_read_to_its_end(saved):
+    with checkpoint.opened(saved) as content:
+        cuts.save(saved, trained(1, 2), 3)
+        got = np.empty((4, 6, 5), np.float32)
+        content["state"]["plain"]["square_avg"].read_into(got)
+    assert_same_bits(got, trained(1).state["plain"]["square_avg"])
+
+
+def test_a_part_that_becomes_shorter_while_it_is_read_says_so(saved, monkeypatch):
+    opt, read = trained(1, 2), pieces.Host.read
+
+    def shorten(self, source, piece):
+        for file in files(saved):
+            os.truncate(file, 2000)
+        read(self, source, piece)
+
+    monkeypatch.setattr(pieces.Host, "read", shorten)
+    with pytest.raises(RuntimeError, match=r"loaded in part .*the file ends before its last array"):
+        opt.load(saved)
+
+
+# Mutated and killed
+
+
+def leaves(content, at=()):
+    """The ways to everything in a text of JSON."""
+    yield at
+    if isinstance(content, (dict, list)):
+        for key in content if isinstance(content, dict) else range(len(content)):
+            yield from leaves(content[key], (*at, key))
+
+
+ODD = st.sampled_from([None, True, -1, 0, 1, 2**63, 1e400, "", "plain/step", ALIKE, "float64", [], {}, [0], {"w": 1}])
+
+
+@st.composite
+def mutations(draw, good):
+    """The index with one thing in it another one, away, or there twice; or with other bytes."""
+    if draw(st.booleans()):
+        text = bytearray(good)
+        for at in draw(st.lists(st.integers(0, len(good) - 1), min_size=1, max_size=4)):
+            text[at] = draw(st.sampled_from([*b'0123456789"{}[],:/x', 0, 255]))
+        return bytes(text[: draw(st.one_of(st.just(len(text)), st.integers(0, len(text))))])
+    content = json.loads(good)
+    *way, key = draw(st.sampled_from(list(leaves(content))[1:]))
+    within = content
+    for one in way:
+        within = within[one]
+    match draw(st.sampled_from(["other", "away", "twice"])):
+        case "other":
+            within[key] = draw(ODD)
+        case "away":
+            del within[key]
+        case "twice" if isinstance(within, list):
+            within.append(within[key])
+        case "twice":
+            within[draw(st.sampled_from([*within, "w", ALIKE]))] = within[key]
+    return json.dumps(content).encode()
+
+
+def survive(path, examples):
+    """Load so many mutated indices: each is refused and changes nothing, or is loaded, with all its arrays."""
+    cuts.save(path, trained(1), 2)
+    good, want = (path / index.NAME).read_bytes(), everything(trained(1))[3]
+    known = {*path.iterdir()}
+    counts = dict.fromkeys(["loaded", "refused"], 0)
+
+    @settings(max_examples=examples, deadline=None, database=None, derandomize=True)
+    @given(mutations(good))
+    def load(text):
+        (path / index.NAME).write_bytes(text)
+        opt = trained(1, 2)
+        before = everything(opt)
+        try:
+            opt.load(path)
+        except (TypeError, ValueError):
+            counts["refused"] += 1
+            assert everything(opt) == before
+        else:
+            counts["loaded"] += 1
+            assert everything(opt)[3] == want
+        assert {*path.iterdir()} == known
+
+    load()
+    return counts
+
+
+def test_mutated_indices_are_refused_or_loaded(path):
+    counts = survive(path, 200)
+    assert counts["refused"] > counts["loaded"] > 0
+
+
+@pytest.mark.exhaustive
+def test_five_thousand_mutated_indices_are_refused_or_loaded(path):
+    counts = survive(path, 5000)
+    print(f"5,000 mutated indices: {counts['loaded']} loaded, {counts['refused']} refused")
+
+
+def test_what_is_read_takes_no_memory_for_a_second_state(path):
+    opt = RMSProp(np.ones(1_500_000, np.float64), momentum=0.9)
+    opt.step(np.ones(1_500_000))
+    cuts.save(path, opt, 3)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        opt.load(path)
+        assert tracemalloc.get_traced_memory()[1] - before < 1.5 * opt.state.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+SAVING = """
+import sys
+sys.path.insert(0, HELPERS)
+import cuts
+import numpy as np
+from rmsprop_gpu import RMSProp
+opt = RMSProp({"w": np.ones(300_000, np.float32), "v": np.ones(7)}, momentum=0.9)
+grads = {"w": np.ones(300_000, np.float32), "v": np.ones(7)}
+opt.step(grads)
+print("ready", flush=True)
+while True:
+    cuts.save(PATH, opt, 2)
+    opt.step(grads)
+"""
+
+
+def kill(path, times, seed):
+    """Kill a program that saves all the time, so often, at random moments: the folder always loads, and is one save."""
+    rng, steps = random.Random(seed), []
+    code = SAVING.replace("HELPERS", repr(str(Path(cuts.__file__).parent))).replace("PATH", repr(str(path)))
+    for _ in range(times):
+        process = start(code)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.01, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        opt = RMSProp({"w": np.ones(300_000, np.float32), "v": np.ones(7)}, momentum=0.9)
+        if (path / index.NAME).exists():
+            opt.load(path)
+            steps.append(opt.steps)
+            assert {int(opt.state[key]["step"]) for key in opt.state} == {opt.steps}
+            of_each = {float(x) for key in opt.state for x in np.unique(opt.state[key]["momentum_buffer"])}
+            assert len(of_each) <= 2  # one of each dtype
+    assert steps
+    cuts.save(path, opt, 2)
+    assert {file.name for file in path.iterdir()} == {index.NAME, *read_index(path)["files"]}
+    return steps
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_save_leaves_a_folder_that_loads(path):
+    kill(path, 3, 1)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_hundred_killed_saves_leave_folders_that_load(path):
+    steps = kill(path, 100, 2)
+    print(f"100 saves of folders killed: {len(steps)} indices, of {min(steps)} to {max(steps)} steps, all loaded")
