@@ -1,4 +1,4 @@
-"""The command ``rmsprop-gpu``: ``info``, what works here; ``cache``, kept kernels; ``inspect``, a file; ``demo``."""
+"""The command ``rmsprop-gpu``: ``info``, what works; ``cache``, kept kernels; ``inspect``, a checkpoint; ``demo``."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def make_parser() -> Parser:
     cache = commands.add_parser("cache", help=text, description=f"{text}.", allow_abbrev=False)
     cache.add_argument("--clear", action="store_true", help="delete them; they are compiled again when they are needed")
     cache.set_defaults(run=run_cache)
-    text = "what is in a checkpoint that opt.save wrote"
+    text = "what is in a checkpoint that opt.save wrote, a file or a folder"
     look = commands.add_parser("inspect", help=text, description=f"{text}; no array is read.", allow_abbrev=False)
-    look.add_argument("file", metavar="FILE")
+    look.add_argument("path", metavar="PATH")
     look.set_defaults(run=inspect)
     add_demo(commands)
     return parser
@@ -160,7 +160,7 @@ def mebibytes(size: int) -> str:
 def inspect(options: argparse.Namespace) -> int:
     """Tables of what is in a checkpoint."""
     try:
-        with checkpoint.opened(options.file) as saved:
+        with checkpoint.opened(options.path) as saved:
             text, coding = "\n".join(described(saved)), sys.stdout.encoding or "utf-8"
             print(text.encode(coding, "backslashreplace").decode(coding))
     except CheckpointError as error:
@@ -169,17 +169,18 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def described(saved: Mapping[str, Any]) -> list[str]:
-    """The lines of a state dict whose arrays are in a file."""
+    """The lines of a state dict whose arrays are in a file, or in several."""
     arrays = [
         (shown(f"{key}/{name}"), str(x.dtype), str(x.shape), f"{x.nbytes:,}")
         for key, buffers in saved["state"].items()
         for name, x in buffers.items()
     ]
     total = sum(x.nbytes for buffers in saved["state"].values() for x in buffers.values())
+    where = f", in {saved['files']} files" if "files" in saved else ""
     lines = [
         f"{shown(saved['optimizer'])}, version {shown(saved['version'])}",
         f"steps: {shown(saved['steps'])}, {shown(saved['skipped_steps'])} of them skipped",
-        f"arrays: {len(arrays)}, of {len(saved['state'])} parameters, {mebibytes(total)}",
+        f"arrays: {len(arrays)}, of {len(saved['state'])} parameters, {mebibytes(total)}{where}",
     ]
     groups = saved["param_groups"] if isinstance(saved["param_groups"], list) else []
     for i, group in enumerate(groups):

@@ -215,7 +215,8 @@ class Stateful:
         Parameters
         ----------
         path : path-like
-            The file. Its arrays are read in pieces of 16 MiB into the state that is there.
+            The file; or the folder, which any number of processes have saved. Its arrays are read in pieces of 16 MiB
+            into the state that is there.
         strict : bool
             As in `load_state_dict`.
 
@@ -227,8 +228,8 @@ class Stateful:
         Raises
         ------
         TypeError, ValueError
-            Naming everything that does not fit, or what the file is where it is no checkpoint, is damaged or newer;
-            nothing was changed.
+            Naming everything that does not fit, or what the file is where it is no checkpoint, is damaged or newer
+            (in a folder also parts that are missing or overlap); nothing was changed.
         MissingExtraError
             Where safetensors is not installed (the extra ``safetensors``).
         """

@@ -20,6 +20,7 @@ from on_host import assert_same_bits, everything
 from processes import start
 
 from rmsprop_gpu import AdaGrad, RMSProp
+from rmsprop_gpu.cli import main
 from rmsprop_gpu.state import checkpoint, folder, index, pieces, replacing
 
 EVERYTHING = {"momentum": 0.9, "centered": True, "use_ema": True, "bias_correction": True}
@@ -656,3 +657,23 @@ def test_a_killed_save_leaves_a_folder_that_loads(path):
 def test_a_hundred_killed_saves_leave_folders_that_load(path):
     steps = kill(path, 100, 2)
     print(f"100 saves of folders killed: {len(steps)} indices, of {min(steps)} to {max(steps)} steps, all loaded")
+
+
+# The command
+
+
+def test_inspect_shows_it_as_the_file_of_one_process(saved, capsys):
+    trained(1).save(saved.with_name("one"))
+    assert main(["inspect", str(saved)]) == 0
+    got = capsys.readouterr().out.splitlines()
+    assert main(["inspect", str(saved.with_name("one"))]) == 0
+    want = capsys.readouterr().out.splitlines()
+    assert sorted(line.replace(", in 2 files", "") for line in got) == sorted(want)
+    assert got[2].startswith(want[2])
+    assert got[2] != want[2]
+
+
+def test_inspect_refuses_a_folder_that_is_no_checkpoint(saved, capsys):
+    (saved / index.NAME).unlink()
+    assert main(["inspect", str(saved)]) == 1
+    assert "has no index.json" in capsys.readouterr().err
