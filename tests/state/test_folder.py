@@ -123,7 +123,7 @@ def test_a_process_without_parts_has_a_file(path):
 def test_ranges_of_one_process_may_lie_between_those_of_another(path):
     x = np.arange(10.0)
     names = [folder.file_name(3, "0123abcd", rank) for rank in (0, 1)]
-    of_all = [(0, 3), (3, 3), (3, 4), (4, 9), (9, 10)]
+    of_all = [(0, 3), (1, 1), (3, 3), (3, 4), (4, 9), (9, 10)]
     listed = {}
     for rank, name in enumerate(names):
         mine = [cuts.part("w", "sum", a, b, x[a:b]) for a, b in of_all[rank::2][::-1]]
@@ -163,10 +163,12 @@ def test_the_files_of_the_save_before_go_and_nothing_else_does(saved):
     for file in left + others:
         file.write_bytes(b"x")
     (saved / ALIKE).mkdir()
+    link = saved / ALIKE.replace("rank-00000", "rank-00001")
+    link.symlink_to(others[0])
     before = files(saved)
     cuts.save(saved, trained(1, 2), 3)
-    assert {*files(saved)} & {*before} == {*others, saved / ALIKE}
-    assert len(files(saved)) == 3 + 5
+    assert {*files(saved)} & {*before} == {*others, saved / ALIKE, link}
+    assert len(files(saved)) == 3 + 6
     later = build()
     later.load(saved)
     assert later.steps == 2
@@ -449,6 +451,12 @@ def test_a_folder_is_named_as_what_it_is(said, saved):
     assert said.replace("it is damaged, cut off", "is damaged, cut off") in str(error.value)
     assert str(error.value).replace("\n", "").isprintable()
     assert everything(opt) == before
+
+
+def test_an_index_that_is_too_long_is_not_read(saved, monkeypatch):
+    monkeypatch.setattr(index, "LONGEST_HEAD", 100)
+    with pytest.raises(ValueError, match=r"index.json' is longer than 100 bytes; wanted an index"):
+        build().load(saved)
 
 
 # What changes while it is read
