@@ -54,6 +54,11 @@ class Stateful:
         """How often `step` was called, and what a callable `lr` is given; 0 at the first call."""
         return int(self._steps[0])
 
+    @property
+    def _saved_as(self) -> str:
+        """What a saved state calls the optimizer, and is to be loaded into."""
+        return type(self).__name__
+
     def _refuse_capture(self, what: str) -> None:
         if self._order and self._order.capturing():
             raise RuntimeError(f"{CAPTURED}, which can hold no {what}; end the capture first")
@@ -139,7 +144,7 @@ class Stateful:
     def _frame(self, skipped: Any) -> dict[str, Any]:
         """A state dict without its arrays."""
         return {
-            "optimizer": type(self).__name__,
+            "optimizer": self._saved_as,
             "version": VERSION,
             "steps": self.steps,
             "skipped_steps": skipped,
@@ -270,7 +275,7 @@ class Stateful:
     def _checked(self, state_dict: Mapping[str, Any], strict: bool, anew: tuple[str, ...] = ()) -> Loaded:
         """What of a state dict is to be loaded; everything is validated, nothing changes."""
         problems = Problems()
-        loaded = check_state_dict(state_dict, type(self).__name__, problems)
+        loaded = check_state_dict(state_dict, self._saved_as, problems)
         if not loaded:
             problems.raise_any()
         keys = [tensor.key for tensor in self._whole]
@@ -411,9 +416,7 @@ class Stateful:
         if match not in ("name", "order"):
             raise ValueError(f"match is {match!r}; wanted 'name' or 'order'")
         groups = self._groups
-        mine = foreign.Mine(
-            type(self).__name__, self._adagrad, groups.members, groups.hypers(), by_order=match == "order"
-        )
+        mine = foreign.Mine(self._saved_as, self._adagrad, groups.members, groups.hypers(), by_order=match == "order")
         state_dict = foreign.translated(framework, state, steps, mine, problems)
         self._groups.loaded(state_dict["param_groups"], problems)  # so that one error names what is wrong there too
         problems.raise_any()

@@ -38,7 +38,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         self._guards: list[Any] = []
         self.buffers: list[dict[str, Array]] = [{} for _ in tensors]
 
-    def _at(self, i: int) -> AbstractContextManager[Any]:
+    def at(self, i: int) -> AbstractContextManager[Any]:
         """Where work on the state of a parameter belongs: on its device, after what was enqueued before."""
         device = self._tensors[i].device
         return nullcontext() if self._order is None or device is None else self._order.on(device)
@@ -52,7 +52,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             some = ", ".join([*list(self._index)[:8], *["..."] * (len(self) > 8)])
             raise KeyError(f"{key!r}; there are {len(self)} parameters: {some}")
         if self._order is not None and not self._order.capturing():
-            with self._at(index):
+            with self.at(index):
                 pass
         # Views: what a caller does to their shape, dtype or flags does not reach the state.
         return MappingProxyType({name: buffer.view() for name, buffer in self.buffers[index].items()})
@@ -87,7 +87,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         self._place({(i, name): buffer for i, name, buffer in made if (i, name) in starts})
         for i, name, buffer in made:
             if (i, name) in starts:
-                with self._at(i):
+                with self.at(i):
                     buffer[...] = starts[i, name]
         for i, name, buffer in made:
             self.buffers[i][name] = buffer
@@ -116,22 +116,22 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         copies = {}
         for i, tensor in enumerate(self._tensors):
             away = on_host and tensor.device is not None
-            with self._at(i):
+            with self.at(i):
                 copies[tensor.key] = {
                     name: x.get(order="C") if away and not isinstance(x, np.ndarray) else x.copy(order="C")
-                    for name, x in self._with(i, names[i]).items()
+                    for name, x in self.kept(i, names[i]).items()
                 }
         return copies
 
     def entries(self, names: Sequence[Sequence[str]]) -> list[Entry]:
         """The arrays themselves, by their names in files; those of `names` that are not there yet as they start."""
         return [
-            Entry(f"{tensor.key}/{name}", buffer, partial(self._at, i))
+            Entry(f"{tensor.key}/{name}", buffer, partial(self.at, i))
             for i, tensor in enumerate(self._tensors)
-            for name, buffer in self._with(i, names[i]).items()
+            for name, buffer in self.kept(i, names[i]).items()
         ]
 
-    def _with(self, i: int, names: Sequence[str]) -> dict[str, Array]:
+    def kept(self, i: int, names: Sequence[str]) -> dict[str, Array]:
         """The buffers of a parameter, and those of these that a step is yet to make, as they start."""
         missing = [name for name in names if name not in self.buffers[i]]
         return {**self.buffers[i], **{name: self._start(self._tensors[i], name) for name in missing}}
@@ -159,7 +159,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                 if name not in known:
                     problems.add(ValueError, f"{label} has {name!r}; wanted only {', '.join(sorted(known))}")
                 else:
-                    with self._at(i):
+                    with self.at(i):
                         array = check_entry(entry[name], f'{label}["{name}"]', name, tensor, problems)
                     if array is not None:
                         found.setdefault(i, {})[name] = array
@@ -177,7 +177,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         if fresh:
             self._place({(i, name): x for i in found for name, x in self.buffers[i].items() if name in BUFFERS})
         for i, entry in found.items():
-            with self._at(i):
+            with self.at(i):
                 for name, buffer in self.buffers[i].items():
                     source = entry.get(name, self._tensors[i].view if name == "ema" else 0)
                     if isinstance(source, Stored):
