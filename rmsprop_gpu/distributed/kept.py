@@ -1,0 +1,303 @@
+"""What a sharded optimizer keeps: the parts of the state that are here, whole arrays of it, checkpoints in folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ..arrays.checks import Problems, Tensor, plain_array, quoted
+from ..arrays.layout import Array
+from ..arrays.selector import kind_of
+from ..kernels.table import BUFFERS, COUNTERS
+from ..optimizer.base import Optimizer
+from ..state import checkpoint, folder
+from ..state.container import Progress
+from ..state.pieces import Stored
+from ..state.saved import LoadReport
+from .agreement import agree
+from .cuts import Piece
+from .transport import Transport
+
+
+class OwnState(Mapping[str, Mapping[str, Array]]):
+    """By ``"<parameter>[<start>:<stop>]"``, the elements in C order, the state of the parts that this rank has.
+
+    The arrays are the state itself, on one axis; counters are 0-d.
+    """
+
+    def __init__(self, state: Mapping[Any, Mapping[str, Array]], names: Mapping[str, str]) -> None:
+        self._state, self._names = state, names
+
+    def __getitem__(self, name: str) -> Mapping[str, Array]:
+        if name not in self._names:
+            some = ", ".join([*list(self._names)[:8], *["..."] * (len(self) > 8)])
+            raise KeyError(f"{name!r}; this rank has {len(self)} parts: {some}")
+        found = self._state[self._names[name]]
+        return MappingProxyType({kind: x if kind in COUNTERS else x.reshape(-1) for kind, x in found.items()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"<state of {len(self)} parts of parameters>"
+
+
+class Kept(Optimizer):
+    """The part of a sharded optimizer that is kept."""
+
+    _comm: Any
+    _pieces: list[Piece]  # of what is updated here
+    _count: int  # of these, those that are this rank's own; the others stand for groups of which it has nothing
+    _transport: Transport
+    _broken: str | None
+
+    @property
+    def _saved_as(self) -> str:
+        """As of one process, which loads it too."""
+        return "AdaGrad" if self._adagrad else "RMSProp"
+
+    def _named(self) -> dict[str, tuple[int, Piece]]:
+        """The pieces that this rank owns by their names, and the number of each."""
+        own = enumerate(self._pieces[: self._count])
+        return {f"{self._whole[p.tensor].key}[{p.start}:{p.stop}]": (i, p) for i, p in own}
+
+    @property
+    def state(self) -> Mapping[str, Mapping[str, Array]]:  # type: ignore[override]  # by the names of parts
+        """``opt.state["w[4096:40960]"]["square_avg"]``: the state of the elements that this rank owns, itself."""
+        return OwnState(self._state, {name: self._tensors[i].key for name, (i, _) in self._named().items()})
+
+    @property
+    def ema(self) -> Mapping[str, Array]:  # type: ignore[override]
+        """``opt.ema["w[4096:40960]"]``: the moving averages of the parts that this rank owns; `gather` has the rest."""
+        return MappingProxyType({name: state["ema"] for name, state in self.state.items() if "ema" in state})
+
+    def gather(self, kind: str) -> dict[str, Array]:
+        """Collective: whole arrays of one kind of state, on every rank.
+
+        Parameters
+        ----------
+        kind : str
+            ``"square_avg"``, ``"ema"``, ``"step"``, ...
+
+        Returns
+        -------
+        dict
+            By the name of a parameter a copy, of its shape, where the parameters lie; without those that have no such
+            state.
+
+        Raises
+        ------
+        ValueError
+            Where no parameter has it.
+        """
+        self._refuse_capture("gather")
+        mine = {p: self._state[i][kind] for i, p in self._named().values() if kind in self._state.buffers[i]}
+        fault = None
+        if kind not in {*BUFFERS, *COUNTERS}:
+            fault = ValueError(f"kind is {kind!r}; wanted one of {', '.join([*BUFFERS, *COUNTERS])}")
+        agree(self._comm, {"kind": repr(kind)}, fault)
+        counts = {p.tensor: x.item() if kind in COUNTERS else 0 for p, x in mine.items() if p.start == 0}
+        found: dict[int, Any] = {}
+        for some in self._comm.allgather(counts):
+            found |= some
+        if not found:
+            raise ValueError(f"no parameter has {kind!r}; there are {', '.join(self._kinds())}")
+        if kind in COUNTERS:
+            dtype = next(iter(mine.values())).dtype if mine else None
+            made = {i: np.array(x, dtype) for i, x in found.items()}
+        elif self._comm.size == 1:
+            made = {p.tensor: x.copy() for p, x in mine.items()}
+        else:
+            made = self._transport.whole(mine, sorted(found))
+        return {self._whole[i].key: made[i] for i in sorted(made)}
+
+    def _kinds(self) -> list[str]:
+        return list(dict.fromkeys(name for buffers in self._state.buffers for name in buffers))
+
+    def state_dict(self, *, flat: bool = False) -> NoReturn:
+        """Refused: no rank has the whole state. `save` writes it, `gather` brings one kind of it together."""
+        raise TypeError("a rank has parts of the state; wanted opt.save(folder), or opt.gather(kind)")
+
+    def to_foreign(self, framework: str) -> NoReturn:
+        """Refused: no rank has the whole state. A plain `RMSProp` loads what `save` wrote, and has this."""
+        raise TypeError("a rank has parts of the state; wanted that of a plain optimizer, behind its load(folder)")
+
+    # Checkpoints
+
+    def save(self, path: str | bytes | os.PathLike[Any], progress: Progress | None = None) -> None:
+        """Collective: write a checkpoint, a folder with one file of each rank and an index, which comes last.
+
+        Until the index has taken the place of the one before, that checkpoint is there, whole; behind that its files
+        are removed.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder, on a file system that all ranks share; its parent is there.
+        progress : callable, optional
+            As in `RMSProp.save`, of this rank's own file.
+
+        Raises
+        ------
+        RanksDisagree
+            On every rank, where one of them cannot write its file; the checkpoint that was there stays.
+
+        Notes
+        -----
+        Parts are named by elements of the whole arrays, ``w/square_avg[4096:40960]``: any number of ranks loads it, and
+        so does a plain `RMSProp`. Parameters are not in it: rank 0 saves them.
+        """
+        self._refuse_capture("checkpoint")
+        turn, token = self._groups.changes.turn, object()
+        try:
+            if turn.setdefault(0, token) is not token:
+                turn.share(token, "a save")
+            self._save(path, progress)
+        finally:
+            if turn.get(0) is token:
+                del turn[0]
+
+    def _save(self, path: str | bytes | os.PathLike[Any], progress: Progress | None) -> None:
+        fault, said = None, {"opt.steps": str(self.steps)}
+        try:
+            said["path"] = repr(os.fspath(path))
+            if self._broken:
+                raise RuntimeError(self._broken)
+            self._planner.allocate()  # what was assigned since the last step
+            frame, parts = self._frame(self._outcome.skipped), self._file_parts()
+        except Exception as error:
+            fault = error
+        agree(self._comm, said, fault)
+        series = self._comm.bcast(folder.new_token())  # of rank 0
+        name, names = folder.file_name(self.steps, series, self._comm.rank), []
+        try:
+            names = folder.write_file(path, name, parts, progress)
+        except Exception as error:
+            fault = error
+        try:
+            agree(self._comm, {}, fault)
+            files = self._comm.gather((name, names))
+            if self._comm.rank == 0:
+                try:
+                    tensors = {t.key: (t.layout.dtype, t.layout.shape) for t in self._whole}
+                    folder.write_index(path, frame, tensors, dict(files))
+                except Exception as error:
+                    fault = error
+            agree(self._comm, {}, fault)
+        except Exception:
+            folder.remove(path, lambda found: found.startswith(name))
+            raise
+
+    def _file_parts(self) -> list[folder.Part]:
+        """The state of the pieces that this rank owns; counters, which all owners have, come from that of the first."""
+        names, made = self._names(self._groups.hypers()), []
+        for i, piece in self._named().values():
+            key, at = self._whole[piece.tensor].key, partial(self._state.at, i)
+            for kind, array in self._state.kept(i, names[i]).items():
+                if kind not in COUNTERS:
+                    made.append(folder.Part(key, kind, piece.start, piece.stop, array.reshape(-1), at))
+                elif piece.start == 0:
+                    made.append(folder.Part(key, kind, None, None, array, at))
+        return made
+
+    def load(self, path: str | bytes | os.PathLike[Any], strict: bool = True) -> LoadReport:
+        """Collective: continue from a checkpoint of any number of ranks, or the file of one process.
+
+        Each rank reads its own parts. Nothing changes on any rank unless all of them have found theirs right.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder, or file.
+        strict : bool
+            As in `RMSProp.load_state_dict`.
+
+        Returns
+        -------
+        LoadReport
+            As from `RMSProp.load_state_dict`.
+
+        Raises
+        ------
+        RanksDisagree, TypeError, ValueError
+            On every rank, naming everything that does not fit; nothing was changed.
+        RuntimeError
+            On every rank, where a file became unreadable after it had been validated: then the state is loaded in part,
+            and no step can be taken until a load goes through.
+        """
+        self._refuse_capture("load")
+        with ExitStack() as stack:
+            saved, fault = None, None
+            try:
+                saved = stack.enter_context(checkpoint.opened(path))
+            except Exception as error:
+                fault = error
+            return self._load_together(saved, strict, (), fault)
+
+    def _load(self, state_dict: Mapping[str, Any], strict: bool, anew: tuple[str, ...] = ()) -> LoadReport:
+        return self._load_together(state_dict, strict, anew, None)
+
+    def _load_together(self, saved: Any, strict: bool, anew: tuple[str, ...], fault: Exception | None) -> LoadReport:
+        loaded, said = None, {"strict": repr(strict)}
+        if fault is None:
+            try:
+                loaded = self._checked(saved, strict, anew)
+                said["the steps of what is loaded"] = str(loaded.steps)
+            except Exception as error:
+                fault = error
+        agree(self._comm, said, fault)
+        assert loaded is not None
+        report = LoadReport([], [])
+        try:
+            report = self._put(loaded)
+        except Exception as error:
+            fault = error
+        agree(self._comm, {}, fault)
+        self._broken = None
+        return report
+
+    def _own_state(self, state: Mapping[str, Any], problems: Problems) -> Mapping[str, Any]:
+        if self._comm.size == 1:
+            return super()._own_state(state, problems)
+        made: dict[str, Any] = {}
+        for tensor, piece in zip(self._tensors, self._pieces, strict=True):
+            parameter = self._whole[piece.tensor]
+            entry = state.get(parameter.key)
+            if isinstance(entry, Mapping):
+                label = f"state[{quoted(parameter.key)}]"
+                cut = {
+                    kind: _cut(x, kind, parameter, piece, f'{label}["{kind}"]', problems) for kind, x in entry.items()
+                }
+                if all(x is not None for x in cut.values()):
+                    made[tensor.key] = cut
+            elif entry is not None:
+                made[tensor.key] = entry  # which is refused as it is
+        return made
+
+
+def _cut(x: Any, kind: str, parameter: Tensor, piece: Piece, label: str, problems: Problems) -> Any:
+    """The elements of a piece, of a saved array of the whole parameter; None and a problem where it is none."""
+    if kind in COUNTERS:
+        return x
+    if isinstance(x, Stored):
+        array: Any = x
+    elif kind_of(x) is not None:
+        array = plain_array(x, label, problems)
+    else:
+        problems.add(TypeError, f"{label} is a {type(x).__name__}; wanted a NumPy or CuPy array")
+        return None
+    if array is not None and array.shape != parameter.layout.shape:
+        problems.add(ValueError, f"{label} has shape {array.shape}; wanted {parameter.layout.shape}")
+        return None
+    if isinstance(array, Stored):
+        return array.part(piece.start, piece.stop)
+    return None if array is None else array.reshape(-1)[piece.start : piece.stop]

@@ -1,0 +1,459 @@
+"""RMSProp and AdaGrad whose state is shared among processes, each of which updates its part of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import hyper
+from ..arrays.checks import Problems, Tensor, a, make_tensor, quoted
+from ..arrays.interop import cupy_array
+from ..arrays.layout import Array, NDArray
+from ..arrays.real import whole
+from ..conventions.presets import preset_of
+from ..hyper import Asked
+from ..kernels.norms import BLOCK
+from ..optimizer.rmsprop import AdaGrad, RMSProp
+from ..steps.batch import Parts, Written
+from ..steps.signals import signals
+from .agreement import agree
+from .cuts import Piece
+from .gradients import WholeGradients
+from .kept import Kept
+from .memory import DeviceMemory, HostMemory
+from .mpi import MPIEngine, own_communicator
+from .nccl import NCCLEngine
+from .transport import Engine, Memory, Transport, bucket_bytes_of
+
+_GIVEN, _FOUND, _ON_DEVICE = 1, 2, 4  # bits of what a rank says of found_inf
+
+
+class Sharded(Kept):
+    """What `ShardedRMSProp` and `ShardedAdaGrad` add to the optimizer of one process."""
+
+    def _join(self, build: Callable[[], None], comm: Any, nccl: Any, average: bool, bucket_bytes: int | None) -> None:
+        """Collective: build the optimizer of this rank, once all ranks have said the same of it."""
+        self._comm, self._nccl, self._average = own_communicator(comm), nccl, average
+        self._broken: str | None = None  # why no step can be taken
+        fault = None
+        try:
+            if not isinstance(average, (bool, np.bool_)):
+                raise TypeError(f"average is {average!r} ({a(type(average))}); wanted True or False")
+            if bucket_bytes is not None and (whole(bucket_bytes) is None or not 1 <= bucket_bytes < 2**62):
+                raise ValueError(f"bucket_bytes is {bucket_bytes!r}; wanted a number of bytes, or None")
+            self._bucket_bytes = bucket_bytes or bucket_bytes_of(self._comm.size)
+            build()
+        except Exception as error:
+            fault = error
+        agree(self._comm, self._described() if fault is None else {}, fault)
+        if isinstance(self._engine, NCCLEngine):
+            self._engine.connect(self._comm)
+
+    def _own(self) -> tuple[Sequence[Tensor], Sequence[int], Parts | None]:
+        """The parts of this rank, and one without elements for each group and dtype of which it has none."""
+        problems, tensors = Problems(), self._whole
+        for tensor in tensors:
+            if not tensor.view.flags.c_contiguous:
+                problems.add(ValueError, f"{tensor.label} is not C-contiguous; wanted an array in C order")
+        if len(self._devices) > 1:
+            problems.add(ValueError, f"the parameters lie on devices {self._devices}; wanted one device a process")
+        problems.raise_any()
+        self._checks: dict[bool, tuple[int, WholeGradients]] = {}
+        self._mask: NDArray | None = None  # which parameters had a gradient on any rank in the last step
+        self._engine: Any = None
+        rank, ranks = self._comm.rank, self._comm.size
+        if ranks == 1:
+            self._pieces = [Piece(i, 0, tensor.layout.size, 0) for i, tensor in enumerate(tensors)]
+            self._count = len(tensors)
+            return super()._own()
+        engine: Engine
+        memory: Memory
+        if self._order is None:
+            engine, memory = MPIEngine(self._comm), HostMemory()
+        else:
+            (device,) = self._devices
+            engine = NCCLEngine(rank, ranks, device, self._order, self._nccl)
+            memory = DeviceMemory(device, self._order)
+        self._engine = engine
+        self._transport = Transport(tensors, self._bucket_bytes, engine, memory)
+        self._own_grads = [own.grad for own in self._transport.own]
+        self._pieces = [own.piece for own in self._transport.own]
+        if rank == 0:  # what has no elements has counters all the same
+            self._pieces += [Piece(i, 0, 0, 0) for i, tensor in enumerate(tensors) if not tensor.layout.size]
+        self._count = len(self._pieces)
+        return self._parts_of(tensors)
+
+    def _parts_of(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int], Parts]:
+        groups = self._groups.of_tensor
+        kinds = [(group, tensor.layout.dtype) for group, tensor in zip(groups, tensors, strict=True)]
+        here: dict[Any, int] = {}
+        for number, piece in enumerate(self._pieces):
+            here.setdefault(kinds[piece.tensor], number)
+        for i, kind in enumerate(kinds):
+            if kind not in here:
+                here[kind] = len(self._pieces)
+                self._pieces.append(Piece(i, 0, 0, 0))
+        parts = Parts(
+            [tensor.layout.size for tensor in tensors],
+            [piece.tensor for piece in self._pieces],
+            [piece.start // BLOCK for piece in self._pieces],
+            [here[kind] for kind in kinds],
+            self._transport.completing,
+        )
+        made = [_part(tensors[piece.tensor], piece) for piece in self._pieces]
+        return made, [groups[piece.tensor] for piece in self._pieces], parts
+
+    def _described(self) -> dict[str, str]:
+        """What must be equal on all ranks when an optimizer is built."""
+        from .. import __version__  # the package's own file imports no wing that is not asked for
+
+        place = "on CUDA devices" if self._devices else "in host memory"
+        said = {"the version of rmsprop_gpu": __version__, "the optimizer": type(self).__name__}
+        said |= {"the place of the parameters": place, "the number of parameters": str(len(self._whole))}
+        said |= {"bucket_bytes": str(self._bucket_bytes), "average": str(self._average)}
+        for tensor, group in zip(self._whole, self._groups.of_tensor, strict=True):
+            said[tensor.label] = f"{tensor.key!r}, {tensor.layout.dtype} of shape {tensor.layout.shape}, group {group}"
+        return said | self._hypers_said()
+
+    def _hypers_said(self) -> dict[str, str]:
+        return {
+            f"param_groups[{i}][{quoted(name)}]": "a callable" if callable(value) else repr(value)
+            for i, h in enumerate(self._groups.look())
+            for name, value in h.items()
+        }
+
+    # Steps
+
+    def step(self, grads: Any, *, grad_scale: Any = None, found_inf: Any = None, zero_grads: bool = False) -> None:
+        """Collective: update every parameter, by the average (or sum) of the gradients of all ranks.
+
+        Parameters
+        ----------
+        grads
+            This rank's own gradients, of all parameters, as in `RMSProp.step`. ``None`` counts as zeros where another
+            rank has one; where no rank has, it leaves the parameter and its state alone. A rank that has run out of
+            data steps with ``None`` everywhere; the average still divides by the number of ranks.
+        grad_scale : float or array of one element, optional
+            As in `RMSProp.step`, equal on all ranks; one on a device is not compared.
+        found_inf : bool, number or array of one element, optional
+            Anything but 0 on any rank skips the step on all.
+        zero_grads : bool
+            Write zeros into the gradients in the pass that packs them.
+
+        Raises
+        ------
+        RanksDisagree
+            On every rank, where what must be equal is not, or one of them refuses its gradients; no byte was changed on
+            any.
+        TypeError, ValueError
+            On every rank, where all of them refuse theirs for the same reason.
+        RuntimeError
+            Where a device or NCCL has failed, at the latest at the next step; and while a CUDA graph is captured.
+        """
+        if self._comm.size == 1:
+            super().step(grads, grad_scale=grad_scale, found_inf=found_inf, zero_grads=zero_grads)
+            return
+        turn, token = self._groups.changes.turn, object()
+        try:
+            if turn.setdefault(0, token) is not token:
+                turn.take_over(token, "a step")  # a handler's: the other ranks know nothing of it
+            self._take_step(grads, grad_scale, found_inf, zero_grads)
+        finally:
+            if turn.get(0) is token:
+                del turn[0]
+
+    def _take_step(self, grads: Any, grad_scale: Any, found_inf: Any, zero_grads: Any) -> None:
+        fault, said = None, {"opt.steps": str(self.steps)}
+        bits = np.zeros(1 + -(-len(self._whole) // 8), np.uint8)
+        scale = checks = None
+        with ExitStack() as stack:
+            try:
+                self._refuse_step()
+                if self._order is not None:
+                    stack.enter_context(self._order.on(self._devices[0]))
+                rates = stack.enter_context(self._planner.ahead())
+                checks = self._taken(grads, grad_scale, found_inf, zero_grads)
+                scale = self._scaled(grad_scale)
+                bits[0] = self._said_of(found_inf)
+                bits[1:] = np.packbits(checks.column != 0)
+                said |= self._hypers_said() | {f"the learning rate of group {i}": repr(x) for i, x in enumerate(rates)}
+                said |= {"grad_scale": _named(grad_scale), "zero_grads": repr(bool(zero_grads))}
+            except Exception as error:
+                fault = error
+            agreed = agree(self._comm, said, fault, bits)
+            assert checks is not None
+            try:
+                checks.copy()
+                self._transport.reduce(checks.column, zeros=bool(zero_grads))
+                checks.release()
+                told = signals(scale, self._skips(int(agreed[0]), found_inf), False, self._devices, self._computes)
+                self._planner.bound(self._grads_of(agreed[1:]), told).launch()
+                self._transport.gather()
+            except BaseException as error:
+                self._broken = (
+                    f"a step was cut off ({type(error).__name__}: {error}): the optimizer is between two steps, and "
+                    "its parameters differ among the ranks; load parameters and a checkpoint"
+                )
+                raise
+
+    def _refuse_step(self) -> None:
+        self._refuse_capture("step of a sharded optimizer")
+        if self._broken:
+            raise RuntimeError(self._broken)
+        if self._order is not None:
+            self._order.refuse_broken()
+        self._engine.error()
+
+    def _taken(self, grads: Any, grad_scale: Any, found_inf: Any, zero_grads: Any) -> WholeGradients:
+        """The check of a step's arguments that has taken the gradients; one error names all that is wrong."""
+        problems, arrays = Problems(), None
+        with problems.taking():
+            arrays = self._flatten(grads)
+        if self._entries.moved():
+            with problems.taking():
+                self._entries.check()
+        told = signals(grad_scale, found_inf, zero_grads, self._devices, self._computes)
+        if told.problems:
+            with problems.taking():
+                told.problems.raise_any()
+        hyper.check_shared(self._groups.hypers(), self._devices)
+        self._planner.allocate()  # what was assigned since the last step: a gradient may lie in it
+        checks = self._checks_of(zero_grads is True or zero_grads is np.True_)
+        if arrays is not None:
+            with problems.taking():
+                checks.take(arrays)
+        problems.raise_any()
+        return checks
+
+    def _checks_of(self, zeros: bool) -> WholeGradients:
+        """The check of gradients, which knows all that a step writes here."""
+        buffers = sum(map(len, self._state.buffers))
+        known, checks = self._checks.get(zeros, (-1, None))
+        if checks is None or known != buffers:
+            mine: list[dict[str, Array]] = [{} for _ in self._whole]
+            for piece, state in zip(self._pieces, self._state.buffers, strict=True):
+                mine[piece.tensor] |= {f"{kind}[{piece.start}:{piece.stop}]": x for kind, x in state.items()}
+            checks = WholeGradients(self._whole, Written(self._whole, mine), self._order, zeros=zeros)
+            self._checks[zeros] = buffers, checks
+        return checks
+
+    def _scaled(self, grad_scale: Any) -> Any:
+        """By what the sum of the gradients is divided."""
+        if not self._average:
+            return grad_scale
+        if grad_scale is None:
+            return self._comm.size
+        if self._order is not None and not isinstance(grad_scale, (float, int, np.generic, np.ndarray)):
+            return cupy_array(grad_scale).astype(np.float64).reshape(()) * self._comm.size
+        scale = float(np.asarray(grad_scale).reshape(())) * self._comm.size
+        problems = signals(scale, None, False, self._devices, self._computes).problems
+        if problems:
+            problems.raise_any()
+        return scale
+
+    def _said_of(self, found_inf: Any) -> int:
+        if found_inf is None:
+            return 0
+        if self._order is not None and not isinstance(found_inf, (bool, float, int, np.generic)):
+            return _ON_DEVICE
+        return _GIVEN | _FOUND * bool(np.asarray(found_inf).reshape(()) != 0)
+
+    def _skips(self, said: int, found_inf: Any) -> Any:
+        """What this step is told of `found_inf`, of any rank."""
+        if said & _FOUND:
+            return True
+        if said & _ON_DEVICE:
+            on_device = found_inf is not None and self._said_of(found_inf) == _ON_DEVICE
+            return self._transport.any_of(cupy_array(found_inf).reshape(()) if on_device else 0.0)
+        return False if said else None
+
+    def _grads_of(self, bits: NDArray) -> list[Array | None]:
+        """The gradients of our parts; their addresses are always the same."""
+        if self._mask is None or not np.array_equal(bits, self._mask):
+            self._mask = bits.copy()
+            given = np.unpackbits(bits)
+            real = zip(self._pieces, self._own_grads, strict=False)
+            self._given = [grad if given[piece.tensor] else None for piece, grad in real]
+            # Behind them come tensors without elements, whose gradients are any of none, and what stands for others.
+            for number in range(len(self._given), len(self._pieces)):
+                mine = number < self._count and given[self._pieces[number].tensor]
+                self._given.append(self._tensors[number].view[:0].copy() if mine else None)
+        return self._given
+
+    def compile(
+        self, *, grad_scale: bool = False, found_inf: bool = False, zero_grads: bool = False, grad_dtype: Any = None
+    ) -> None:
+        """As in `RMSProp`; gradients are averaged by a `grad_scale`, zeroed where they are packed, and never narrow."""
+        if self._comm.size == 1:
+            super().compile(grad_scale=grad_scale, found_inf=found_inf, zero_grads=zero_grads, grad_dtype=grad_dtype)
+            return
+        self._groups.changes.turn.refuse("compilation")
+        scaled = self._average or grad_scale
+        self._planner.compile(Asked(told=scaled or found_inf, scaled=scaled))
+
+    def refresh(self, step: int | None = None) -> None:
+        """Refused: a step of a sharded optimizer is captured in no CUDA graph."""
+        raise RuntimeError("refresh is for replays of CUDA graphs, and no graph captures a step of a sharded optimizer")
+
+
+def _part(tensor: Tensor, piece: Piece) -> Tensor:
+    """A piece of a parameter as a parameter."""
+    span, problems = f"[{piece.start}:{piece.stop}]", Problems()
+    made = make_tensor(
+        tensor.view.reshape(-1)[piece.start : piece.stop],
+        problems,
+        key=tensor.key + span,
+        label=tensor.label + span,
+        grad_label=tensor.grad_label + span,
+        state_label=f"{tensor.state_label[:-1]}{span}.",
+    )
+    problems.raise_any()
+    assert made is not None
+    return made
+
+
+def _named(grad_scale: Any) -> str:
+    """What of it is compared."""
+    if grad_scale is None or isinstance(grad_scale, (float, int, np.generic, np.ndarray)):
+        return "None" if grad_scale is None else repr(float(np.asarray(grad_scale).reshape(())))
+    return "an array on the device"
+
+
+class ShardedRMSProp(Sharded, RMSProp):
+    """RMSProp whose state is sharded over processes: each keeps and updates a part of the elements (ZeRO stage 1).
+
+    Gradients are reduced to their owners, each rank updates its part, parameters are gathered: communication as an
+    all-reduce has, the update divided by the number of ranks N, and memory: a rank holds ``(state + one gradient) / N``
+    and two buckets beside its parameters and gradients.
+
+    To build it, `step`, `save`, `load`, `load_state_dict`, `load_foreign` and `gather` are collective: every rank calls
+    them in the same order.
+
+    Parameters
+    ----------
+    params
+        As in :class:`RMSProp`, the same on all ranks, with the same values; in host memory, or on one CUDA device. Each
+        is C-contiguous. Parameters and gradients stay whole on every rank.
+    comm : mpi4py.MPI.Intracomm
+        The ranks. It is duplicated once, so that no message meets one of yours, and the duplicate is freed with it.
+    nccl : optional
+        For parameters on devices, a communicator of the same ranks with the methods of nccl4py's
+        ``nccl.core.Communicator``; by default one is made.
+    average : bool
+        Divide the sum of the gradients by the number of ranks.
+    bucket_bytes : int, optional
+        How much is under way at one time: by default 32 MiB, or 1 MiB for each rank where that is more.
+    **hyperparameters
+        As in :class:`RMSProp`, `no_decay` too.
+
+    Raises
+    ------
+    RanksDisagree
+        On every rank, where names, shapes, dtypes, groups, hyperparameters, the size of buckets or the version differ,
+        or some of them refuse their arguments.
+    TypeError, ValueError
+        On every rank, where all of them refuse theirs for the same reason.
+    MissingExtraError
+        Where mpi4py is not installed (the extra ``mpi``), or for CuPy's arrays nccl4py (``nccl``).
+
+    Notes
+    -----
+    Rajbhandari et al., "ZeRO", SC 2020, stage 1. torch's ``ZeroRedundancyOptimizer`` keeps whole tensors on a rank, so
+    that the largest of them limits what is saved, and loads on no other number of ranks.
+
+    NumPy's arrays travel by MPI and are added up in the order of the ranks, halves in float32 and rounded once:
+    parameters, state and norms are those of one process that steps with ``g0 + g1 + ...`` and ``grad_scale=N``, to the
+    bit. CuPy's travel by NCCL, which has an order of its own.
+
+    Start with ``python -m mpi4py``: without it an exception on one rank leaves the others waiting.
+
+    Examples
+    --------
+    Of one process; under ``mpiexec -n 4 python -m mpi4py`` it is the same program:
+
+    >>> import numpy as np
+    >>> from mpi4py import MPI
+    >>> from rmsprop_gpu.distributed import ShardedRMSProp
+    >>> weights = {"w": np.ones(8, np.float32)}
+    >>> opt = ShardedRMSProp(weights, MPI.COMM_WORLD, lr=1e-3, momentum=0.9)
+    >>> opt.step({"w": np.full(8, 0.5, np.float32)})
+    >>> list(opt.state), opt.gather("square_avg")["w"].shape
+    (['w[0:8]'], (8,))
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        comm: Any,
+        *,
+        nccl: Any = None,
+        average: bool = True,
+        bucket_bytes: int | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        build = partial(RMSProp.__init__, self, params, **hyperparameters)
+        self._join(build, comm, nccl, average, bucket_bytes)
+
+    @classmethod
+    def from_preset(  # type: ignore[override]  # the ranks come with the parameters
+        cls,
+        name: str,
+        params: Any,
+        comm: Any,
+        /,
+        *,
+        nccl: Any = None,
+        average: bool = True,
+        bucket_bytes: int | None = None,
+        no_decay: Any = None,
+        **arguments: Any,
+    ) -> ShardedRMSProp:
+        """RMSProp as another framework has it, sharded: `RMSProp.from_preset`, with the ranks behind the parameters."""
+        try:
+            preset = preset_of(name)
+            preset.rmsprop(name, arguments)
+        except Exception as error:
+            agree(own_communicator(comm), {}, error)  # which raises on all ranks
+            raise
+        given = {"nccl": nccl, "average": average, "bucket_bytes": bucket_bytes, "no_decay": no_decay}
+        return preset.built(name, arguments, partial(cls, params, comm, **given))
+
+
+class ShardedAdaGrad(Sharded, AdaGrad):
+    """AdaGrad whose state is sharded over processes, as that of :class:`ShardedRMSProp`.
+
+    Parameters
+    ----------
+    params, comm, nccl, average, bucket_bytes
+        As in :class:`ShardedRMSProp`.
+    **hyperparameters
+        As in :class:`AdaGrad`, `no_decay` too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpi4py import MPI
+    >>> from rmsprop_gpu.distributed import ShardedAdaGrad
+    >>> weight = np.ones(3)
+    >>> opt = ShardedAdaGrad(weight, MPI.COMM_WORLD, lr=0.1)
+    >>> opt.step(np.full(3, 0.5))
+    >>> weight.round(6)
+    array([0.9, 0.9, 0.9])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        comm: Any,
+        *,
+        nccl: Any = None,
+        average: bool = True,
+        bucket_bytes: int | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        build = partial(AdaGrad.__init__, self, params, **hyperparameters)
+        self._join(build, comm, nccl, average, bucket_bytes)
