@@ -140,13 +140,14 @@ def test_beyond_two_to_the_31_elements(rng):
         compute = np.float64 if dtype is np.float64 else F4
         v = cupy.zeros(n, compute)
         h = RMSProp(host[0].copy()).param_groups[0].hyper()
-        batch = make_batch(Variant(), np.dtype(dtype), np.dtype(dtype), 0, [], [], Norms([], [], 0))
+        norms = Norms([], [], 0, narrow=compute is F4)
+        batch = make_batch(Variant(), np.dtype(dtype), np.dtype(dtype), 0, [], [], [], norms)
         table = np.zeros((1, 8), np.int64)
         table[0, PARAM], table[0, SQUARE_AVG] = p.data.ptr - offset * size, v.data.ptr - offset * v.itemsize
         column, chunks = np.array([g.data.ptr - offset * size]), np.array([[0, offset, offset + n]])
         row = scalars(h, 0.1, np.dtype(compute))
         sent = [cupy.asarray(x) for x in (table, column, chunks, row)]
-        at = cuda.Addresses(*[x.data.ptr for x in sent], 0, 0, 0, 0)
+        at = cuda.Addresses(*[x.data.ptr for x in sent], 0, 0, 0, 0, 0)
         kernels, stream = cuda.kernels(Variant(), np.dtype(dtype), np.dtype(dtype)), cupy.cuda.get_current_stream()
         cuda.launches(kernels, stream, batch, at, 1, 0, False)["update_kernel"]()
         want = host[0].copy()
