@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +59,9 @@ class Problems:
         """Add what an error names, one by one, but for what is known."""
         self._found += [one for one in problems_of(error) if one not in self._found]
 
-    @contextmanager
-    def taking(self) -> Iterator[None]:
-        """Add what is refused within, and go on behind it."""
-        try:
-            yield
-        except (TypeError, ValueError) as error:
-            self.take(error)
+    def taking(self) -> _Taking:
+        """A context: add what is refused within, and go on behind it."""
+        return _Taking(self)
 
     def raise_any(self) -> None:
         """Raise their error; return if there is none."""
@@ -81,6 +76,25 @@ class Problems:
         error = kind(said)
         vars(error)["problems"] = list(self._found)
         return error
+
+
+class _Taking:
+    """No generator: since Python 3.12 the frames of a generator that swallows an error keep it in a cycle.
+
+    With it the frames that it came through, and the caller's gradients in them, until the garbage collector runs.
+    """
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, (TypeError, ValueError)):
+            return False
+        self._problems.take(error)
+        return True
 
 
 def problems_of(error: Exception) -> list[tuple[type[Exception], str]]:
