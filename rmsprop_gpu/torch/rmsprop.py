@@ -196,7 +196,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, p in zip(keys, params, strict=True):
             if p.dtype in HALVES and key in loaded["state"]:
-                for name in KEPT:
+                for name in (*KEPT, "bias_weight"):
                     x = loaded["state"][key].get(name)
                     if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != p.dtype:
                         self.state[p][name] = x.detach().to(p.device, torch.float32, copy=True)

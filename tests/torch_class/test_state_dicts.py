@@ -280,12 +280,15 @@ def half_run(cls, half, **given):
 
 
 @HALVES
-def test_the_state_of_halves_is_float32_and_stays_it(half):
+@pytest.mark.parametrize("rule", [{}, {"centered": True, "bias_correction": True}], ids=str)
+def test_the_state_of_halves_is_float32_and_stays_it(rule, half):
     """Where torch keeps halves, and casts what is loaded to them."""
-    run = half_run(RMSprop, half)
-    other = move(run, RMSprop, GIVEN | {"dtype": half})
+    run = half_run(RMSprop, half, **rule)
+    other = move(run, RMSprop, GIVEN | rule | {"dtype": half})
+    kept = ["step", "square_avg", "momentum_buffer", *["grad_avg", "bias_weight"] * bool(rule)]
     for name in run.params:
-        for key in ("square_avg", "momentum_buffer"):
+        assert sorted(run.state(name)) == sorted(other.state(name)) == sorted(kept)
+        for key in kept:
             assert run.state(name)[key].dtype == torch.float32
             assert torch.equal(other.state(name)[key], run.state(name)[key])
             assert other.state(name)[key].dtype == torch.float32
