@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from .arguments import NEUTRAL, checked, names_of
 from .bound import Bound, Examined
 from .gradients import Changed
 from .rows import HALVES, KEPT
+
+# torch's check of a step: may it be captured in a graph? In torch 2.10 it has the older of these names.
+_CHECKS = "_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"
+_check_capture = methodcaller(next(name for name in _CHECKS if hasattr(torch.optim.Optimizer, name)))
 
 
 class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are its own affair
@@ -209,7 +214,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         closure : callable, optional
             Reevaluates the model and returns the loss.
         """
-        self._accelerator_graph_capture_health_check()
+        _check_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -449,6 +449,24 @@ def test_objects_that_begin_otherwise_are_refused(monkeypatch):
         exchange._table()
 
 
+OLDER_NAME = """
+import torch
+asked = []
+del torch.optim.Optimizer._accelerator_graph_capture_health_check
+torch.optim.Optimizer._cuda_graph_capture_health_check = lambda self: asked.append(self)
+from rmsprop_gpu.torch import RMSprop
+p = torch.nn.Parameter(torch.ones(3))
+p.grad = torch.ones(3)
+opt = RMSprop([p])
+opt.step()
+print(asked == [opt], p.tolist() != [1, 1, 1])
+"""
+
+
+def test_torchs_check_of_a_capture_goes_by_its_name_in_torch_2_10_too():
+    assert run(OLDER_NAME) == "True True"
+
+
 @pytest.mark.parametrize("field", ["data", "device", "ndim", "dtype", "shape", "strides", "offset"])
 def test_a_table_that_says_otherwise_than_the_tensors_is_refused(field):
     export = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(DLTensor))(exchange.TORCH.export)
