@@ -120,7 +120,7 @@ def unusable_state(p: torch.Tensor, state: Mapping[str, Any], h: Mapping[str, An
     step: Any = state.get("step")
     if type(step) is not torch.Tensor or step.dtype not in (torch.float32, torch.float64):
         return f"its step is {_described(step)}"
-    if place(step) not in (None, place(p)) or not is_plain(step) or step.numel() != 1:
+    if not is_plain(step) or step.numel() != 1:  # it may lie on any device: `prepare` has it where it belongs
         return f"its step is {_described(step)}"
     for name in wanted(h):
         x: Any = state.get(name)
@@ -143,11 +143,11 @@ def _described(x: object) -> str:
 def prepare(p: torch.Tensor, state: dict[str, Any], h: Mapping[str, Any], *, counts_there: bool) -> None:
     """Make what is missing in a usable state, and lay out anew, once, what lies otherwise than its parameter.
 
-    The step is counted where the parameter is, or else on the host.
+    The step is counted where the parameter is, or else on the host; a checkpoint may bring it from another device.
     """
     if not state:
         state["step"] = _counter(p if counts_there else None)
-    elif (place(state["step"]) is not None) != counts_there:
+    elif place(state["step"]) != (place(p) if counts_there else None):
         state["step"] = _counter(p if counts_there else None).copy_(state["step"])
     for name in wanted(h):
         x = state.get(name)

@@ -521,6 +521,21 @@ def test_a_state_that_is_counted_on_the_card_is_saved_and_loaded_there(given):
     assert {float(twins.its.state[p]["step"]) for p in twins.there} == {3.0}
 
 
+@pytest.mark.parametrize("given", [SKIPPING, {"capturable": True}], ids=str)
+def test_a_state_that_is_counted_on_the_card_goes_on_on_the_host(given):
+    """It is loaded as it was saved: torch moves all but the counters."""
+    twins = Twins({**given, "capturable": False}, **given)
+    for seed in range(1, 3):
+        twins.grads(twins.draw(seed)).step().check()
+    saved = twins.its.state_dict()
+    for group in saved["param_groups"]:
+        group["capturable"] = False
+    assert all(state["step"].device == CARD for state in saved["state"].values())
+    twins.mine.load_state_dict(saved)
+    twins.grads(twins.draw(3)).step().check()
+    assert twins.mine.why_not_fused() == {}
+
+
 def test_torchs_class_takes_over_and_hands_back():
     """On the card; the state of one is that of the other."""
     start = [on_card(x) for x in draw(0, F8, [(7, 5), (33,)])]

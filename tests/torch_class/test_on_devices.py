@@ -327,6 +327,26 @@ def test_counters_go_where_they_belong(device):
     assert float(opt.state[p]["step"]) == 3
 
 
+@pytest.mark.parametrize("where", ["host", "second"])
+def test_a_counter_may_come_from_another_device(where, device):
+    """In a state dict that is loaded as it is: torch moves all but the counters."""
+    given = {"skip_nonfinite": True, "bias_correction": True}
+    twins = Twins(device, given)
+    twins.grads(tensors(1)).step()
+    saved = twins.opts[1].state_dict()
+    put = device.of if where == "second" else torch.clone
+    for key, state in saved["state"].items():
+        assert device.place(state["step"]) == 0
+        counter = device.on_the_second(state["step"]) if where == "second" else state["step"]
+        saved["state"][key] = {name: counter if name == "step" else put(x) for name, x in state.items()}
+    it = int(where == "second")
+    twins.opts[it].load_state_dict(saved)
+    assert twins.opts[it].why_not_fused() == {}
+    twins.grads(tensors(2)).step().check()
+    counters = [twins.opts[it].state[p]["step"] for p in (twins.host, twins.there)[it]]
+    assert [(device.place(x), float(x)) for x in counters] == [(0 if it else None, 2.0)] * len(SHAPES)
+
+
 def test_host_and_device_in_one_step(device):
     here, there = (torch.nn.Parameter(x) for x in (torch.ones(5), device.of(torch.ones(5))))
     opt = RMSprop([here, there], bias_correction=True)
