@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.torch import REPLAYED, times_ours
 from benchmarks.plots import counts
 from benchmarks.report import (
     bars,
@@ -26,6 +27,7 @@ from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, DROP_IN, FUSED, OPTA
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
+CARD = "gpu-nvidia-h200/summary"
 SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # of the rivals; all of them stand in the page of results
 END = "<!-- end of figures -->"
 
@@ -38,11 +40,13 @@ def main() -> None:
 
 def sections() -> list[tuple[Path, str, list[str]]]:
     """What stands in each README between the marks of a committed result."""
-    cpu, in_torch = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("cpu", "cpu-in-torch"))
+    names = "cpu", "cpu-in-torch", CARD
+    cpu, in_torch, card = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
     project, benchmarks = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
     return [
         (project, "cpu", of_the_project(cpu)),
         (project, "cpu-in-torch", of_the_class_for_torch(in_torch)),
+        (project, CARD, of_the_class_on_a_card(card)),
         (benchmarks, "cpu", of_the_benchmarks(cpu)),
         (benchmarks, "cpu-in-torch", wishes(in_torch, DROP_IN)),
     ]
@@ -116,6 +120,41 @@ def of_the_class_for_torch(result: dict[str, Any]) -> list[str]:
         "",
         *conditions(result),
     ]
+
+
+def of_the_class_on_a_card(result: dict[str, Any]) -> list[str]:
+    """Its times there, eager and replayed, and how many times as long torch's take."""
+    part = result["parts"]["torch"]["result"]
+    body = []
+    for row in part["rows"]:
+        if row["who"] != DROP_IN:
+            continue
+        others = ((x["who"], times_ours(x, part["rows"])) for x in part["rows"] if is_beside(x, row))
+        ratios = {who: " / ".join(map(two_sided, times.values())) for who, times in others}
+        how = "replay of a graph" if row["how"] == REPLAYED else "eager"
+        times = " / ".join(duration(row[key]["median"]) for key in ("host_seconds", "device_seconds"))
+        body.append((f"{row['what']}, {how}", times, *(ratios.get(who, "") for who in TORCH)))
+    versions = part["versions"]
+    return [
+        *table((f"a step, float32, on an {versions['device']}: host / device", DROP_IN, *TORCH), body),
+        "",
+        "Medians, of the host until the call returns and of the device alone; in the columns of torch its time divided "
+        f"by that of {DROP_IN}, bold where it is less. What is replayed was captured with capturable, whose counters "
+        "lie on the device and are counted there; the host only launches the graph, which is of neither class. Where a "
+        "step is more than 1,000 launches, torch for-loop's of many tensors, the device waits for the host. "
+        f"torch {versions['torch']}, {result['date']}: `{result['command']}`, "
+        f"[all of it](benchmarks/results/{CARD}.md).",
+    ]
+
+
+def is_beside(row: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Does this row measure the same step as ours?"""
+    return all(row[key] == ours[key] for key in ("what", "how"))
+
+
+def two_sided(ratio: float) -> str:
+    """A ratio to ours, bold where ours is slower."""
+    return f"**{digits(ratio)}**" if ratio < 1 else digits(ratio)
 
 
 def of_the_benchmarks(result: dict[str, Any]) -> list[str]:

@@ -414,3 +414,17 @@ def test_readmes_show_the_committed_results(file):
         assert where != ROOT / file or readme.replaced(text, name, lines) == text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (ROOT / file).parent.joinpath(picture).exists()
+
+
+def test_a_step_of_torchs_that_is_faster_on_a_card_is_bold():
+    def row(who, host, device, how="eager"):
+        seconds = {"host_seconds": {"median": host}, "device_seconds": {"median": device}}
+        return {"what": "one", "who": who, "how": how, **seconds}
+
+    rows = [row(DROP_IN, 2e-6, 4e-6), row("torch foreach", 1e-6, 8e-6), row(DROP_IN, 3e-6, 4e-6, "graph")]
+    part = {"rows": rows, "versions": {"device": "A CARD", "torch": "2"}}
+    said = readme.of_the_class_on_a_card({"parts": {"torch": {"result": part}}, "date": "today", "command": "this"})
+    assert said[2:4] == [
+        "| one, eager | 2 us / 4 us | **0.5** / 2 |  |",
+        "| one, replay of a graph | 3 us / 4 us |  |  |",
+    ]
