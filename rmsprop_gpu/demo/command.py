@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import AdaGrad, RMSProp, __version__
 from ..conventions.explain import WORDS
-from ..extras import extra
+from ..extras import MissingExtraError, extra
 from ..kernels.compiling import why_not
 from .report import image_format, plot, print_summary
+from .sharded import Ranks, ShardedRun
 from .train import LR, Run, Settings
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, BAD_USE, INTERRUPTED = 0, 1, 2, 130
 STDOUT = "-"  # as the file of --json
+RANK_0_FIRST = 5.0  # seconds in which it says what all ranks have found, and ends them
 
 NUMBERS = {
     "alpha": "decay of the average of squared gradients",
@@ -71,6 +74,11 @@ def add_demo(commands: Any) -> None:
     demo.add_argument("--quiet", action="store_true", help="print the final lines only")
     text = "say in the final lines how much memory was moved, and how far the updates were from the oracle's"
     demo.add_argument("--verbose", action="store_true", help=text)
+    text = (
+        "train on all ranks of an MPI job, each with its part of every batch and of the optimizer's state: "
+        "mpiexec -n 4 python -m mpi4py -m rmsprop_gpu demo --sharded"
+    )
+    demo.add_argument("--sharded", action="store_true", help=text)
     demo.add_argument("--no-check", action="store_true", help="do not compare each update with the float64 oracle")
 
     group = demo.add_argument_group("hyperparameters, as of rmsprop_gpu.RMSProp and AdaGrad")
@@ -101,30 +109,64 @@ def seed(word: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Train, print, write; whatever can be refused is refused before the training."""
-    training = make_run(options)
-    check_files(options)
+    if not options.sharded:
+        return train(options, None)
+    ranks = Ranks()
+    ranks.share_cores()
+    try:
+        return train(options, ranks)
+    except (RefusedError, MissingExtraError, OSError):
+        if ranks.rank:
+            time.sleep(RANK_0_FIRST)  # `python -m mpi4py` ends a job with the first of its ranks that fails
+        raise
+
+
+def train(options: argparse.Namespace, ranks: Ranks | None) -> int:
+    """On one process, or as a rank among others, of which the first prints and writes."""
+    speaks = ranks is None or ranks.rank == 0
+    training = make_run(options, ranks)
+    if speaks:
+        check_files(options)
     if why := why_not():
         raise RefusedError(why)
     with extra("demo"):
         from rich.console import Console
     console = Console(highlight=False, stderr=options.json == STDOUT)
-    for line in without_effect(training):
+    for line in without_effect(training) if speaks else ():
         print(f"rmsprop-gpu: {line}", file=sys.stderr)
     training.load()
-    if not options.quiet:
+    quiet = options.quiet or not speaks
+    if not quiet:
         train, test = training.digits
         console.print(f"{train:,} handwritten digits to learn from, {test} others to test it on (seed {options.seed})")
     interrupted = False
     try:
-        for epoch in progress(training, console, options.quiet):
+        for epoch in progress(training, console, quiet):
             if not math.isfinite(epoch.loss):
                 break
     except KeyboardInterrupt:
         interrupted = True
-        if not training.history:
+        if ranks or not training.history:  # no two ranks are interrupted at the same step
             raise
 
     summary = training.summary()
+    if speaks:
+        tell(options, summary, console)
+    if ranks:
+        ranks.comm.Barrier()  # what is written is written before any rank ends
+    done = f"after {len(training.history)} of {options.epochs} epochs"
+    if interrupted:
+        print(f"rmsprop-gpu: interrupted {done}", file=sys.stderr)
+        return INTERRUPTED
+    if not math.isfinite(summary["loss"]):
+        raise RefusedError(f"the loss is {summary['loss']} {done}: the training diverged, a smaller --lr may help")
+    if not summary.get("same", True):
+        raise RefusedError("the ranks ended on different parameters: this is a bug")
+    return OK
+
+
+def tell(options: argparse.Namespace, summary: dict[str, Any], console: Console) -> None:
+    """Print the final lines, write the files."""
     print_summary(summary, console, options.verbose)
     if options.json:
         text = json.dumps({"version": __version__, **summary})
@@ -137,16 +179,9 @@ def run(options: argparse.Namespace) -> int:
             Path(options.json).write_text(text)
     if options.plot:
         plot(summary, options.plot)
-    done = f"after {len(training.history)} of {options.epochs} epochs"
-    if interrupted:
-        print(f"rmsprop-gpu: interrupted {done}", file=sys.stderr)
-        return INTERRUPTED
-    if not math.isfinite(summary["loss"]):
-        raise RefusedError(f"the loss is {summary['loss']} {done}: the training diverged, a smaller --lr may help")
-    return OK
 
 
-def make_run(options: argparse.Namespace) -> Run:
+def make_run(options: argparse.Namespace, ranks: Ranks | None = None) -> Run:
     """The run that the options ask for."""
     names = ("lr", *(name.replace("-", "_") for name in (*NUMBERS, *FLAGS)))
     hyper = {name: getattr(options, name) for name in names if name in options}
@@ -160,7 +195,7 @@ def make_run(options: argparse.Namespace) -> Run:
         options.device, options.optimizer, hyper, options.epochs, options.batch_size, options.seed, not options.no_check
     )
     try:
-        return Run(settings)
+        return Run(settings) if ranks is None else ShardedRun(settings, ranks)
     except (TypeError, ValueError) as error:
         raise RefusedError(str(error), BAD_USE) from None
     except RuntimeError as error:  # the device

@@ -15,7 +15,7 @@ def print_summary(s: dict[str, Any], console: Console, verbose: bool = False) ->
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    us, plain = s["update_seconds_median"] * 1e6, s["three_lines_seconds_median"] * 1e6
+    us = s["update_seconds_median"] * 1e6
     place, library = ("a CUDA device", "CuPy") if s["device"] == "cuda" else ("the CPU", "NumPy")
     what = "three lines without the switches" if s["switches"] else "the same in three lines"
     rows = [
@@ -23,13 +23,19 @@ def print_summary(s: dict[str, Any], console: Console, verbose: bool = False) ->
         ("model", f"{s['parameters']:,} parameters in {s['tensors']} tensors, on {place}"),
         ("time", f"{s['seconds']:.1f} s, {s['compile_seconds']:.1f} s of it for the kernels: {s['kernels']}"),
         ("update", f"{us:.0f} us, the median of {s['steps']:,} steps of {s['optimizer']}"),
-        (f"in {library}", f"{plain:.0f} us for {what}, {plain / us:.1f} times as long"),
     ]
+    if s["three_lines_seconds_median"] is not None:
+        plain = s["three_lines_seconds_median"] * 1e6
+        rows += [(f"in {library}", f"{plain:.0f} us for {what}, {plain / us:.1f} times as long")]
+    if "ranks" in s:
+        whole, most = sum(s["state_bytes"]), max(s["state_bytes"])
+        end = "ended on the same parameters, to the bit" if s["same"] else "ended on DIFFERENT parameters"
+        rows += [("ranks", f"{s['ranks']}, each with at most {most / whole:.0%} of the state; they {end}")]
     d = s["deviation"]
     if d:
         off = f"off the float64 reference by {d['beyond']:.1g} of the largest update"
         rows += [("updates", "match the float64 reference to rounding" if d["matches"] else off)]
-    if verbose:
+    if verbose and s["bytes_moved"] is not None:
         size, speed, seconds = s["bytes_a_step"] / s["parameters"], s["gb_per_second"], s["update_seconds"]
         traffic = f"{s['bytes_moved'] / 1e6:,.0f} MB, {size:.0f} bytes an element"
         rows += [("memory traffic", f"{traffic}, {speed:.1f} GB/s over {seconds:.3f} s")]

@@ -78,8 +78,13 @@ def forward(xp: ModuleType, params: Params, images: Array) -> list[Array]:
     return values
 
 
-def loss_and_grads(xp: ModuleType, params: Params, images: Array, targets: Array) -> tuple[Array, Params]:
-    """Cross-entropy of the softmax, summed over the images, and the gradients of its mean."""
+def loss_and_grads(
+    xp: ModuleType, params: Params, images: Array, targets: Array, count: int | None = None
+) -> tuple[Array, Params]:
+    """Cross-entropy of the softmax, summed over the images, and the gradients of its mean.
+
+    Where these images are a part of a batch, `count` is how many it has in all.
+    """
     *inputs, logits = forward(xp, params, images)
     shifted = logits - logits.max(axis=1, keepdims=True)
     exps = xp.exp(shifted)
@@ -87,7 +92,7 @@ def loss_and_grads(xp: ModuleType, params: Params, images: Array, targets: Array
     loss = (targets * (xp.log(total) - shifted)).sum()
 
     grads = {}
-    delta = (exps / total - targets) / len(images)
+    delta = (exps / total - targets) / (count or len(images))
     for i in range(len(inputs), 0, -1):
         x = inputs[i - 1]
         grads[f"dense{i}.weight"] = x.T @ delta
@@ -151,7 +156,7 @@ class Run:
         self.settings, self.xp = settings, array_module(settings.device)
         self._rng = np.random.default_rng(settings.seed)
         self.params = make_params(self.xp, self._rng)
-        self.opt = make_optimizer(settings, self.params)
+        self.opt = self._make_optimizer(self.params)
         self.lr = float(self.opt.param_groups[0]["lr"])
         self.oracle = Oracle(self.opt) if settings.check else None
         self.history: list[Epoch] = []
@@ -162,6 +167,9 @@ class Run:
         self._plain = {name: param.copy() for name, param in self.params.items()}
         self._averages = {name: self.xp.full_like(param, start) for name, param in self.params.items()}
         self._kernels, self._compile_time, self._start = "compiled", 0.0, time.perf_counter()
+
+    def _make_optimizer(self, params: Params) -> RMSProp | AdaGrad:
+        return make_optimizer(self.settings, params)
 
     def load(self) -> None:
         """The digits: a stratified random fifth of them is kept for testing."""
@@ -197,7 +205,7 @@ class Run:
         kept = disk.usage().kernels
         start = time.perf_counter()
         copies = {name: param.copy() for name, param in self.params.items()}
-        make_optimizer(self.settings, copies).step({name: self.xp.zeros_like(param) for name, param in copies.items()})
+        self._make_optimizer(copies).step({name: self.xp.zeros_like(param) for name, param in copies.items()})
         self._synchronize()
         self._compile_time = time.perf_counter() - start
         if disk.folder() is not None:
@@ -210,11 +218,26 @@ class Run:
         images, targets = xp.asarray(self._train[order] + noise), xp.asarray(self._targets[order])
         total = xp.zeros((), np.float32)
         for start in range(0, len(order), size):
-            batch = slice(start, start + size)
-            loss, grads = loss_and_grads(xp, self.params, images[batch], targets[batch])
+            batch = slice(start, min(start + size, len(order)))
+            mine, count = self._part(batch), batch.stop - batch.start
+            loss, grads = loss_and_grads(xp, self.params, images[mine], targets[mine], count)
             total = total + loss  # on the device: a float here would wait for it at every step
             self._step(grads)
-        return float(total) / len(order)
+        return self._total(float(total)) / len(order)
+
+    # What ranks do otherwise, who share the work
+
+    def _part(self, batch: slice) -> slice:
+        """The rows of a batch that are learnt from here."""
+        return batch
+
+    def _total(self, loss: float) -> float:
+        """What is lost everywhere."""
+        return loss
+
+    def _seen(self, grads: Params) -> Params:
+        """The gradients that a step has used."""
+        return {name: to_host(grad) for name, grad in grads.items()}
 
     def _step(self, grads: Params) -> None:
         oracle, step = self.oracle, self.opt.steps
@@ -224,13 +247,17 @@ class Run:
         self.opt.step(grads)
         self._synchronize()
         self._update_times.append(time.perf_counter() - start)
+        self._time_three_lines(grads, step)
+        seen = self._seen(grads) if self.settings.check else {}
+        if oracle:
+            after = {name: to_host(param) for name, param in self.params.items()}
+            oracle.compare(before, after, seen, self._schedule(step), step)
+
+    def _time_three_lines(self, grads: Params, step: int) -> None:
         start = time.perf_counter()
         three_lines(self.xp, self._plain, grads, self._averages, self._schedule(step), self._group)
         self._synchronize()
         self._plain_times.append(time.perf_counter() - start)
-        if oracle:
-            after, seen = ({name: to_host(x) for name, x in arrays.items()} for arrays in (self.params, grads))
-            oracle.compare(before, after, seen, self._schedule(step), step)
 
     def _synchronize(self) -> None:
         if self.xp is not np:
@@ -263,7 +290,7 @@ class Run:
             "kernels": self._kernels,
             "update_seconds": sum(times),
             "update_seconds_median": statistics.median(times),
-            "three_lines_seconds_median": statistics.median(self._plain_times),
+            "three_lines_seconds_median": statistics.median(self._plain_times) if self._plain_times else None,
             "switches": sorted(set(self.settings.hyper) - PLAIN),  # that the three lines do not have
             "bytes_a_step": moved,
             "bytes_moved": moved * len(times),
