@@ -18,6 +18,7 @@ from ..kernels.table import BUFFERS, COUNTERS
 from ..optimizer.base import Optimizer
 from ..state import checkpoint, folder
 from ..state.container import Progress
+from ..state.kinds import dtype_of
 from ..state.pieces import Stored
 from ..state.saved import LoadReport
 from .agreement import agree
@@ -100,11 +101,12 @@ class Kept(Optimizer):
             Where no parameter has it.
         """
         self._refuse_capture("gather")
-        mine = {p: self._state[i][kind] for i, p in self._named().values() if kind in self._state.buffers[i]}
+        self._groups.changes.turn.refuse("a gather")  # the other ranks' steps know nothing of it
         fault = None
-        if kind not in {*BUFFERS, *COUNTERS}:
+        if not isinstance(kind, str) or kind not in {*BUFFERS, *COUNTERS}:
             fault = ValueError(f"kind is {kind!r}; wanted one of {', '.join([*BUFFERS, *COUNTERS])}")
         agree(self._comm, {"kind": repr(kind)}, fault)
+        mine = {p: self._state[i][kind] for i, p in self._named().values() if kind in self._state.buffers[i]}
         counts = {p.tensor: x.item() if kind in COUNTERS else 0 for p, x in mine.items() if p.start == 0}
         found: dict[int, Any] = {}
         for some in self._comm.allgather(counts):
@@ -112,13 +114,21 @@ class Kept(Optimizer):
         if not found:
             raise ValueError(f"no parameter has {kind!r}; there are {', '.join(self._kinds())}")
         if kind in COUNTERS:
-            dtype = next(iter(mine.values())).dtype if mine else None
-            made = {i: np.array(x, dtype) for i, x in found.items()}
+            made = {i: self._counter(x, dtype_of(self._whole[i].layout.dtype, kind)) for i, x in found.items()}
         elif self._comm.size == 1:
             made = {p.tensor: x.copy() for p, x in mine.items()}
         else:
             made = self._transport.whole(mine, sorted(found))
         return {self._whole[i].key: made[i] for i in sorted(made)}
+
+    def _counter(self, x: float, dtype: np.dtype[Any]) -> Array:
+        """A number as a 0-d array where the parameters lie."""
+        if not self._devices:
+            return np.array(x, dtype)
+        import cupy
+
+        with cupy.cuda.Device(self._devices[0]):
+            return cupy.array(x, dtype)
 
     def _kinds(self) -> list[str]:
         return list(dict.fromkeys(name for buffers in self._state.buffers for name in buffers))
