@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -117,14 +118,7 @@ class Sharded(Kept):
         said |= {"bucket_bytes": str(self._bucket_bytes), "average": str(self._average)}
         for tensor, group in zip(self._whole, self._groups.of_tensor, strict=True):
             said[tensor.label] = f"{tensor.key!r}, {tensor.layout.dtype} of shape {tensor.layout.shape}, group {group}"
-        return said | self._hypers_said()
-
-    def _hypers_said(self) -> dict[str, str]:
-        return {
-            f"param_groups[{i}][{quoted(name)}]": "a callable" if callable(value) else repr(value)
-            for i, h in enumerate(self._groups.look())
-            for name, value in h.items()
-        }
+        return said | _hypers_said(self._groups.look())
 
     # Steps
 
@@ -175,13 +169,13 @@ class Sharded(Kept):
                 self._refuse_step()
                 if self._order is not None:
                     stack.enter_context(self._order.on(self._devices[0]))
-                rates = stack.enter_context(self._planner.ahead())
-                checks = self._taken(grads, grad_scale, found_inf, zero_grads)
+                hypers, rates = stack.enter_context(self._planner.ahead())
+                checks = self._taken(grads, grad_scale, found_inf, zero_grads, hypers)
                 scale = self._scaled(grad_scale)
                 bits[0] = self._said_of(found_inf)
                 bits[1:] = np.packbits(checks.column != 0)
-                said |= self._hypers_said() | {f"the learning rate of group {i}": repr(x) for i, x in enumerate(rates)}
-                said |= {"grad_scale": _named(grad_scale), "zero_grads": repr(bool(zero_grads))}
+                said |= _hypers_said(hypers) | {f"the learning rate of group {i}": repr(x) for i, x in enumerate(rates)}
+                said |= {"grad_scale": self._scale_said(grad_scale), "zero_grads": repr(bool(zero_grads))}
             except Exception as error:
                 fault = error
             agreed = agree(self._comm, said, fault, bits)
@@ -208,7 +202,9 @@ class Sharded(Kept):
             self._order.refuse_broken()
         self._engine.error()
 
-    def _taken(self, grads: Any, grad_scale: Any, found_inf: Any, zero_grads: Any) -> WholeGradients:
+    def _taken(
+        self, grads: Any, grad_scale: Any, found_inf: Any, zero_grads: Any, hypers: Sequence[Mapping[str, Any]]
+    ) -> WholeGradients:
         """The check of a step's arguments that has taken the gradients; one error names all that is wrong."""
         problems, arrays = Problems(), None
         with problems.taking():
@@ -220,7 +216,8 @@ class Sharded(Kept):
         if told.problems:
             with problems.taking():
                 told.problems.raise_any()
-        hyper.check_shared(self._groups.hypers(), self._devices)
+        with problems.taking():
+            hyper.check_shared(hypers, self._devices)
         self._planner.allocate()  # what was assigned since the last step: a gradient may lie in it
         checks = self._checks_of(zero_grads is True or zero_grads is np.True_)
         if arrays is not None:
@@ -247,18 +244,29 @@ class Sharded(Kept):
             return grad_scale
         if grad_scale is None:
             return self._comm.size
-        if self._order is not None and not isinstance(grad_scale, (float, int, np.generic, np.ndarray)):
+        if self._on_device(grad_scale):
             return cupy_array(grad_scale).astype(np.float64).reshape(()) * self._comm.size
-        scale = float(np.asarray(grad_scale).reshape(())) * self._comm.size
+        scale = _number(grad_scale) * self._comm.size
+        if not isinstance(grad_scale, numbers.Real):
+            return np.array(scale)  # which a step reads as it is
         problems = signals(scale, None, False, self._devices, self._computes).problems
         if problems:
             problems.raise_any()
         return scale
 
+    def _scale_said(self, grad_scale: Any) -> str:
+        """What of it is compared."""
+        if grad_scale is None:
+            return "None"
+        return "an array on the device" if self._on_device(grad_scale) else repr(_number(grad_scale))
+
+    def _on_device(self, signal: Any) -> bool:
+        return self._order is not None and not isinstance(signal, (numbers.Real, np.bool_))
+
     def _said_of(self, found_inf: Any) -> int:
         if found_inf is None:
             return 0
-        if self._order is not None and not isinstance(found_inf, (bool, float, int, np.generic)):
+        if self._on_device(found_inf):
             return _ON_DEVICE
         return _GIVEN | _FOUND * bool(np.asarray(found_inf).reshape(()) != 0)
 
@@ -316,11 +324,17 @@ def _part(tensor: Tensor, piece: Piece) -> Tensor:
     return made
 
 
-def _named(grad_scale: Any) -> str:
-    """What of it is compared."""
-    if grad_scale is None or isinstance(grad_scale, (float, int, np.generic, np.ndarray)):
-        return "None" if grad_scale is None else repr(float(np.asarray(grad_scale).reshape(())))
-    return "an array on the device"
+def _number(grad_scale: Any) -> float:
+    """A number, or that in an array of the host."""
+    return float(grad_scale if isinstance(grad_scale, numbers.Real) else np.asarray(grad_scale).reshape(()))
+
+
+def _hypers_said(hypers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        f"param_groups[{i}][{quoted(name)}]": "a callable" if callable(value) else repr(value)
+        for i, h in enumerate(hypers)
+        for name, value in h.items()
+    }
 
 
 class ShardedRMSProp(Sharded, RMSProp):

@@ -60,7 +60,8 @@ class Planner:
         self._recent: list[Plan] = []  # for the same hyperparameters and what other steps asked
         self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
         self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters that each was written with
-        self._ahead: dict[int, float] = {}  # what schedules have answered for the coming step, by their ids
+        self._hypers: list[dict[str, Any]] | None = None  # those of the coming step, where that was looked at ahead
+        self._ahead: dict[int, float] = {}  # what schedules have answered for it, by their ids
 
     def bound(self, grads: list[Any], signals: Signals) -> Plan:
         """The plan of the next step, which has taken these gradients, in the order of the tensors.
@@ -189,7 +190,7 @@ class Planner:
 
     def allocate(self, groups: list[dict[str, Any]] | None = None) -> None:
         """Make the state that the hyperparameters need, by default those of now, and that is not there yet."""
-        groups = groups or self._groups.hypers()
+        groups = groups or self._hypers or self._groups.hypers()
         variants = {(i, dtype): hyper.variant(groups[i], self._adagrad) for i, dtype in self._kinds}
         batches = batched(self._tensors, self._group_of, variants, self._grad_dtypes)
         self._state.order = [i for rows in batches.values() for i in rows]
@@ -220,21 +221,35 @@ class Planner:
         return [self._ahead[id(lr)] if id(lr) in self._ahead else answers[id(lr)] for lr in lrs]
 
     @contextmanager
-    def ahead(self) -> Iterator[list[float]]:
-        """The learning rates of the coming step, to be known before it; the step itself asks no schedule again."""
-        lrs = [h["lr"] for h in self._groups.look()]
-        rates = self._rates([{"lr": lr} for lr in lrs], int(self._steps[0]))
-        self._ahead = {id(lr): rate for lr, rate in zip(lrs, rates, strict=True) if callable(lr)}
+    def ahead(self) -> Iterator[tuple[list[dict[str, Any]], list[float]]]:
+        """The hyperparameters and learning rates of the coming step, to be known, and refused, before it.
+
+        The step itself asks no schedule again; what one has assigned counts from the next step on.
+        """
+        changes, hypers = self._changes, self._groups.hypers()
+        before, changes.pending, changes.rates = (changes.pending, changes.rates), False, False
         try:
-            yield rates
+            rates = self._rates(hypers, int(self._steps[0]))
+            if not all(map(hyper.finite, map(hyper.rates, hypers, rates))):
+                for i, dtype in self._kinds:
+                    hyper.scalars(hypers[i], rates[i], compute_dtype(dtype))  # which refuses what is infinite there
         finally:
-            self._ahead = {}
+            assigned = changes.pending, changes.rates
+            changes.pending, changes.rates = (new or old for new, old in zip(assigned, before, strict=True))
+        changes.pending, changes.rates = before
+        self._hypers = hypers
+        self._ahead = {id(h["lr"]): rate for h, rate in zip(hypers, rates, strict=True) if callable(h["lr"])}
+        try:
+            yield hypers, rates
+        finally:
+            self._hypers, self._ahead = None, {}
+            changes.pending, changes.rates = changes.pending or assigned[0], changes.rates or assigned[1]
 
     def _follow(self, plan: Plan) -> None:
         """Write the learning rates as they are now; all else is as it was when the plan was written."""
         self._changes.rates = False  # a schedule may assign: that counts next time
         try:
-            hypers = self._groups.look()
+            hypers = self._hypers or self._groups.look()
             lrs = self._rates(hypers, int(self._steps[0])) if self._scheduled else [h["lr"] for h in hypers]
             rates = list(map(hyper.rates, hypers, lrs))
             if self._scheduled and not all(map(hyper.finite, rates)):  # what was assigned was looked at then
@@ -253,7 +268,7 @@ class Planner:
         # A schedule may assign: that counts next time.
         changed, self._changes.pending, self._changes.rates = self._changes.pending, False, False
         try:
-            hypers = self._groups.hypers()
+            hypers = self._hypers or self._groups.hypers()
             if settings is None:
                 hyper.check_shared(hypers, self._devices)
                 settings = self._settings(hypers, self._rates(hypers, int(self._steps[0])), asked)
