@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import Problems, Tensor, check_grad
+from ..arrays.checks import Problems, Tensor, check_grad, check_grads_disjoint
 from ..arrays.layout import Array, NDArray
 from ..steps.batch import OtherDtypes, Written
 from ..steps.host_gradients import HostGradients
@@ -49,6 +49,9 @@ class WholeGradients:
 
     def _widened(self, grads: Sequence[Any], others: Sequence[int]) -> list[Any]:
         problems, made = Problems(), list(grads)
+        if self._zeros:  # of which the check sees the wide ones alone
+            check_grads_disjoint([(t.grad_label, g) for t, g in zip(self._tensors, grads, strict=True)], problems)
+        problems.raise_any()
         for i in others:
             array = check_grad(grads[i], self._tensors[i], problems, written=self._zeros)
             assert array is not None  # it was found right but for its dtype
