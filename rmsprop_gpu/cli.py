@@ -176,7 +176,7 @@ def described(saved: Mapping[str, Any]) -> list[str]:
         for name, x in buffers.items()
     ]
     total = sum(x.nbytes for buffers in saved["state"].values() for x in buffers.values())
-    where = f", in {saved['files']} files" if "files" in saved else ""
+    where = f", in {len(saved['files'])} files" if "files" in saved else ""
     lines = [
         f"{shown(saved['optimizer'])}, version {shown(saved['version'])}",
         f"steps: {shown(saved['steps'])}, {shown(saved['skipped_steps'])} of them skipped",

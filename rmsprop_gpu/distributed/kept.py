@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from ..arrays.checks import Problems, Tensor, plain_array, quoted
 from ..arrays.layout import Array
 from ..arrays.selector import kind_of
+from ..hyper import RMSPROP
 from ..kernels.table import BUFFERS, COUNTERS
 from ..optimizer.base import Optimizer
+from ..optimizer.stateful import Loaded
+from ..optimizer.turn import Torn
 from ..state import checkpoint, folder
 from ..state.container import Progress
 from ..state.kinds import dtype_of
@@ -114,14 +117,14 @@ class Kept(Optimizer):
         if not found:
             raise ValueError(f"no parameter has {kind!r}; there are {', '.join(self._kinds())}")
         if kind in COUNTERS:
-            made = {i: self._counter(x, dtype_of(self._whole[i].layout.dtype, kind)) for i, x in found.items()}
+            made = {i: self._number(x, dtype_of(self._whole[i].layout.dtype, kind)) for i, x in found.items()}
         elif self._comm.size == 1:
             made = {p.tensor: x.copy() for p, x in mine.items()}
         else:
             made = self._transport.whole(mine, sorted(found))
         return {self._whole[i].key: made[i] for i in sorted(made)}
 
-    def _counter(self, x: float, dtype: np.dtype[Any]) -> Array:
+    def _number(self, x: float, dtype: np.dtype[Any]) -> Array:
         """A number as a 0-d array where the parameters lie."""
         if not self._devices:
             return np.array(x, dtype)
@@ -169,20 +172,27 @@ class Kept(Optimizer):
         self._refuse_capture("checkpoint")
         turn, token = self._groups.changes.turn, object()
         try:
-            if turn.setdefault(0, token) is not token:
-                turn.share(token, "a save")
+            if turn.setdefault(0, token) is not token and not isinstance(turn.get(0), Torn):
+                if self._comm.size == 1:
+                    turn.share(token, "a save")
+                else:  # a handler's: the other ranks know nothing of it
+                    turn.take_over(token, "a save")
             self._save(path, progress)
         finally:
             if turn.get(0) is token:
                 del turn[0]
 
+    def _refuse_broken(self) -> None:
+        if self._broken:
+            raise RuntimeError(self._broken)
+        self._groups.changes.turn.refuse_torn()
+
     def _save(self, path: str | bytes | os.PathLike[Any], progress: Progress | None) -> None:
-        fault, said = None, {"opt.steps": str(self.steps)}
+        fault, said = None, {"opt.steps": str(self.steps), **hypers_said(self._groups.look())}
+        frame, parts = {}, []
         try:
             said["path"] = repr(os.fspath(path))
-            if self._broken:
-                raise RuntimeError(self._broken)
-            self._planner.allocate()  # what was assigned since the last step
+            self._refuse_broken()
             frame, parts = self._frame(self._outcome.skipped), self._file_parts()
         except Exception as error:
             fault = error
@@ -193,6 +203,7 @@ class Kept(Optimizer):
             names = folder.write_file(path, name, parts, progress)
         except Exception as error:
             fault = error
+        stands = False
         try:
             agree(self._comm, {}, fault)
             files = self._comm.gather((name, names))
@@ -202,9 +213,12 @@ class Kept(Optimizer):
                     folder.write_index(path, frame, tensors, dict(files))
                 except Exception as error:
                     fault = error
+                stands = folder.names(path, name)  # what failed may have come behind the rename
+            stands = self._comm.bcast(stands)
             agree(self._comm, {}, fault)
         except Exception:
-            folder.remove(path, lambda found: found.startswith(name))
+            if not stands:
+                folder.remove(path, lambda found: found.startswith(name))
             raise
 
     def _file_parts(self) -> list[folder.Part]:
@@ -256,22 +270,42 @@ class Kept(Optimizer):
     def _load(self, state_dict: Mapping[str, Any], strict: bool, anew: tuple[str, ...] = ()) -> LoadReport:
         return self._load_together(state_dict, strict, anew, None)
 
+    def load_foreign(
+        self, framework: str, state: Any, *, steps: int | None = None, match: Literal["name", "order"] = "name"
+    ) -> None:
+        """Collective: as in `RMSProp`, of the whole state, which every rank is given."""
+        self._refuse_capture("load_foreign")
+        fault, translated = None, {}
+        try:
+            translated = self._translated(framework, state, steps, match)
+        except Exception as error:
+            fault = error
+        self._load_together(translated, True, ("ema",), fault)
+
     def _load_together(self, saved: Any, strict: bool, anew: tuple[str, ...], fault: Exception | None) -> LoadReport:
         loaded, said = None, {"strict": repr(strict)}
         if fault is None:
             try:
                 loaded = self._checked(saved, strict, anew)
-                said["the steps of what is loaded"] = str(loaded.steps)
+                said |= _loaded_said(saved, loaded)
             except Exception as error:
                 fault = error
         agree(self._comm, said, fault)
         assert loaded is not None
-        report = LoadReport([], [])
+        turn, report = self._groups.changes.turn, LoadReport([], [])
         try:
             report = self._put(loaded)
         except Exception as error:
             fault = error
-        agree(self._comm, {}, fault)
+            if isinstance(turn.get(0), Torn) and not isinstance(error, RuntimeError):
+                fault = RuntimeError(f"the state is loaded in part ({type(error).__name__}: {error})")
+                fault.__cause__ = error
+        try:
+            agree(self._comm, {}, fault)
+        except Exception as error:
+            if any(self._comm.allgather(fault is None or isinstance(turn.get(0), Torn))):
+                self._broken = f"a load was cut off ({error}): load the state again before anything else"
+            raise
         self._broken = None
         return report
 
@@ -292,6 +326,23 @@ class Kept(Optimizer):
             elif entry is not None:
                 made[tensor.key] = entry  # which is refused as it is
         return made
+
+
+def hypers_said(hypers: Sequence[Mapping[str, Any]], where: str = "param_groups") -> dict[str, str]:
+    """What of the hyperparameters is compared: of what others have put into a group, nothing."""
+    return {
+        f"{where}[{i}][{quoted(name)}]": "a callable" if callable(h[name]) else repr(h[name])
+        for i, h in enumerate(hypers)
+        for name in RMSPROP
+        if name in h
+    }
+
+
+def _loaded_said(saved: Mapping[str, Any], loaded: Loaded) -> dict[str, str]:
+    """What is compared of what is to be loaded: one checkpoint's on all ranks."""
+    said = {"the steps of what is loaded": str(loaded.steps), "its skipped steps": str(loaded.skipped)}
+    said["its files"] = ", ".join(saved.get("files", ()))
+    return said | hypers_said(loaded.groups, "its param_groups")
 
 
 def _cut(x: Any, kind: str, parameter: Tensor, piece: Piece, label: str, problems: Problems) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import hyper
-from ..arrays.checks import Problems, Tensor, a, make_tensor, quoted
+from ..arrays.checks import Problems, Tensor, a, make_tensor
 from ..arrays.interop import cupy_array
 from ..arrays.layout import Array, NDArray
 from ..arrays.real import whole
@@ -19,12 +19,13 @@ from ..conventions.presets import preset_of
 from ..hyper import Asked
 from ..kernels.norms import BLOCK
 from ..optimizer.rmsprop import AdaGrad, RMSProp
+from ..optimizer.turn import Torn
 from ..steps.batch import Parts, Written
 from ..steps.signals import signals
 from .agreement import agree
 from .cuts import Piece
 from .gradients import WholeGradients
-from .kept import Kept
+from .kept import Kept, hypers_said
 from .memory import DeviceMemory, HostMemory
 from .mpi import MPIEngine, own_communicator
 from .nccl import NCCLEngine
@@ -116,9 +117,10 @@ class Sharded(Kept):
         said = {"the version of rmsprop_gpu": __version__, "the optimizer": type(self).__name__}
         said |= {"the place of the parameters": place, "the number of parameters": str(len(self._whole))}
         said |= {"bucket_bytes": str(self._bucket_bytes), "average": str(self._average)}
-        for tensor, group in zip(self._whole, self._groups.of_tensor, strict=True):
-            said[tensor.label] = f"{tensor.key!r}, {tensor.layout.dtype} of shape {tensor.layout.shape}, group {group}"
-        return said | _hypers_said(self._groups.look())
+        for i, (tensor, group) in enumerate(zip(self._whole, self._groups.of_tensor, strict=True)):
+            what = f"{tensor.key!r}, {tensor.layout.dtype} of shape {tensor.layout.shape}"
+            said[tensor.label] = f"number {i}, {what}, group {group}"  # their order is that of what travels
+        return said | hypers_said(self._groups.look())
 
     # Steps
 
@@ -153,8 +155,9 @@ class Sharded(Kept):
             return
         turn, token = self._groups.changes.turn, object()
         try:
-            if turn.setdefault(0, token) is not token:
-                turn.take_over(token, "a step")  # a handler's: the other ranks know nothing of it
+            # A handler's is refused here, since the other ranks know nothing of it; what a load has torn, by all.
+            if turn.setdefault(0, token) is not token and not isinstance(turn.get(0), Torn):
+                turn.take_over(token, "a step")
             self._take_step(grads, grad_scale, found_inf, zero_grads)
         finally:
             if turn.get(0) is token:
@@ -174,8 +177,8 @@ class Sharded(Kept):
                 scale = self._scaled(grad_scale)
                 bits[0] = self._said_of(found_inf)
                 bits[1:] = np.packbits(checks.column != 0)
-                said |= _hypers_said(hypers) | {f"the learning rate of group {i}": repr(x) for i, x in enumerate(rates)}
-                said |= {"grad_scale": self._scale_said(grad_scale), "zero_grads": repr(bool(zero_grads))}
+                said |= hypers_said(hypers) | {f"the learning rate of group {i}": repr(x) for i, x in enumerate(rates)}
+                said |= {"grad_scale": self._named_scale(grad_scale), "zero_grads": repr(bool(zero_grads))}
             except Exception as error:
                 fault = error
             agreed = agree(self._comm, said, fault, bits)
@@ -196,8 +199,7 @@ class Sharded(Kept):
 
     def _refuse_step(self) -> None:
         self._refuse_capture("step of a sharded optimizer")
-        if self._broken:
-            raise RuntimeError(self._broken)
+        self._refuse_broken()
         if self._order is not None:
             self._order.refuse_broken()
         self._engine.error()
@@ -218,7 +220,6 @@ class Sharded(Kept):
                 told.problems.raise_any()
         with problems.taking():
             hyper.check_shared(hypers, self._devices)
-        self._planner.allocate()  # what was assigned since the last step: a gradient may lie in it
         checks = self._checks_of(zero_grads is True or zero_grads is np.True_)
         if arrays is not None:
             with problems.taking():
@@ -254,7 +255,7 @@ class Sharded(Kept):
             problems.raise_any()
         return scale
 
-    def _scale_said(self, grad_scale: Any) -> str:
+    def _named_scale(self, grad_scale: Any) -> str:
         """What of it is compared."""
         if grad_scale is None:
             return "None"
@@ -327,14 +328,6 @@ def _part(tensor: Tensor, piece: Piece) -> Tensor:
 def _number(grad_scale: Any) -> float:
     """A number, or that in an array of the host."""
     return float(grad_scale if isinstance(grad_scale, numbers.Real) else np.asarray(grad_scale).reshape(()))
-
-
-def _hypers_said(hypers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {
-        f"param_groups[{i}][{quoted(name)}]": "a callable" if callable(value) else repr(value)
-        for i, h in enumerate(hypers)
-        for name, value in h.items()
-    }
 
 
 class ShardedRMSProp(Sharded, RMSProp):

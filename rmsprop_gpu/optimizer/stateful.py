@@ -412,6 +412,10 @@ class Stateful:
         (3, 0.1, array([0.25, 0.25]))
         """
         self._refuse_capture("load_foreign")
+        self._load(self._translated(framework, state, steps, match), True, anew=("ema",))
+
+    def _translated(self, framework: str, state: Any, steps: int | None, match: str) -> dict[str, Any]:
+        """Another framework's state as a state dict of ours."""
         problems = Problems()
         if match not in ("name", "order"):
             raise ValueError(f"match is {match!r}; wanted 'name' or 'order'")
@@ -420,7 +424,7 @@ class Stateful:
         state_dict = foreign.translated(framework, state, steps, mine, problems)
         self._groups.loaded(state_dict["param_groups"], problems)  # so that one error names what is wrong there too
         problems.raise_any()
-        self._load(state_dict, True, anew=("ema",))
+        return state_dict
 
     def to_foreign(self, framework: str) -> dict[str, Any]:
         """The state in the form in which a run continues in torch.

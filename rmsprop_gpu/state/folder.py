@@ -142,6 +142,16 @@ def write_index(
     remove(path, lambda name: name not in files)
 
 
+def names(folder: FilePath, file: str) -> bool:
+    """Does the index name this file? One that cannot be read does."""
+    try:
+        return file.encode() in (Path(os.fsdecode(folder)) / index.NAME).read_bytes()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def remove(folder: FilePath, which: Callable[[str], bool]) -> None:
     """Remove such files of saves, whole or not; what is none of ours stays, and what cannot be removed."""
     with suppress(OSError), os.scandir(os.fsdecode(folder)) as entries:
@@ -165,7 +175,7 @@ class _File(NamedTuple):
 
 @contextmanager
 def opened(folder: FilePath) -> Iterator[dict[str, Any]]:
-    """The state dict in a folder, as from `checkpoint.opened`; and the number of its files, as ``"files"``.
+    """The state dict in a folder, as from `checkpoint.opened`; and the names of its files, as ``"files"``.
 
     All files are open before any array is read: what a save removes meanwhile is read to its end.
     """
@@ -176,7 +186,7 @@ def opened(folder: FilePath) -> Iterator[dict[str, Any]]:
             if found is None:
                 continue  # a save has put another one in its place
             content, files = found
-            yield {**content.frame, "files": len(files), "state": _state(content, files)}
+            yield {**content.frame, "files": [file.name for file in files], "state": _state(content, files)}
             return
 
 
