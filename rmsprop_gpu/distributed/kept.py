@@ -105,6 +105,12 @@ class Kept(Optimizer):
         """
         self._refuse_capture("gather")
         self._groups.changes.turn.refuse("a gather")  # the other ranks' steps know nothing of it
+        with ExitStack() as stack:
+            if self._order is not None:
+                stack.enter_context(self._order.on(self._devices[0]))
+            return self._gathered(kind)
+
+    def _gathered(self, kind: str) -> dict[str, Array]:
         fault = None
         if not isinstance(kind, str) or kind not in {*BUFFERS, *COUNTERS}:
             fault = ValueError(f"kind is {kind!r}; wanted one of {', '.join([*BUFFERS, *COUNTERS])}")
@@ -125,13 +131,12 @@ class Kept(Optimizer):
         return {self._whole[i].key: made[i] for i in sorted(made)}
 
     def _number(self, x: float, dtype: np.dtype[Any]) -> Array:
-        """A number as a 0-d array where the parameters lie."""
-        if not self._devices:
+        """A number as a 0-d array where the parameters lie, whose device is the current one."""
+        if self._order is None:
             return np.array(x, dtype)
         import cupy
 
-        with cupy.cuda.Device(self._devices[0]):
-            return cupy.array(x, dtype)
+        return cupy.array(x, dtype)
 
     def _kinds(self) -> list[str]:
         return list(dict.fromkeys(name for buffers in self._state.buffers for name in buffers))
