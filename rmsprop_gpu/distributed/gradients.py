@@ -40,12 +40,17 @@ class WholeGradients:
         return column
 
     def take(self, grads: Sequence[Any]) -> None:
-        """Take the gradients of the next step, in the order of the parameters; every refusal comes from here."""
+        """Take the gradients of the next step, in the order of the parameters; every refusal comes from here.
+
+        Those that lie otherwise than their parameters are copied; the column names the copies.
+        """
         self._narrow = []
         try:
             self._checks.bind(list(grads))
         except OtherDtypes as found:
             self._checks.bind(self._widened(grads, [i for i, x in enumerate(self._tensors) if x in found.of]))
+        if self._order is not None:  # before ranks agree, since there may be no memory for it
+            self._checks.make_copies(self._order)
 
     def _widened(self, grads: Sequence[Any], others: Sequence[int]) -> list[Any]:
         problems, made = Problems(), list(grads)
@@ -68,11 +73,6 @@ class WholeGradients:
         import cupy
 
         return cupy.empty(array.shape, tensor.layout.dtype)
-
-    def copy(self) -> None:
-        """Copy those that lie otherwise than their parameters; the column names the copies."""
-        if self._order is not None:
-            self._checks.make_copies(self._order)
 
     def release(self) -> None:
         """Behind the packing: zeros into what was copied, where they are asked for; and nothing is held any longer."""

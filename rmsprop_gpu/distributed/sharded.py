@@ -184,7 +184,6 @@ class Sharded(Kept):
             agreed = agree(self._comm, said, fault, bits)
             assert checks is not None
             try:
-                checks.copy()
                 self._transport.reduce(checks.column, zeros=bool(zero_grads))
                 checks.release()
                 told = signals(scale, self._skips(int(agreed[0]), found_inf), False, self._devices, self._computes)
@@ -246,7 +245,7 @@ class Sharded(Kept):
         if grad_scale is None:
             return self._comm.size
         if self._on_device(grad_scale):
-            return cupy_array(grad_scale).astype(np.float64).reshape(()) * self._comm.size
+            return self._transport.times_ranks(cupy_array(grad_scale))
         scale = _number(grad_scale) * self._comm.size
         if not isinstance(grad_scale, numbers.Real):
             return np.array(scale)  # which a step reads as it is
@@ -300,6 +299,7 @@ class Sharded(Kept):
         if self._comm.size == 1:
             super().compile(grad_scale=grad_scale, found_inf=found_inf, zero_grads=zero_grads, grad_dtype=grad_dtype)
             return
+        self._refuse_capture("compilation")
         self._groups.changes.turn.refuse("compilation")
         scaled = self._average or grad_scale
         self._planner.compile(Asked(told=scaled or found_inf, scaled=scaled))

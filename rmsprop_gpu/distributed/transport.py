@@ -92,6 +92,8 @@ class Transport:
                 named = [[piece._replace(tensor=members[piece.tensor]) for piece in some] for some in pieces]
                 self._buckets.append((dtype, Bucket(named, length)))
         self._packed = self._make()
+        self._flags: list[Array] = []  # made when they are needed
+        self._scale: list[Array] = []
         self.own = [
             Own(piece, bucket.own[piece.at : piece.at + piece.stop - piece.start])
             for (_, cuts), bucket in zip(self._buckets, self._packed, strict=True)
@@ -202,11 +204,26 @@ class Transport:
         return complete
 
     def any_of(self, found: Any) -> Array:
-        """Is a number, of the memory where the parameters lie or of the host, other than 0 on any rank? It is there."""
-        (flags,) = self._memory.arrays([_lines(self._engine.ranks, 1, FLOAT64)])
+        """Is a number, of the memory where the parameters lie or of the host, other than 0 on any rank? It is there.
+
+        Always at the same address: a column of addresses stays as it is.
+        """
+        if not self._flags:
+            self._flags = self._memory.arrays([_lines(self._engine.ranks, 1, FLOAT64), _number(np.dtype(np.bool_))])
+        flags, any_flag = self._flags
         flags[self._engine.rank] = found != 0
         self._engine.wait(self._engine.gather(flags))
-        return flags.any()
+        flags.any(out=any_flag)
+        return any_flag
+
+    def times_ranks(self, scale: Array) -> Array:
+        """A number where the parameters lie, times the ranks; there, at the same address in every step."""
+        if not self._scale:
+            self._scale = self._memory.arrays([_number(FLOAT64)])
+        (product,) = self._scale
+        product[...] = scale.reshape(())  # which a float32 need not hold
+        product *= self._engine.ranks
+        return product
 
     # State
 
@@ -226,6 +243,10 @@ class Transport:
                     if p.tensor in made:
                         made[p.tensor].reshape(-1)[p.start : p.stop] = line[p.at : p.at + p.stop - p.start]
         return made
+
+
+def _number(dtype: np.dtype[Any]) -> Layout:
+    return Layout((), (), dtype, 0)
 
 
 def _line(length: int, dtype: np.dtype[Any]) -> Layout:
