@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,6 @@ from mpi4py import MPI
 
 from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import NDArray
-
-_keyvals: list[int] = []
 
 
 def own_communicator(comm: Any) -> Any:
@@ -20,18 +19,34 @@ def own_communicator(comm: Any) -> Any:
     """
     if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
         raise TypeError(f"comm is {comm!r} (a {type(comm).__name__}); wanted an intracommunicator of mpi4py")
-    if not _keyvals:
-        _keyvals.append(MPI.Comm.Create_keyval(delete_fn=_free))
-    (keyval,) = _keyvals
-    found = comm.Get_attr(keyval)
+    found = comm.Get_attr(_keyval(_free))
     if found is None:
         found = comm.Dup()
-        comm.Set_attr(keyval, found)
+        comm.Set_attr(_keyval(_free), found)
     return found
+
+
+def kept_with(comm: Any) -> dict[Any, Any]:
+    """What is kept as long as this communicator, and destroyed with it."""
+    found = comm.Get_attr(_keyval(_destroy))
+    if found is None:
+        found = {}
+        comm.Set_attr(_keyval(_destroy), found)
+    return found  # type: ignore[no-any-return]  # mpi4py says object
+
+
+@cache
+def _keyval(delete: Any) -> int:
+    return MPI.Comm.Create_keyval(delete_fn=delete)
 
 
 def _free(comm: Any, keyval: int, duplicate: Any) -> None:
     duplicate.Free()
+
+
+def _destroy(comm: Any, keyval: int, kept: dict[Any, Any]) -> None:
+    for x in kept.values():
+        x.destroy()
 
 
 class MPIEngine:

@@ -116,6 +116,8 @@ class Sharded(Kept):
         place = "on CUDA devices" if self._devices else "in host memory"
         said = {"the version of rmsprop_gpu": __version__, "the optimizer": type(self).__name__}
         said |= {"the place of the parameters": place, "the number of parameters": str(len(self._whole))}
+        if self._devices:  # who makes one waits for the others
+            said["nccl"] = "None" if self._nccl is None else "a communicator"
         said |= {"bucket_bytes": str(self._bucket_bytes), "average": str(self._average)}
         for i, (tensor, group) in enumerate(zip(self._whole, self._groups.of_tensor, strict=True)):
             what = f"{tensor.key!r}, {tensor.layout.dtype} of shape {tensor.layout.shape}"
@@ -194,6 +196,8 @@ class Sharded(Kept):
                     f"a step was cut off ({type(error).__name__}: {error}): the optimizer is between two steps, and "
                     "its parameters differ among the ranks; load parameters and a checkpoint"
                 )
+                if isinstance(error, Exception):  # those of NCCL and of cuda.core have no base of their own
+                    raise RuntimeError(self._broken) from error
                 raise
 
     def _refuse_step(self) -> None:
