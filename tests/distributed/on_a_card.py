@@ -25,7 +25,8 @@ JOBS = [
 
 
 def main():
-    mpiexec = shutil.which("mpiexec")
+    beside = Path(sys.executable).with_name("mpiexec")
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False).stdout
     options = []
     if "Open MPI" in version or "OpenRTE" in version or "PRTE" in version:

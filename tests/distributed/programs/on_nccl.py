@@ -4,6 +4,7 @@ Of one rank, the buckets are made and sent as if there were several, which a sha
 several, each with a card, whole steps are taken; ranks that share a card NCCL may refuse, and what it says is printed.
 """
 
+import signal
 import sys
 import time
 
@@ -111,5 +112,6 @@ def together():
 
 
 if __name__ == "__main__":
+    signal.alarm(75)  # ranks that wait for each other in NCCL hear of nothing else
     alone() if COMM.size == 1 else together()
     sys.exit(0)
