@@ -37,7 +37,7 @@ def kept_with(comm: Any) -> dict[Any, Any]:
 
 @cache
 def _keyval(delete: Any) -> int:
-    return MPI.Comm.Create_keyval(delete_fn=delete)
+    return int(MPI.Comm.Create_keyval(delete_fn=delete))
 
 
 def _free(comm: Any, keyval: int, duplicate: Any) -> None:
