@@ -218,7 +218,7 @@ class Kept(Optimizer):
                     folder.write_index(path, frame, tensors, dict(files))
                 except Exception as error:
                     fault = error
-                stands = folder.names(path, name)  # what failed may have come behind the rename
+                    stands = folder.names(path, name)  # what failed may have come behind the rename
             stands = self._comm.bcast(stands)
             agree(self._comm, {}, fault)
         except Exception:

@@ -305,8 +305,11 @@ class Sharded(Kept):
             return
         self._refuse_capture("compilation")
         self._groups.changes.turn.refuse("compilation")
-        scaled = self._average or grad_scale
-        self._planner.compile(Asked(told=scaled or found_inf, scaled=scaled))
+        asked = self._asked(grad_scale, found_inf, zero_grads)
+        if grad_dtype is not None:
+            self._grad_dtype(grad_dtype)  # which refuses what is none; a narrow one is widened
+        scaled = bool(self._average) or asked.scaled
+        self._planner.compile(Asked(told=scaled or asked.told, scaled=scaled))
 
     def refresh(self, step: int | None = None) -> None:
         """Refused: a step of a sharded optimizer is captured in no CUDA graph."""

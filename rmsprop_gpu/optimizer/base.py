@@ -247,13 +247,17 @@ class Optimizer(Stateful):
         """
         self._refuse_capture("compilation")
         self._groups.changes.turn.refuse("compilation")
+        asked = self._asked(grad_scale, found_inf, zero_grads)
+        self._planner.compile(asked, None if grad_dtype is None else self._grad_dtype(grad_dtype))
+
+    def _asked(self, grad_scale: bool, found_inf: bool, zero_grads: bool) -> hyper.Asked:
+        """What `compile` was told of the steps to come."""
         given = {"grad_scale": grad_scale, "found_inf": found_inf, "zero_grads": zero_grads}
         for name, value in given.items():
             if not isinstance(value, (bool, np.bool_)):
                 raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted True or False")
         told = bool(grad_scale or found_inf)
-        asked = hyper.Asked(told=told, scaled=bool(grad_scale), zero_grads=bool(zero_grads))
-        self._planner.compile(asked, None if grad_dtype is None else self._grad_dtype(grad_dtype))
+        return hyper.Asked(told=told, scaled=bool(grad_scale), zero_grads=bool(zero_grads))
 
     def _grad_dtype(self, x: Any) -> np.dtype[Any]:
         """The dtype of gradients that `compile` was given."""

@@ -12,6 +12,7 @@ from on_ranks import F16, F32, F64, WORLD, Twins, drawn, grads, main, refused, s
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.distributed import RanksDisagree, ShardedAdaGrad, ShardedRMSProp, agreement, kept, sharded
 from rmsprop_gpu.hyper import RMSPROP
+from rmsprop_gpu.kernels import compiling
 
 RANK, N = WORLD.rank, WORLD.size
 LAST = N - 1
@@ -400,6 +401,31 @@ def check_a_step_that_was_cut_off():
         for k, x in twins.params.items():
             x[...] = params[k]
         twins.goes_on()
+
+
+def check_compilation():
+    """A step after it compiles nothing, and it refuses what it refuses in one process."""
+    asked = {"grad_scale": True, "found_inf": True, "zero_grads": True}
+    for average in (True, False):
+        for told, given in (({}, {}), (asked, {"grad_scale": 2.0, "found_inf": False, "zero_grads": True})):
+            opt = ShardedRMSProp({"w": np.ones(9000, F32)}, WORLD, average=average, clipnorm=1.0, bucket_bytes=9000)
+            before = {**compiling._compiled}
+            compiling._compiled.clear()
+            opt.compile(**told)
+            made = set(compiling._compiled)
+            assert made
+            opt.step({"w": np.ones(9000, F32)}, **given)
+            assert set(compiling._compiled) == made, set(compiling._compiled) ^ made
+            compiling._compiled.update(before)
+    for bad, text in (
+        ({"grad_scale": 1}, "grad_scale is 1 (a int); wanted True or False"),
+        ({"found_inf": "no"}, "found_inf is 'no'"),
+        ({"grad_dtype": "int8"}, "grad_dtype is 'int8'; wanted float32"),
+    ):
+        with refused(TypeError, text, opt=opt):
+            opt.compile(**bad)
+    opt.compile(grad_dtype=F16)
+    assert all("float16" not in name for name in opt.kernels())
 
 
 # On one rank, and communicators
