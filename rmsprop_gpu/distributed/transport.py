@@ -87,7 +87,8 @@ class Transport:
         for dtype in dict.fromkeys(tensor.layout.dtype for tensor in tensors):
             members = [i for i, tensor in enumerate(tensors) if tensor.layout.dtype == dtype]
             sizes = [tensors[i].layout.size for i in members]
-            count = max(1, -(-sum(sizes) * dtype.itemsize // bucket_bytes))
+            most = -(-sum(sizes) // (engine.ranks * BLOCK))  # with more, some slices of a bucket would be empty
+            count = max(1, min(most, -(-sum(sizes) * dtype.itemsize // bucket_bytes)))
             for pieces, length in cut(sizes, engine.ranks, count):
                 named = [[piece._replace(tensor=members[piece.tensor]) for piece in some] for some in pieces]
                 self._buckets.append((dtype, Bucket(named, length)))
