@@ -30,11 +30,8 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        with extra("mpi"):
-            try:
-                from mpi4py import MPI
-            except RuntimeError as error:  # mpi4py is there, and an MPI is not
-                raise ImportError(f"mpi4py does not work: {error}") from None
+        from ..distributed.mpi import MPI  # it names the extra where there is no MPI
+
         self.comm: Any = MPI.COMM_WORLD
         self.rank, self.count = int(self.comm.rank), int(self.comm.size)
         self._node: Any = self.comm.Split_type(MPI.COMM_TYPE_SHARED)  # those of this machine

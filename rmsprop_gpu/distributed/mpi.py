@@ -6,10 +6,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import NDArray
+
+try:
+    from mpi4py import MPI
+except RuntimeError as error:  # mpi4py is there, and an MPI is not
+    raise ImportError(f"mpi4py does not work: {error}") from None
 
 
 def own_communicator(comm: Any) -> Any:
