@@ -15,6 +15,8 @@ try:
 except RuntimeError as error:  # mpi4py is there, and an MPI is not
     raise ImportError(f"mpi4py does not work: {error}") from None
 
+__all__ = ["MPI", "MPIEngine", "kept_with", "own_communicator"]
+
 
 def own_communicator(comm: Any) -> Any:
     """A duplicate of a communicator, so that no message of ours meets one of its own; collective at the first call.
