@@ -207,14 +207,14 @@ WORDS: dict[str, Callable[[Hyper, float], str]] = {
     "eps": lambda h, lr: _floor(h),
     "weight_decay": _decay,
     "momentum": lambda h, lr: (
-        f"a gradient that stays moves up to {1 / (1 - h['momentum']):.3g} times as far"
+        f"a constant gradient takes steps up to {1 / (1 - h['momentum']):.3g} times as long"
         if h["momentum"] < 1
         else "steps add up and never fade"
     ),
     "centered": lambda h, lr: "divided by the standard deviation of the gradient, not by its RMS",
     "nesterov": _only_with("momentum", "looks ahead by one step of the momentum"),
     "eps_in_sqrt": lambda h, lr: _inside(h),
-    "lr_in_momentum": _only_with("momentum", "the buffer holds steps, so that a new lr counts for new gradients alone"),
+    "lr_in_momentum": _only_with("momentum", "the buffer holds steps, so that a new lr applies to new gradients only"),
     "initial_scale": lambda h, lr: f"v starts from {h['initial_scale']!r}, so that the first steps are smaller",
     "bias_correction": lambda h, lr: "v counts from the first step on as an average of what was seen, not of zeros too",
     "decoupled_weight_decay": lambda h, lr: (

@@ -316,9 +316,9 @@ class Optimizer(Stateful):
           p = p - b
         It differs from the default:
           - eps=1e-07 (1e-08): a floor of 0.000316 on the RMS
-          - momentum=0.5 (0.0): a gradient that stays moves up to 2 times as far
+          - momentum=0.5 (0.0): a constant gradient takes steps up to 2 times as long
           - eps_in_sqrt=True (False): eps stands inside the root, so that the floor is sqrt(eps) = 0.000316
-          - lr_in_momentum=True (False): the buffer holds steps, so that a new lr counts for new gradients alone
+          - lr_in_momentum=True (False): the buffer holds steps, so that a new lr applies to new gradients only
           - decoupled_weight_decay=True (False): without effect, since weight_decay is 0.0
         """
         return explain(type(self), self._groups.hypers(), self.steps, adagrad=self._adagrad)

@@ -249,7 +249,7 @@ DIFFERENCES = [
         "eps_in_sqrt=True (False): eps stands inside the root, so that the floor is sqrt(eps) = 0.0001",
     ),
     ({"weight_decay": 0.5}, "weight_decay=0.5 (0.0): added to the gradient (L2)"),
-    ({"momentum": 0.9}, "momentum=0.9 (0.0): a gradient that stays moves up to 10 times as far"),
+    ({"momentum": 0.9}, "momentum=0.9 (0.0): a constant gradient takes steps up to 10 times as long"),
     ({"momentum": 1}, "momentum=1.0 (0.0): steps add up and never fade"),
     ({"centered": True}, "centered=True (False): divided by the standard deviation"),
     ({"nesterov": True}, "nesterov=True (False): without effect, since momentum is 0.0"),
