@@ -1,12 +1,14 @@
-"""``python -m benchmarks.readme``: the figures of README.md and benchmarks/README.md, from the committed results."""
+"""``python -m benchmarks.readme``: the figures of the README and of pages, from the committed results."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.speed import of_copy, rate
 from benchmarks.gpu.torch import REPLAYED, times_ours
 from benchmarks.plots import counts
 from benchmarks.report import (
@@ -16,6 +18,7 @@ from benchmarks.report import (
     duration,
     is_faster,
     noise,
+    plural,
     short_ratio,
     speeds,
     table,
@@ -27,26 +30,31 @@ from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, DROP_IN, FUSED, OPTA
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
-CARD = "gpu-nvidia-h200/summary"
 SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # of the rivals; all of them stand in the page of results
+CARD = "gpu-nvidia-h200/summary"
+SHORT = ("one-1000", "many-300", "resnet50", "gpt2")  # of the workloads, in the README
+SHORT_OF_CARD = ("plain float32", "clipped by the norm", "ResNet-50's 161 tensors", "3,000 tensors of 256")
 END = "<!-- end of figures -->"
 
 
 def main() -> None:
-    """Write both."""
+    """Write all of them."""
     for file, name, lines in sections():
         file.write_text(replaced(file.read_text(), name, lines))
 
 
 def sections() -> list[tuple[Path, str, list[str]]]:
-    """What stands in each README between the marks of a committed result."""
+    """What stands in each page between the marks of a committed result."""
     names = "cpu", "cpu-in-torch", CARD
     cpu, in_torch, card = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
-    project, benchmarks = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+    readme, benchmarks, measured = ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "measured"
     return [
-        (project, "cpu", of_the_project(cpu)),
-        (project, "cpu-in-torch", of_the_class_for_torch(in_torch)),
-        (project, CARD, of_the_class_on_a_card(card)),
+        (readme, "cpu", in_short(cpu)),
+        (readme, CARD, of_the_card(card, SHORT_OF_CARD)),
+        (measured / "cpu.md", "cpu", of_the_project(cpu)),
+        (measured / "torch.md", "cpu-in-torch", of_the_class_for_torch(in_torch)),
+        (measured / "torch.md", CARD, of_the_class_on_a_card(card)),
+        (measured / "gpu.md", CARD, of_the_card(card)),
         (benchmarks, "cpu", of_the_benchmarks(cpu)),
         (benchmarks, "cpu-in-torch", wishes(in_torch, DROP_IN)),
     ]
@@ -58,8 +66,25 @@ def replaced(text: str, name: str, lines: list[str]) -> str:
     pattern = re.compile(f"{re.escape(first)}.*?{re.escape(END)}", re.DOTALL)
     made, count = pattern.subn(lambda _: "\n".join([first, *lines, END]), text)
     if count != 1:
-        raise ValueError(f"{first} stands {count} times in a README; wanted once")
+        raise ValueError(f"{first} stands {count} times in a page; wanted once")
     return made
+
+
+def in_short(result: dict[str, Any]) -> list[str]:
+    """A few workloads against a few of the others."""
+    shown = (*TORCH, OPTAX, C_OPENMP)
+    body = []
+    for name in SHORT:
+        one = result["workloads"][name]
+        ours = timed(one["results"])[OURS]["seconds"]["median"]
+        others = (short_ratio(x, one["results"].get(x)) for x in shown)
+        body.append((f"{name}: {counts(one)}", duration(ours), *others))
+    return [
+        *table(("a step on the CPU, float32", OURS, *shown), body),
+        "",
+        "In the columns of others: their time divided by ours; bold where they are faster. "
+        f"{result['machine']['cpu']}, {plural(result['threads'], 'thread')}, {result['date'][:10]}.",
+    ]
 
 
 def of_the_project(result: dict[str, Any]) -> list[str]:
@@ -69,7 +94,7 @@ def of_the_project(result: dict[str, Any]) -> list[str]:
     return [
         *table(head, body),
         "",
-        "![How many times as long as ours each contender takes](benchmarks/results/cpu-ratios.png)",
+        "![How many times as long as ours each contender takes](../../benchmarks/results/cpu-ratios.png)",
         "",
         "In the columns of others: their time divided by ours; bold where they are faster. "
         f"{C_OPENMP} runs one flat array, {FUSED} another rule over the same streams.",
@@ -77,8 +102,8 @@ def of_the_project(result: dict[str, Any]) -> list[str]:
         *noise(result["workloads"]),
         "",
         *conditions(result),
-        "All of it, with quartiles: [`benchmarks/results/cpu.md`](benchmarks/results/cpu.md);"
-        " how it is measured: [`benchmarks/README.md`](benchmarks/README.md).",
+        "With quartiles: [`benchmarks/results/cpu.md`](../../benchmarks/results/cpu.md);"
+        " how it is measured: [`benchmarks/README.md`](../../benchmarks/README.md).",
         "",
         *startup_lines(json.loads((RESULTS / "startup.json").read_text())["startup"]),
     ]
@@ -116,9 +141,34 @@ def of_the_class_for_torch(result: dict[str, Any]) -> list[str]:
         *table(("a step, float32, on the CPU", DROP_IN, *shown), body),
         "",
         f"In the columns of others: their time divided by that of {DROP_IN}. {FUSED} is another rule over the same "
-        f"streams, {OURS} is over NumPy arrays. All of it: [`cpu-in-torch.md`](benchmarks/results/cpu-in-torch.md).",
+        f"streams, {OURS} is over NumPy arrays. "
+        "All of it: [`cpu-in-torch.md`](../../benchmarks/results/cpu-in-torch.md).",
         "",
         *conditions(result),
+    ]
+
+
+def of_the_card(summary: dict[str, Any], only: Sequence[str] = ()) -> list[str]:
+    """Steps on a card beside a copy of as many bytes; of those that are shown in short, the largest of each kind."""
+    found = [row for row in summary["parts"]["speed"]["result"]["rows"] if "seconds" in row]
+    if only:
+        found = [max((r for r in found if r["what"] == what), key=lambda r: r["elements"]) for what in only]
+    body = [
+        (
+            row["what"],
+            f"{row['elements']:,}",
+            duration(row["seconds"]["median"]),
+            digits(rate(row)),
+            f"{of_copy(row):.0f} %",
+        )
+        for row in found
+    ]
+    return [
+        *table(
+            (f"a step on an {summary['device'].split(',')[0]}", "elements", "time", "GB/s", "of a copy's speed"), body
+        ),
+        "",
+        f"`{summary['command']}`, {summary['date'][:10]}.",
     ]
 
 
@@ -143,7 +193,7 @@ def of_the_class_on_a_card(result: dict[str, Any]) -> list[str]:
         "lie on the device and are counted there; the host only launches the graph, which is of neither class. Where a "
         "step is more than 1,000 launches, torch for-loop's of many tensors, the device waits for the host. "
         f"torch {versions['torch']}, {result['date']}: `{result['command']}`, "
-        f"[all of it](benchmarks/results/{CARD}.md).",
+        f"[all of it](../../benchmarks/results/{CARD}.md).",
     ]
 
 
