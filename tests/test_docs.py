@@ -49,6 +49,32 @@ def test_public_names_are_documented_with_an_example(name):
         assert parameter in doc or name == "adagrad_update"
 
 
+PUBLIC = ("rmsprop_gpu", "rmsprop_gpu.profiling", "rmsprop_gpu.distributed", "rmsprop_gpu.torch")
+
+
+def without_example(cls):
+    """The methods of a class that are ours and have none; properties too, of an optimizer."""
+    for name, x in inspect.getmembers_static(cls):
+        function = x.fget if isinstance(x, property) else getattr(x, "__func__", x)
+        ours = inspect.isfunction(function) and function.__module__.startswith("rmsprop_gpu")
+        if name.startswith("_") or not ours or (isinstance(x, property) and "profiling" in cls.__module__):
+            continue
+        if ">>> " not in (inspect.getdoc(function) or ""):
+            yield name
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_classes_and_their_methods_have_an_example(module):
+    if module.endswith((".torch", ".distributed")):
+        pytest.importorskip({"torch": "torch", "distributed": "mpi4py"}[module.split(".")[1]])
+    found = importlib.import_module(module)
+    public = {name: getattr(found, name) for name in found.__all__}
+    assert [name for name, x in public.items() if ">>> " not in inspect.getdoc(x)] == []
+    assert {
+        name: lacking for name, x in public.items() if inspect.isclass(x) and (lacking := list(without_example(x)))
+    } == {}
+
+
 def test_page_lists_every_preset_with_its_defaults():
     rows = dict(re.findall(r"^\| `(\w+)`.*?\| (.*)$", (ROOT / "docs/understand/eps.md").read_text(), re.MULTILINE))
     for name, preset in PRESETS.items():

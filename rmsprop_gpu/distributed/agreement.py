@@ -15,7 +15,20 @@ _FAULT = 1  # in the first byte: this rank has found one
 
 
 class RanksDisagree(ValueError):  # noqa: N818  # it says what ranks do
-    """What must be equal on all ranks differs, or some of them have found a fault: the same error on every rank."""
+    """What must be equal on all ranks differs, or some of them have found a fault: the same error on every rank.
+
+    Examples
+    --------
+    On one rank there is nobody to disagree:
+
+    >>> import numpy as np
+    >>> from mpi4py import MPI
+    >>> from rmsprop_gpu.distributed import RanksDisagree, ShardedRMSProp
+    >>> try:
+    ...     ShardedRMSProp(np.ones(2), MPI.COMM_SELF).step(np.ones(2))
+    ... except RanksDisagree as error:  # the same text on every rank
+    ...     print(error)
+    """
 
 
 def agree(comm: Any, said: Mapping[str, str], fault: Exception | None, bits: NDArray | None = None) -> NDArray:

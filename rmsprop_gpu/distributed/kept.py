@@ -76,12 +76,30 @@ class Kept(Optimizer):
 
     @property
     def state(self) -> Mapping[str, Mapping[str, Array]]:  # type: ignore[override]  # by the names of parts
-        """``opt.state["w[4096:40960]"]["square_avg"]``: the state of the elements that this rank owns, itself."""
+        """``opt.state["w[4096:40960]"]["square_avg"]``: the state of the elements that this rank owns, itself.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> list(ShardedRMSProp({"w": np.ones(8)}, MPI.COMM_SELF).state)
+        ['w[0:8]']
+        """
         return OwnState(self._state, {name: self._tensors[i].key for name, (i, _) in self._named().items()})
 
     @property
     def ema(self) -> Mapping[str, Array]:  # type: ignore[override]
-        """``opt.ema["w[4096:40960]"]``: the moving averages of the parts that this rank owns; `gather` has the rest."""
+        """``opt.ema["w[4096:40960]"]``: the moving averages of the parts that this rank owns; `gather` has the rest.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> ShardedRMSProp({"w": np.ones(2)}, MPI.COMM_SELF, use_ema=True).ema["w[0:2]"]
+        array([1., 1.])
+        """
         return MappingProxyType({name: state["ema"] for name, state in self.state.items() if "ema" in state})
 
     def gather(self, kind: str) -> dict[str, Array]:
@@ -102,6 +120,16 @@ class Kept(Optimizer):
         ------
         ValueError
             Where no parameter has it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> opt = ShardedRMSProp({"w": np.ones(2)}, MPI.COMM_SELF, alpha=0.75)
+        >>> opt.step({"w": np.ones(2)})
+        >>> opt.gather("square_avg")
+        {'w': array([0.25, 0.25])}
         """
         self._refuse_capture("gather")
         self._groups.changes.turn.refuse("a gather")  # the other ranks' steps know nothing of it
@@ -142,11 +170,31 @@ class Kept(Optimizer):
         return list(dict.fromkeys(name for buffers in self._state.buffers for name in buffers))
 
     def state_dict(self, *, flat: bool = False) -> NoReturn:
-        """Refused: no rank has the whole state. `save` writes it, `gather` brings one kind of it together."""
+        """Refused: no rank has the whole state. `save` writes it, `gather` brings one kind of it together.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> ShardedRMSProp({"w": np.ones(2)}, MPI.COMM_SELF).state_dict()
+        Traceback (most recent call last):
+        TypeError: a rank has parts of the state; wanted opt.save(folder), or opt.gather(kind)
+        """
         raise TypeError("a rank has parts of the state; wanted opt.save(folder), or opt.gather(kind)")
 
     def to_foreign(self, framework: str) -> NoReturn:
-        """Refused: no rank has the whole state. A plain `RMSProp` loads what `save` wrote, and has this."""
+        """Refused: no rank has the whole state. A plain `RMSProp` loads what `save` wrote, and has this.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> ShardedRMSProp({"w": np.ones(2)}, MPI.COMM_SELF).to_foreign("torch")
+        Traceback (most recent call last):
+        TypeError: a rank has parts of the state; wanted that of a plain optimizer, behind its load(folder)
+        """
         raise TypeError("a rank has parts of the state; wanted that of a plain optimizer, behind its load(folder)")
 
     # Checkpoints
@@ -173,6 +221,18 @@ class Kept(Optimizer):
         -----
         Parts are named by elements of the whole arrays, ``w/square_avg[4096:40960]``: any number of ranks loads it, and
         so does a plain `RMSProp`. Parameters are not in it: rank 0 saves them.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu import RMSProp
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> folder = os.path.join(tempfile.mkdtemp(), "checkpoint")
+        >>> ShardedRMSProp({"w": np.ones(2)}, MPI.COMM_SELF).save(folder)
+        >>> RMSProp({"w": np.ones(2)}).load(folder)
+        LoadReport(missing=[], unexpected=[])
         """
         self._refuse_capture("checkpoint")
         turn, token = self._groups.changes.turn, object()
@@ -262,6 +322,18 @@ class Kept(Optimizer):
         RuntimeError
             On every rank, where a file became unreadable after it had been validated: then the state is loaded in part,
             and no step can be taken until a load goes through.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu import RMSProp
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> RMSProp({"w": np.ones(2)}).save(path)
+        >>> ShardedRMSProp({"w": np.ones(2)}, MPI.COMM_SELF).load(path)
+        LoadReport(missing=[], unexpected=[])
         """
         self._refuse_capture("load")
         with ExitStack() as stack:

@@ -151,6 +151,17 @@ class Sharded(Kept):
             On every rank, where all of them refuse theirs for the same reason.
         RuntimeError
             Where a device or NCCL has failed, at the latest at the next step; and while a CUDA graph is captured.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> weights = {"w": np.ones(2)}
+        >>> opt = ShardedRMSProp(weights, MPI.COMM_SELF, lr=0.1)
+        >>> opt.step({"w": np.full(2, 0.5)})
+        >>> weights["w"].round(4)
+        array([0.6838, 0.6838])
         """
         if self._comm.size == 1:
             super().step(grads, grad_scale=grad_scale, found_inf=found_inf, zero_grads=zero_grads)
@@ -299,7 +310,15 @@ class Sharded(Kept):
     def compile(
         self, *, grad_scale: bool = False, found_inf: bool = False, zero_grads: bool = False, grad_dtype: Any = None
     ) -> None:
-        """As in `RMSProp`; gradients are averaged by a `grad_scale`, zeroed where they are packed, and never narrow."""
+        """As in `RMSProp`; gradients are averaged by a `grad_scale`, zeroed where they are packed, and never narrow.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> ShardedRMSProp(np.ones(2), MPI.COMM_SELF).compile(zero_grads=True)
+        """
         if self._comm.size == 1:
             super().compile(grad_scale=grad_scale, found_inf=found_inf, zero_grads=zero_grads, grad_dtype=grad_dtype)
             return
@@ -312,7 +331,17 @@ class Sharded(Kept):
         self._planner.compile(Asked(told=scaled or asked.told, scaled=scaled))
 
     def refresh(self, step: int | None = None) -> None:
-        """Refused: a step of a sharded optimizer is captured in no CUDA graph."""
+        """Refused: a step of a sharded optimizer is captured in no CUDA graph.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> ShardedRMSProp(np.ones(2), MPI.COMM_SELF).refresh()
+        Traceback (most recent call last):
+        RuntimeError: refresh is for replays of CUDA graphs, and no graph captures a step of a sharded optimizer
+        """
         raise RuntimeError("refresh is for replays of CUDA graphs, and no graph captures a step of a sharded optimizer")
 
 
@@ -426,7 +455,17 @@ class ShardedRMSProp(Sharded, RMSProp):
         no_decay: Any = None,
         **arguments: Any,
     ) -> ShardedRMSProp:
-        """RMSProp as another framework has it, sharded: `RMSProp.from_preset`, with the ranks behind the parameters."""
+        """RMSProp as another framework has it, sharded: `RMSProp.from_preset`, with the ranks behind the parameters.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> opt = ShardedRMSProp.from_preset("keras", np.ones(2), MPI.COMM_SELF, rho=0.95)
+        >>> opt.param_groups[0]["alpha"]
+        0.95
+        """
         try:
             preset = preset_of(name)
             preset.rmsprop(name, arguments)

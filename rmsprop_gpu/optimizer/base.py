@@ -88,12 +88,32 @@ class Optimizer(Stateful):
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
-        """The groups, each a mapping of its hyperparameters and ``"params"``; an assignment counts at the next step."""
+        """The groups, each a mapping of its hyperparameters and ``"params"``; an assignment counts at the next step.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp([{"params": np.ones(2), "lr": 0.1}, {"params": np.ones(3)}])
+        >>> opt.param_groups[1]["momentum"] = 0.9
+        >>> [(group["lr"], group["momentum"]) for group in opt.param_groups]
+        [(0.1, 0.0), (0.01, 0.9)]
+        """
         return self._groups.all
 
     @property
     def lr(self) -> float | Schedule:
-        """The learning rate that all groups share; assigning it assigns that of every group."""
+        """The learning rate that all groups share; assigning it assigns that of every group.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp(np.ones(3), lr=1e-3)
+        >>> opt.lr = 1e-4
+        >>> opt.lr
+        0.0001
+        """
         return self._groups.lr
 
     @lr.setter
@@ -106,6 +126,15 @@ class Optimizer(Stateful):
         """How many steps were skipped, by `found_inf` or `skip_nonfinite`; on a device the host waits for the answer.
 
         They are among `steps`, but not among the ``step`` of any parameter's state.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp(np.ones(3), skip_nonfinite=True)
+        >>> opt.step(np.array([1.0, np.nan, 1.0]))
+        >>> opt.skipped_steps, opt.steps
+        (1, 1)
         """
         self._refuse_capture("answer")
         return self._outcome.skipped
@@ -117,6 +146,15 @@ class Optimizer(Stateful):
         Such is a step with `clipnorm` or `global_clipnorm` (infinity, to know it and clip nothing), over the tensors
         of groups that have one, and one that was skipped counts too; 0 before the first. It is of the gradients as they
         are after ``grad_scale``. On a device the host waits for the answer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp(np.ones(2), global_clipnorm=np.inf)
+        >>> opt.step(np.array([3.0, 4.0]))
+        >>> opt.last_grad_norm
+        5.0
         """
         self._refuse_capture("answer")
         return self._outcome.norm
@@ -158,6 +196,19 @@ class Optimizer(Stateful):
             that a CUDA graph captures would need something that is not on the device yet; and inside another step of
             the same optimizer, out of another thread, a signal handler or its own `lr`. (That may assign what the next
             step is to take; and reading, `state_dict` say, finds a whole step out of a handler.)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> weights = {"w": np.ones(3), "b": np.zeros(1)}
+        >>> opt = RMSProp(weights, lr=0.1)
+        >>> opt.step({"w": np.full(3, 0.5), "b": None})
+        >>> weights["w"].round(4), weights["b"]
+        (array([0.6838, 0.6838, 0.6838]), array([0.]))
+        >>> opt.step({"w": np.full(3, 512.0), "b": np.ones(1)}, grad_scale=1024.0, found_inf=True)
+        >>> opt.skipped_steps
+        1
         """
         turn, token = self._groups.changes.turn, object()
         try:
@@ -211,6 +262,16 @@ class Optimizer(Stateful):
         RuntimeError
             For arrays in host memory; while a stream is captured; and after a change of a switch (momentum that was 0,
             say), which a captured graph cannot follow: capture it anew.
+
+        Examples
+        --------
+        In host memory there is nothing to send. How it is used with a graph: :doc:`/howto/cuda_graphs`.
+
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> RMSProp(np.ones(3)).refresh()
+        Traceback (most recent call last):
+        RuntimeError: refresh is for replays of CUDA graphs, but the parameters lie in host memory
         """
         self._refuse_capture("refresh")
         self._groups.changes.turn.refuse("a refresh")

@@ -51,7 +51,17 @@ class Stateful:
 
     @property
     def steps(self) -> int:
-        """How often `step` was called, and what a callable `lr` is given; 0 at the first call."""
+        """How often `step` was called, and what a callable `lr` is given; 0 at the first call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp(np.ones(3))
+        >>> opt.step(np.ones(3))
+        >>> opt.steps
+        1
+        """
         return int(self._steps[0])
 
     @property
@@ -65,7 +75,17 @@ class Stateful:
 
     @property
     def state(self) -> State:
-        """``opt.state[name_or_index]["square_avg"]``: the state itself, arrays of the parameter's shape beside it."""
+        """``opt.state[name_or_index]["square_avg"]``: the state itself, arrays of the parameter's shape beside it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp({"w": np.ones(3)}, alpha=0.75)
+        >>> opt.step({"w": np.ones(3)})
+        >>> opt.state["w"]["square_avg"]
+        array([0.25, 0.25, 0.25])
+        """
         return self._state
 
     @property
@@ -75,6 +95,16 @@ class Stateful:
         Before the first step it is the parameter. The first step sets it to the new parameter, each later one takes
         ``ema_momentum * ema + (1 - ema_momentum) * param``; a step that is skipped leaves it. It stays where it is
         while `use_ema` is off, and goes on from there.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> weights = {"w": np.ones(3)}
+        >>> opt = RMSProp(weights, use_ema=True, ema_momentum=0.5)
+        >>> opt.step({"w": np.ones(3)})
+        >>> np.array_equal(opt.ema["w"], weights["w"])
+        True
         """
         return Averages(self._state)
 
@@ -237,6 +267,19 @@ class Stateful:
             (in a folder also parts that are missing or overlap); nothing was changed.
         MissingExtraError
             Where safetensors is not installed (the extra ``safetensors``).
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> RMSProp({"w": np.ones(2)}, momentum=0.9).save(path)
+        >>> opt = RMSProp({"w": np.ones(2)})
+        >>> opt.load(path)
+        LoadReport(missing=[], unexpected=[])
+        >>> opt.param_groups[0]["momentum"]
+        0.9
         """
         self._refuse_capture("load")
         with checkpoint.opened(path) as saved:
@@ -264,6 +307,14 @@ class Stateful:
         TypeError, ValueError
             Naming everything that does not fit; then nothing was changed. torch finds a wrong shape at the next step,
             and casts float32 state to the parameter's dtype.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> saved = RMSProp({"w": np.ones(2), "b": np.ones(1)}).state_dict()
+        >>> RMSProp({"w": np.ones(2)}).load_state_dict(saved, strict=False)
+        LoadReport(missing=[], unexpected=['b'])
         """
         self._refuse_capture("load_state_dict")
         return self._load(state_dict, strict)
@@ -446,6 +497,16 @@ class Stateful:
         ------
         ValueError
             Naming every switch and hyperparameter that torch does not have.
+
+        Examples
+        --------
+        What torch does not have is refused. A whole run there and back: :doc:`/howto/other_frameworks`.
+
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> RMSProp(np.ones(3), momentum=0.9, nesterov=True).to_foreign("torch")
+        Traceback (most recent call last):
+        ValueError: torch has no param_groups[0]["nesterov"] = True; wanted each at its neutral value
         """
         if framework != "torch":
             raise ValueError(f"framework is {framework!r}; wanted 'torch'")

@@ -18,7 +18,18 @@ Measured: TypeAlias = Report | Times
 
 @dataclass(frozen=True)
 class Comparison(Shown):
-    """What `compare` was given, and shows: the others beside the first."""
+    """What `compare` was given, and shows: the others beside the first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> from rmsprop_gpu.profiling import compare, profile
+    >>> plain = profile(RMSProp(np.ones(1000)), np.ones(1000), repeats=3)
+    >>> both = profile(RMSProp(np.ones(1000), momentum=0.9, centered=True), np.ones(1000), repeats=3)
+    >>> list(compare({"plain": plain, "both": both}).measured)
+    ['plain', 'both']
+    """
 
     measured: dict[str, Measured]
 
@@ -35,6 +46,16 @@ class Comparison(Shown):
         Returns
         -------
         matplotlib.axes.Axes
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> from rmsprop_gpu.profiling import Times, compare, profile
+        >>> ours = profile(RMSProp(np.ones(1000)), np.ones(1000), repeats=3)
+        >>> ax = compare({"ours": ours, "theirs": Times.of([2e-5, 3e-5])}).plot()
+        >>> ax.figure.savefig(os.path.join(tempfile.mkdtemp(), "both.png"))
         """
         return roofline(self.measured, ax, "; ".join(self._busy()[:1] or self._findings()))
 

@@ -21,7 +21,17 @@ CODES = ("launch", "grid x block", "registers", "spilled", "local memory", "occu
 
 @dataclass(frozen=True)
 class Report(Results, Shown):
-    """What `profile` measured, and shows."""
+    """What `profile` measured, and shows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> from rmsprop_gpu.profiling import profile
+    >>> report = profile(RMSProp(np.ones(1000)), np.ones(1000), repeats=3)
+    >>> report.bytes, report.flops > 0, report.rate > 0
+    (40000, True, True)
+    """
 
     @property
     def busy(self) -> list[str]:
@@ -29,7 +39,17 @@ class Report(Results, Shown):
         return busy.reasons(self)
 
     def title_of(self, launch: Launch) -> str:
-        """The name of a launch, with the device where launches are on several."""
+        """The name of a launch, with the device where launches are on several.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> from rmsprop_gpu.profiling import profile
+        >>> report = profile(RMSProp(np.ones(1000)), np.ones(1000), repeats=3)
+        >>> [report.title_of(launch) for launch in report.launches]
+        ['update_kernel[float64, plain]']
+        """
         several = len({x.device for x in self.launches}) > 1
         return f"{launch.name} on {launch.device}" if several else launch.name
 
@@ -44,6 +64,15 @@ class Report(Results, Shown):
         Returns
         -------
         matplotlib.axes.Axes
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> from rmsprop_gpu.profiling import profile
+        >>> ax = profile(RMSProp(np.ones(1000)), np.ones(1000), repeats=3).plot()
+        >>> ax.figure.savefig(os.path.join(tempfile.mkdtemp(), "roofline.png"))
         """
         return roofline({"": self}, ax)
 
@@ -58,6 +87,15 @@ class Report(Results, Shown):
         Returns
         -------
         matplotlib.axes.Axes
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> from rmsprop_gpu.profiling import profile
+        >>> ax = profile(RMSProp(np.ones(1000)), np.ones(1000), repeats=3).plot_repeats()
+        >>> ax.figure.savefig(os.path.join(tempfile.mkdtemp(), "repeats.png"))
         """
         return strips(self._times(), busy.sentence(self, most=1), ax)
 

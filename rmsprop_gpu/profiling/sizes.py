@@ -18,7 +18,17 @@ from .units import seconds, size
 
 @dataclass(frozen=True)
 class Sizes(Shown):
-    """What `profile_sizes` measured, and shows: a report for each size."""
+    """What `profile_sizes` measured, and shows: a report for each size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> from rmsprop_gpu.profiling import profile_sizes
+    >>> found = profile_sizes(lambda n: (RMSProp(np.ones(n)), np.ones(n)), [100, 1000], repeats=3)
+    >>> found.sizes, [report.bytes for report in found.reports]
+    ((100, 1000), [4000, 40000])
+    """
 
     sizes: tuple[int, ...]
     reports: tuple[Report, ...]
@@ -34,13 +44,33 @@ class Sizes(Shown):
         Returns
         -------
         matplotlib.axes.Axes
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> from rmsprop_gpu.profiling import profile_sizes
+        >>> found = profile_sizes(lambda n: (RMSProp(np.ones(n)), np.ones(n)), [100, 1000], repeats=3)
+        >>> ax = found.plot()
+        >>> ax.figure.savefig(os.path.join(tempfile.mkdtemp(), "sizes.png"))
         """
         times = {"host": [r.host for r in self.reports], "kernels": [r.device_times for r in self.reports]}
         copies = [sum(launch.bytes / launch.copy_rate for launch in r.launches) for r in self.reports]
         return lines(self.sizes, times, copies, self._lines()[-1], ax)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that was measured, in dicts, lists, strings and numbers."""
+        """Everything that was measured, in dicts, lists, strings and numbers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> from rmsprop_gpu.profiling import profile_sizes
+        >>> found = profile_sizes(lambda n: (RMSProp(np.ones(n)), np.ones(n)), [100, 1000], repeats=3)
+        >>> found.to_dict()["sizes"]
+        [100, 1000]
+        """
         return {"sizes": list(self.sizes), "reports": [report.to_dict() for report in self.reports]}
 
     def _lines(self) -> list[str]:

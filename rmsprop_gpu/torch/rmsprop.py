@@ -169,7 +169,18 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         return all(group.get("fused") is True for group in self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; the group may name our hyperparameters too."""
+        """As torch's; the group may name our hyperparameters too.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rmsprop_gpu.torch import RMSprop
+        >>> body, head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)
+        >>> opt = RMSprop(body.parameters())
+        >>> opt.add_param_group({"params": head.parameters(), "lr": 0.1, "clipnorm": 1.0})
+        >>> [group["lr"] for group in opt.param_groups]
+        [0.01, 0.1]
+        """
         for name, value in self.__dict__.pop("_ours", NEUTRAL).items():
             self.defaults.setdefault(name, value)
         if isinstance(param_group, dict):  # torch refuses others
@@ -185,7 +196,18 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         self._broken = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but that the state of halves stays float32, which torch would cast to the parameter's dtype."""
+        """As torch's, but that the state of halves stays float32, which torch would cast to the parameter's dtype.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rmsprop_gpu.torch import RMSprop
+        >>> model = torch.nn.Linear(3, 1)
+        >>> opt = RMSprop(model.parameters())
+        >>> opt.load_state_dict(torch.optim.RMSprop(model.parameters(), momentum=0.9).state_dict())
+        >>> opt.param_groups[0]["momentum"]
+        0.9
+        """
         loaded: list[dict[str, Any]] = []
         # The last before torch reads the dict, and the first behind: users' hooks change what counts, and see it.
         before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.append(given))
@@ -213,6 +235,17 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         ----------
         closure : callable, optional
             Reevaluates the model and returns the loss.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rmsprop_gpu.torch import RMSprop
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> opt = RMSprop([weight], lr=0.1, alpha=0.75)
+        >>> weight.grad = torch.full((3,), 0.5)
+        >>> opt.step()
+        >>> opt.state[weight]["square_avg"]
+        tensor([0.0625, 0.0625, 0.0625])
         """
         _check_capture(self)
         loss = None
@@ -248,7 +281,15 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         self._bound = None
 
     def why_not_fused(self) -> dict[str, str]:
-        """By name the parameters that torch's own step would update now, each with the reason; empty where none is."""
+        """By name the parameters that torch's own step would update now, each with the reason; empty where none is.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rmsprop_gpu.torch import RMSprop
+        >>> list(RMSprop([("odd", torch.nn.Parameter(torch.zeros(4, 6)[:, ::2]))]).why_not_fused())
+        ['odd']
+        """
         found = Examined(self)
         return {name: found.theirs[key] for key, name in names_of(self.param_groups).items() if key in found.theirs}
 
