@@ -69,7 +69,7 @@ class Contender:
     build: Callable[[Task], Running]
     rule: str | None = "rmsprop"  # the function of rmsprop_gpu/reference.py that it must agree with; None: no rule
     switches: Mapping[str, Any] = field(default_factory=dict)  # of that rule, which this contender cannot turn off
-    traffic: Callable[[Workload], int] | None = None  # bytes an element by its own passes, where they can be counted
+    traffic: Callable[[Workload], int] | None = None  # bytes per element by its own passes, where they can be counted
 
 
 def schedule(step: int) -> float:

@@ -113,7 +113,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"Wanted: at most {MORE_BYTES - 1:.0%} more bytes than the streams are, and sectors for at most "
         f"{MORE_SECTORS - 1:.0%} more. Each block reads its row and numbers anew, out of the caches.",
         "",
-        "| step | dtype | launches | bytes an element: streams | counted | sectors x 32 / streams | as wanted |",
+        "| step | dtype | launches | bytes per element: streams | counted | sectors x 32 / streams | as wanted |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [

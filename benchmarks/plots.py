@@ -195,7 +195,7 @@ def sizes(figure: Figure, result: dict[str, Any]) -> bool:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: short(x))
     axes.set_xlabel("elements of the one tensor, float32 (log scale)")
-    axes.set_ylabel("GB/s, counting 20 bytes an element")
+    axes.set_ylabel("GB/s, counting 20 bytes per element")
     axes.set_title(sizes_title(single))
     legend(axes)
     return True
@@ -221,7 +221,7 @@ def scaling(figure: Figure, result: dict[str, Any]) -> bool:
         lines(axes, rows, (*TORCH, C_OPENMP, COPY, OURS))
         axes.set_xticks(list(rows))
         axes.set_xlabel("threads")
-        axes.set_ylabel(f"GB/s, counting {workload['bytes_per_element']} bytes an element")
+        axes.set_ylabel(f"GB/s, counting {workload['bytes_per_element']} bytes per element")
         axes.set_title(scaling_title(workload, rows))
         legend(axes)
     return True

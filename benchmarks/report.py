@@ -13,7 +13,7 @@ Cells = tuple[str, ...]
 
 NO_RIVALS = (OURS, AGAIN, VIEWS, PLAIN, COPY)  # the copy computes nothing: it is a limit
 
-HEAD = ("contender", "time a step", "quartiles", "time / ours (quartiles)", "GB/s", "of copy", "bytes an element",
+HEAD = ("contender", "time a step", "quartiles", "time / ours (quartiles)", "GB/s", "of copy", "bytes per element",
         "extra memory")  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def legend() -> list[str]:
         "is faster than we are, and **bold** where its upper quartile is below 1 too. *again* is our own program once",
         "more, the noise. GB/s counts the bytes that a step of the workload cannot do without, 20 an element of plain",
         "RMSProp; small workloads sit in a cache and show no memory speed. *of copy* is the time of a plain copy of as",
-        "many bytes divided by the contender's. *bytes an element* are those of its own passes, where known.",
+        "many bytes divided by the contender's. *bytes per element* are those of its own passes, where known.",
     ]
 
 

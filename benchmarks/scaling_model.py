@@ -6,8 +6,8 @@ N ranks, S bytes of gradients (4 an element), B bytes/s that a rank sends and re
     tree    log2(N) A + (N - 1) / N S / B
 
 is a reduce-scatter or an all-gather; an all-reduce is one of each. Of k buckets the latency counts k times. Packing and
-unpacking move 16 bytes an element through memory, and two buckets are under way, so that the slower of copies and
-communication counts. An update moves `Optimizer.moved` bytes an element, of which a rank does an N-th.
+unpacking move 16 bytes per element through memory, and two buckets are under way, so that the slower of copies and
+communication counts. An update moves `Optimizer.moved` bytes per element, of which a rank does an N-th.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import math
 from typing import NamedTuple
 
 LEAST, LEAST_A_RANK = 32 << 20, 1 << 20  # bytes of a bucket, as in rmsprop_gpu.distributed
-GRADIENT = 4  # bytes an element
-WHOLE = 8  # bytes an element of parameter and gradient, which every rank has
-COPIED = 16  # bytes an element that packing and unpacking move: a read and a write each
+GRADIENT = 4  # bytes per element
+WHOLE = 8  # bytes per element of parameter and gradient, which every rank has
+COPIED = 16  # bytes per element that packing and unpacking move: a read and a write each
 GPUS_A_NODE = 8
 
 
@@ -36,8 +36,8 @@ INFINIBAND = Link(50e9, 5e-6)
 class Optimizer(NamedTuple):
     """Of float32."""
 
-    state: int  # bytes an element that it keeps
-    moved: int  # bytes an element that an update moves
+    state: int  # bytes per element that it keeps
+    moved: int  # bytes per element that an update moves
 
 
 PLAIN = Optimizer(4, 20)
@@ -127,7 +127,7 @@ def replicated(
 
 
 def held(ranks: int, elements: float, optimizer: Optimizer = PLAIN, *, times: int = 1) -> float:
-    """Bytes an element that a rank holds: parameters and gradients, its part of gradients and state, two buckets."""
+    """Bytes per element that a rank holds: parameters and gradients, its part of gradients and state, two buckets."""
     if ranks == 1:
         return held_replicated(optimizer)
     size = GRADIENT * elements
@@ -136,14 +136,14 @@ def held(ranks: int, elements: float, optimizer: Optimizer = PLAIN, *, times: in
 
 
 def held_replicated(optimizer: Optimizer = PLAIN) -> float:
-    """Bytes an element that each rank holds without sharding, not counting the buckets of an all-reduce."""
+    """Bytes per element that each rank holds without sharding, not counting the buckets of an all-reduce."""
     return WHOLE + optimizer.state
 
 
 def local_bytes(ranks: int, elements: float, optimizer: Optimizer = PLAIN) -> float:
     """What a rank moves through host memory in a step besides sending and receiving it.
 
-    It packs all gradients (8 bytes an element); of its part it copies the first contribution (8) and adds the others
+    It packs all gradients (8 bytes per element); of its part it copies the first contribution (8) and adds the others
     (12 each), updates it and packs it (8); and unpacks the parts of others (8).
     """
     own = elements / ranks

@@ -75,7 +75,7 @@ def measured(result: dict[str, Any]) -> list[str]:
         "any other program.",
         "",
         *table(
-            ("ranks", "bytes an element that a rank holds", "by the model"),
+            ("ranks", "bytes per element that a rank holds", "by the model"),
             [
                 (str(job["ranks"]), f"{job['held'] / elements:.3f}", f"{model.held(job['ranks'], elements):.3f}")
                 for job in jobs
@@ -161,7 +161,7 @@ def predicted(memory: float) -> list[str]:
         *where_it_pays(memory),
         "",
         *table(
-            ("bytes an element: GPUs", *(f"{o}: {way}" for o in OPTIMIZERS for way in ("whole", "sharded"))), held()
+            ("bytes per element: GPUs", *(f"{o}: {way}" for o in OPTIMIZERS for way in ("whole", "sharded"))), held()
         ),
         "",
         "Parameters and gradients (8) and state; where it is sharded also the reduced gradients and two buckets of "
@@ -172,7 +172,7 @@ def predicted(memory: float) -> list[str]:
         "",
         "What `bucket_bytes` does, in nodes of 8 and with plain RMSProp:",
         "",
-        *table(("GPUs", "`bucket_bytes`", "sharded, ring", "sharded, tree", "bytes an element"), sizes(memory)),
+        *table(("GPUs", "`bucket_bytes`", "sharded, ring", "sharded, tree", "bytes per element"), sizes(memory)),
         "",
         "A step of 8 GPUs over NVLink, plain RMSProp, by their memory:",
         "",

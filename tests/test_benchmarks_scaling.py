@@ -135,7 +135,7 @@ def test_turns_are_merged():
 def test_a_time_by_the_model_is_made_of_what_was_measured():
     # 2 ranks, 4 MB in one bucket: exchanged in 2 x 1 ms, of which the messages take 2 x 0.1.
     job = {"ranks": 2, "elements": 1_000_000, "exchange": [0.002], "small": 1e-4, "agree": 5e-4}
-    local = 2 * 36e6 / 1e10  # both ranks move 36 bytes an element through one memory
+    local = 2 * 36e6 / 1e10  # both ranks move 36 bytes per element through one memory
     assert scaling_page.by_the_model(job, 1e10) == near(0.002 + 5e-4 + local)
 
 

@@ -107,7 +107,7 @@ def test_quiet_prints_the_final_lines_only(capsys):
 def test_verbose_says_the_traffic_and_the_deviation(capsys):
     assert main(["demo", "--quiet", "--epochs", "1", "--momentum", "0.9", "--verbose"]) == 0
     out = capsys.readouterr().out
-    for text in ("28 bytes an element", "GB/s", "off the oracle by", "  found in", "is the parameter's rounding"):
+    for text in ("28 bytes per element", "GB/s", "off the oracle by", "  found in", "is the parameter's rounding"):
         assert text in out
     assert all(len(line) <= 80 for line in out.splitlines())
 

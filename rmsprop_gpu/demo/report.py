@@ -37,7 +37,7 @@ def print_summary(s: dict[str, Any], console: Console, verbose: bool = False) ->
         rows += [("updates", "match the float64 reference to rounding" if d["matches"] else off)]
     if verbose and s["bytes_moved"] is not None:
         size, speed, seconds = s["bytes_a_step"] / s["parameters"], s["gb_per_second"], s["update_seconds"]
-        traffic = f"{s['bytes_moved'] / 1e6:,.0f} MB, {size:.0f} bytes an element"
+        traffic = f"{s['bytes_moved'] / 1e6:,.0f} MB, {size:.0f} bytes per element"
         rows += [("memory traffic", f"{traffic}, {speed:.1f} GB/s over {seconds:.3f} s")]
     if verbose and d:
         rows += [

@@ -121,7 +121,7 @@ def cosine(lr: float, steps: int) -> Callable[[int], float]:
 
 
 def bytes_a_step(opt: RMSProp | AdaGrad, params: Params) -> int:
-    """What the model says: 20 bytes an element for plain float32."""
+    """What the model says: 20 bytes per element for plain float32."""
     variant = hyper.variant(opt.param_groups[0].hyper(), isinstance(opt, AdaGrad))
     return sum(param.size * bytes_per_element(variant, param.dtype) for param in params.values())
 

@@ -81,7 +81,7 @@ class DeviceProbe:
         return times
 
     def memory_rate(self, repeats: int) -> tuple[float, float | None]:
-        """Bytes a second of a copy that no cache holds; nothing is known of other users of the device."""
+        """Bytes per second of a copy that no cache holds; nothing is known of other users of the device."""
         with cupy.cuda.Device(self._devices[0]):
             seconds, copied = self._copies(COPY, repeats)
         return copied / min(seconds), None
@@ -95,7 +95,7 @@ class DeviceProbe:
         return self._seconds(copy, repeats), 2 * half
 
     def flop_rate(self, T: Any, repeats: int) -> float:
-        """Operations a second, as fma of type T on all multiprocessors."""
+        """Operations per second, as fma of type T on all multiprocessors."""
         kernel, rounds, threads = once(_make_fma_kernel, T), 1, 256
         with cupy.cuda.Device(self._devices[0]) as device:
             blocks = 8 * device.attributes["MultiProcessorCount"]

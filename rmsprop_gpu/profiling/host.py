@@ -1,4 +1,4 @@
-"""The clock and the ceilings of the CPU: what memory alone takes, and how many operations a second there are."""
+"""The clock and the ceilings of the CPU: what memory alone takes, and how many operations per second there are."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class HostProbe:
         return self.step(run, repeats, nullcontext())
 
     def memory_rate(self, repeats: int) -> tuple[float, float | None]:
-        """Bytes a second of arrays that no cache holds; the part of their time in which the threads had a processor."""
+        """Bytes per second of arrays that no cache holds; the part of the time that threads had a processor."""
         # Written to, since all pages of untouched zeros are one and the same.
         opt, grad = RMSProp(np.ones(BIG, np.float32)), np.ones(BIG, np.float32)
         plan = opt._planner.plan()
@@ -109,7 +109,7 @@ class HostProbe:
         return BIG * bytes_per_element(batch.variant, batch.dtype, batch.grad_dtype) / min(copies), had
 
     def flop_rate(self, T: Any, repeats: int) -> float:
-        """Operations a second, as fma of type T on all threads."""
+        """Operations per second, as fma of type T on all threads."""
         loop = once(_make_fma_loop, T, not in_forked_child())  # a child has lost its parent's threads
         x, rounds = np.ones((PARTS, WIDTH), T), 20
         with nullcontext() if in_forked_child() else cpu_drive.in_parallel:

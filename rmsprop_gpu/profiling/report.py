@@ -14,7 +14,7 @@ from .results import Code, Launch, Results, Times
 from .show import Shown, Table
 from .units import rate, seconds, size
 
-LAUNCHES = ("launch", "tensors", "elements", "chunks", "bytes an element", "time", "GB/s", "of a copy")
+LAUNCHES = ("launch", "tensors", "elements", "chunks", "bytes per element", "time", "GB/s", "of a copy")
 TIMES = ("time of", "min", "quartile", "median", "quartile", "max")
 CODES = ("launch", "grid x block", "registers", "spilled", "local memory", "occupancy")
 

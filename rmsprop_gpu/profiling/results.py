@@ -104,12 +104,12 @@ class Launch:
 
     @property
     def copy_rate(self) -> float:
-        """Bytes a second of the copy."""
+        """Bytes per second of the copy."""
         return self.copied / self.copies.median
 
     @property
     def rate(self) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
         return self.bytes / self.seconds.median
 
     @property
@@ -119,12 +119,12 @@ class Launch:
 
     @property
     def flop_rate(self) -> float:
-        """Floating-point operations a second."""
+        """Floating-point operations per second."""
         return self.flops_per_element * self.elements / self.seconds.median
 
     @property
     def intensity(self) -> float:
-        """Operations a byte."""
+        """Operations per byte."""
         return self.flops_per_element / self.bytes_per_element
 
 
@@ -142,8 +142,8 @@ class Ceilings:
     (True, ['float64'])
     """
 
-    memory_rate: float  # bytes a second, of the fastest copy that no cache holds
-    flop_rates: dict[str, float]  # operations a second by compute dtype, of fma
+    memory_rate: float  # bytes per second, of the fastest copy that no cache holds
+    flop_rates: dict[str, float]  # operations per second by compute dtype, of fma
     processors: float | None  # the part of the threads' time in which they had a processor; None on devices
 
 
@@ -163,12 +163,12 @@ class Results:
 
     @property
     def memory_rate(self) -> float:
-        """Bytes a second, of the fastest copy that no cache holds."""
+        """Bytes per second, of the fastest copy that no cache holds."""
         return max(self.before.memory_rate, self.after.memory_rate)
 
     @property
     def flop_rates(self) -> dict[str, float]:
-        """Operations a second by compute dtype, of fma, at best."""
+        """Operations per second by compute dtype, of fma, at best."""
         return {dtype: max(rate, self.after.flop_rates[dtype]) for dtype, rate in self.before.flop_rates.items()}
 
     @property
@@ -191,7 +191,7 @@ class Results:
 
     @property
     def rate(self) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
         return self.bytes / self.device_times.median
 
     @property

@@ -1,4 +1,4 @@
-"""What a step moves and computes: bytes and operations an element, by the Variant and the dtype alone."""
+"""What a step moves and computes: bytes and operations per element, by the Variant and the dtype alone."""
 
 from __future__ import annotations
 

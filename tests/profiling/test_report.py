@@ -72,7 +72,7 @@ def test_the_notebook_shows_the_same():
     html = made([{"code": CODE, "grid": 2, "block": 256}])._repr_html_()
     parser = Cells()
     parser.feed(html)
-    assert {"update_kernel[float32, plain]", "1,000", "125%", "bytes an element"} <= set(parser.found)
+    assert {"update_kernel[float32, plain]", "1,000", "125%", "bytes per element"} <= set(parser.found)
     assert {"2 x 256", "40", "4 B", "8 B", "75% (6 blocks)", "30 float32, 5 memory"} <= set(parser.found)
     assert "RMSProp over 2 tensors, 1,000 elements, on a <processor>" in parser.found
     assert "<processor>" not in html
@@ -159,5 +159,5 @@ def test_without_rich_the_same_is_plain_text(monkeypatch):
         x for x in cells if x and set("".join(x)) != {"─"}
     ]
     assert plain.isascii()
-    head, row = (line for line in plain.splitlines() if "bytes an element" in line or line.endswith("125%"))
+    head, row = (line for line in plain.splitlines() if "bytes per element" in line or line.endswith("125%"))
     assert head.index("elements") + len("elements") == row.index("1,000") + len("1,000")  # they end together
