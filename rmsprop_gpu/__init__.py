@@ -1,4 +1,4 @@
-"""RMSProp in place on NumPy and CuPy arrays: one pass over memory, the same bits everywhere, every framework's form."""
+"""RMSProp for NumPy and CuPy arrays, in place and in one pass over memory: bit-identical on CPU and GPU."""
 
 from .arrays.selector import array_module, available_backends, backend_of
 from .optimizer.functional import adagrad_update, rmsprop_update

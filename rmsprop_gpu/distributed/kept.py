@@ -350,7 +350,20 @@ class Kept(Optimizer):
     def load_foreign(
         self, framework: str, state: Any, *, steps: int | None = None, match: Literal["name", "order"] = "name"
     ) -> None:
-        """Collective: as in `RMSProp`, of the whole state, which every rank is given."""
+        """Collective: as in `RMSProp`, of the whole state, which every rank is given.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from mpi4py import MPI
+        >>> from rmsprop_gpu.distributed import ShardedRMSProp
+        >>> group = {"lr": 0.1, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
+        >>> state = {0: {"step": 3.0, "square_avg": np.full(2, 0.25)}}
+        >>> opt = ShardedRMSProp(np.ones(2), MPI.COMM_SELF)
+        >>> opt.load_foreign("torch", {"state": state, "param_groups": [{**group, "params": [0]}]})
+        >>> opt.steps, opt.lr
+        (3, 0.1)
+        """
         self._refuse_capture("load_foreign")
         fault, translated = None, {}
         try:

@@ -123,9 +123,9 @@ class Optimizer(Stateful):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were skipped, by `found_inf` or `skip_nonfinite`; on a device the host waits for the answer.
+        """The number of steps that were skipped, by `found_inf` or `skip_nonfinite`. On a device the host waits for it.
 
-        They are among `steps`, but not among the ``step`` of any parameter's state.
+        They are counted in `steps`, but not in the ``step`` of any parameter's state.
 
         Examples
         --------
@@ -143,9 +143,9 @@ class Optimizer(Stateful):
     def last_grad_norm(self) -> float:
         """The norm of the gradients, over all tensors and before any clip, in the last step that took norms.
 
-        Such is a step with `clipnorm` or `global_clipnorm` (infinity, to know it and clip nothing), over the tensors
-        of groups that have one, and one that was skipped counts too; 0 before the first. It is of the gradients as they
-        are after ``grad_scale``. On a device the host waits for the answer.
+        A step computes norms with `clipnorm` or `global_clipnorm`, over the tensors of the groups that have one; set to
+        infinity, these clip nothing. A skipped step counts too. Before the first such step it is 0. The norm is that of
+        the gradients after division by ``grad_scale``. On a device the host waits for it.
 
         Examples
         --------
@@ -167,35 +167,36 @@ class Optimizer(Stateful):
         Parameters
         ----------
         grads : array, sequence, mapping or list of these
-            Mirrors the structure of the parameters, nested as they are, mappings in any order; for groups a list with
-            one entry a group. Where every parameter has a name, it may also be one mapping from the names, which are
-            those of `state`, to the gradients. Each gradient has its parameter's shape and dtype (of float32 also
-            float16 or bfloat16, as from autocast: it is widened where it is read) and lies where it does (host or
-            device), in any layout: one that lies as its parameter is read where it is, another is copied into a buffer
-            that is kept. Gradients are only read, and on a device held until the step is enqueued. ``None`` in the
-            place of one leaves its parameter and state alone.
+            In the structure of the parameters, nested as they are; mappings may have any order. For groups it is a list
+            with one entry per group. Where every parameter has a name, it may also be one mapping from these names
+            (those of `state`) to gradients.
+
+            Each gradient has its parameter's shape and dtype and lies in the same place, host or device. A float32
+            parameter also takes a float16 or bfloat16 gradient, as from autocast, which is widened where it is read. If
+            its memory layout is not that of its parameter, it is copied into a buffer first. Gradients are only read,
+            and on a device held until the step is enqueued. ``None`` instead of a gradient leaves its parameter and
+            state alone.
         grad_scale : float or array of one element, optional
-            By what the gradients have been multiplied (a loss scale): they are divided by it before all else. An array
-            of float32 or float64 lies where the parameters do and is read there, when the step runs.
+            The factor by which the gradients have been multiplied (a loss scale). They are divided by it first. An
+            array of float32 or float64 lies where the parameters do, and is read there when the step runs.
         found_inf : bool, number or array of one element, optional
             Anything but 0 skips the step, as torch's ``GradScaler`` wants it: no byte of parameters, state or counters
-            changes, `skipped_steps` counts. An array may also be of bool or integers, and is read where it lies.
+            changes, and `skipped_steps` grows by 1. An array may also be of bool or integers. It is read where it lies.
         zero_grads : bool
-            Write zeros into the gradients in the same pass, also where the step is skipped; a gradient that is
-            read-only or overlaps another is then refused. 4 bytes more an element of float32.
+            Write zeros into the gradients in the same pass, also if the step is skipped. A gradient that is read-only
+            or overlaps another is then refused. It costs 4 bytes more per float32 element.
 
         Raises
         ------
         TypeError, ValueError
-            Naming everything that is wrong with any gradient or other argument, or with a NumPy parameter that was
-            changed in place (the memory of an array on a device cannot move); and where a mapping or list of
-            parameters, as it was given, holds another array now. Then nothing at all was written: a step is all or
-            nothing.
+            Naming everything that is wrong with any gradient or other argument, or with a NumPy parameter whose memory
+            was moved or reshaped in place; also if a mapping or list of parameters holds another array now than it did.
+            Nothing has been written then: a step is all or nothing.
         RuntimeError
-            Where CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on; where a step
-            that a CUDA graph captures would need something that is not on the device yet; and inside another step of
-            the same optimizer, out of another thread, a signal handler or its own `lr`. (That may assign what the next
-            step is to take; and reading, `state_dict` say, finds a whole step out of a handler.)
+            If CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on. If a CUDA graph
+            captures the step and something that it needs is not on the device yet. And inside another step of the same
+            optimizer: from another thread, a signal handler, or its own `lr`. (These may assign hyperparameters for the
+            next step; and a signal handler that reads, with `state_dict` say, finds a whole step.)
 
         Examples
         --------
@@ -280,9 +281,10 @@ class Optimizer(Stateful):
     def compile(
         self, *, grad_scale: bool = False, found_inf: bool = False, zero_grads: bool = False, grad_dtype: Any = None
     ) -> None:
-        """Compile what a step needs, or load it from disk, without taking one: the first step is then as fast as any.
+        """Compile what a step needs, or load it from disk, without taking one. The first step is then as fast as any.
 
-        For the hyperparameters as they are; a switch that changes later, as a momentum that was 0, needs other kernels.
+        It compiles for the hyperparameters as they are. A switch that changes later, such as momentum that was 0, needs
+        another kernel.
 
         Parameters
         ----------

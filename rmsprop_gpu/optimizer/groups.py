@@ -94,7 +94,7 @@ class ParamGroup(MutableMapping[str, Any]):
     __eq__, __hash__ = object.__eq__, object.__hash__  # as mappings, groups would compare their arrays
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError(f"a hyperparameter cannot be deleted ({name!r}); assign its neutral value instead")
+        raise TypeError(f"a hyperparameter cannot be deleted ({name!r}); assign the value that switches it off instead")
 
     def __iter__(self) -> Iterator[str]:
         return iter(("params", *self._values, *self.kept))

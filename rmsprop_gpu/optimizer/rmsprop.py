@@ -12,49 +12,52 @@ from .base import Optimizer
 
 
 class RMSProp(Optimizer):
-    """RMSProp, in place on arrays of the CPU or of CUDA devices, all of them in one pass.
+    """RMSProp on arrays in host memory or on CUDA devices: in place, all of them in one pass over memory.
 
     ::
 
         square_avg = alpha * square_avg + (1 - alpha) * grad**2
         param     -= lr / (sqrt(square_avg) + eps) * grad
 
-    AdaGrad's sum of squared gradients is replaced by a decaying average, so that the learning rate no longer dies
+    RMSProp replaces AdaGrad's sum of squared gradients by a decaying average, so that the learning rate no longer dies
     (Tieleman and Hinton 2012, lecture 6.5; centered, with momentum: Graves 2013, arXiv:1308.0850).
 
     Parameters
     ----------
     params : array, sequence of arrays, mapping from name to array, these nested, or list of groups
-        NumPy arrays, or arrays on CUDA devices: CuPy's, or any with ``__cuda_array_interface__`` or DLPack, in place;
-        in host memory too arrays of others, with ``__array_interface__`` or DLPack (of torch ``p.detach()``).
-        Of float32, float64, float16 or bfloat16 (``ml_dtypes``), any shape, each one dense block of memory in any order
-        of its dimensions. Of nested mappings and sequences (flax, optax) a name is all keys and places on the way,
-        joined by dots: ``params.Dense_0.kernel``, ``layers.0.bias``; keys are strings or integers. A group is a mapping
-        with ``"params"`` and the hyperparameters that differ; a key that is none anywhere (a name, what a scheduler
-        needs) is kept and ignored. A list at the top that holds a mapping with ``"params"`` or with a hyperparameter is
-        one of groups; any other is a list of parameters, also of mappings.
+        NumPy or CuPy arrays, or arrays of other libraries: on a CUDA device with ``__cuda_array_interface__`` or
+        DLPack, in host memory with ``__array_interface__`` or DLPack (torch: ``p.detach()``). They are updated in
+        place. The dtype is float32, float64, float16 or bfloat16 (``ml_dtypes``). Any shape is fine; each array is one
+        dense block of memory, in any order of its dimensions.
+
+        In nested mappings and sequences (flax, optax), names are the keys and positions joined by dots:
+        ``params.Dense_0.kernel``, ``layers.0.bias``. Keys are strings or integers.
+
+        A group is a mapping with ``"params"`` and the hyperparameters that differ. Keys that are no hyperparameter (a
+        name, what a scheduler needs) are kept and ignored. A list is a list of groups if it holds a mapping with
+        ``"params"`` or with a hyperparameter; otherwise it is a list of parameters.
     lr : float or callable
-        Learning rate, >= 0. A callable is given `steps`, the count of steps so far, as the schedules of optax and Keras
-        are. What it returns, and every number here, may be any one real number: a 0-d array of NumPy, JAX, torch or
-        CuPy (for one on a device the host waits), a Decimal.
+        Learning rate, >= 0. A callable receives `steps`, the number of steps so far, as schedules of optax and Keras
+        do. What it returns, like every number here, may be any real number: a Decimal, or a 0-d array of NumPy, JAX,
+        torch or CuPy (the host waits for one on a device).
     alpha : float
         Decay of the averages, 0 <= alpha < 1 (Keras and TensorFlow: rho; optax: decay; the definition: beta).
     eps : float
-        >= 0, added to the root; 0 is Hinton's form, in which an element that never saw a gradient stays.
+        >= 0, added to the root. With 0 (Hinton's form) an element that never saw a gradient stays where it is.
     weight_decay : float
         Added to the gradient as ``weight_decay * param`` (L2, coupled); see `decoupled_weight_decay`.
     momentum : float
         0 <= momentum <= 1; 0 needs no buffer.
     centered : bool
-        Divide by the standard deviation, ``sqrt(square_avg - grad_avg**2)``. The difference is kept from going below 0:
-        torch, optax and Keras yield NaN on a constant gradient.
+        Divide by the standard deviation, ``sqrt(square_avg - grad_avg**2)``. The difference is kept from falling below
+        0; torch, optax and Keras yield NaN for a constant gradient.
     nesterov : bool
         Look ahead by one momentum step (optax).
     eps_in_sqrt : bool
         ``sqrt(square_avg + eps)`` (TensorFlow, Keras, optax's default) instead of ``sqrt(square_avg) + eps`` (torch).
     lr_in_momentum : bool
-        The momentum buffer holds steps (TensorFlow, Keras, optax) instead of directions (torch): it differs when `lr`
-        changes.
+        The momentum buffer holds steps (TensorFlow, Keras, optax) instead of directions (torch). It makes a difference
+        when `lr` changes.
     initial_scale : float
         What `square_avg` starts from: 1 in TensorFlow 1, 0 elsewhere.
     bias_correction : bool
@@ -64,51 +67,54 @@ class RMSProp(Optimizer):
     maximize : bool
         Step up the gradient.
     clipvalue : float, optional
-        Clip every element of the gradient to [-clipvalue, clipvalue], before decay; a NaN stays a NaN. None and 0 are
-        off; at most one of the three clips may be on.
+        Clip every element of the gradient to [-clipvalue, clipvalue], before decay. A NaN stays a NaN. None and 0 are
+        off. At most one of the three clips may be on.
     clipnorm : float, optional
-        Shorten the gradient of each tensor to this norm where it is longer (Keras's name). Infinity takes the norm and
-        changes nothing, see `last_grad_norm`; else a gradient that holds a NaN, and so has no norm, becomes NaN, and a
-        norm that is infinite, of float64 from 1.3e154 on, leaves zeros of what is finite.
+        Scale the gradient of each tensor down to this norm if it is longer (Keras's name). With infinity nothing is
+        clipped, but the norm is computed: see `last_grad_norm`. Otherwise a gradient that holds a NaN has no norm and
+        becomes NaN. An infinite norm (float64 gradients from 1.3e154 on) turns finite elements into zeros.
     global_clipnorm : float, optional
         The same over the gradients of all tensors together (Keras; ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the
         norm). The same in all groups; refused across devices.
     skip_nonfinite : bool
-        Skip a step in which any gradient, as it is given, holds a NaN or infinity; or, after scale and clip, an element
-        whose square is not finite in the state's dtype (in float32 from 1.8e19 on, and a millionth below that may count
-        as such), which would stay in ``square_avg`` for good; or whose ``grad_scale``, in an array, has a reciprocal
-        that is 0 or not finite in the state's dtype of any parameter. No byte of parameters, state or counters changes,
-        `skipped_steps` counts. Weight decay is not looked at. The same in all groups; refused across devices.
+        Skip a step in which any gradient, as it is given, holds a NaN or infinity. Also skip if, after scaling and
+        clipping, an element's square is not finite in the state's dtype, since it would stay in ``square_avg`` for good
+        (in float32 from 1.8e19 on; a millionth below that may count too); and if ``grad_scale``, given as an array, has
+        a reciprocal that is 0 or not finite in the state's dtype of any parameter. A skipped step changes no byte of
+        parameters, state or counters, and adds 1 to `skipped_steps`. Weight decay is not looked at. It is the same in
+        all groups, and is refused if parameters lie on several devices.
     use_ema, ema_momentum : bool, float
         Keep a moving average of the parameters in the same pass, ``opt.ema[name]`` (Keras's names and its rule: the
-        first step sets it, each later one takes ``ema_momentum * ema + (1 - ema_momentum) * param``). Of a half it is
-        the average, in float32, of the parameter before it is rounded. 8 bytes more an element of float32.
+        first step sets it, each later one computes ``ema_momentum * ema + (1 - ema_momentum) * param``). For float16
+        and bfloat16 it is the float32 average of the parameter before rounding. It costs 8 bytes more per float32
+        element.
     no_decay : sequence of str, sequence of arrays, or callable, optional
         The parameters without weight decay: by name, as the arrays themselves, or where ``no_decay(name, array)`` is
-        True (``lambda name, x: x.ndim < 2`` for biases and scales). They become a group of their own, with the other
-        hyperparameters of theirs.
+        True (``lambda name, x: x.ndim < 2`` for biases and scales). They become a group of their own and keep their
+        other hyperparameters.
 
     Notes
     -----
     State, on the parameter's device and in its dtype, in float32 for halves: ``square_avg``, ``grad_avg`` if centered,
     ``momentum_buffer`` with momentum, ``ema`` with `use_ema`, each of the parameter's size; ``step`` and
-    ``bias_weight``, one number each. A plain step reads three and writes two streams of the model's size, 20 bytes an
-    element of float32, 14 of a half; each further buffer adds two (8 bytes), `clipnorm`, `global_clipnorm` and
-    `skip_nonfinite` together one (4). Arithmetic is in the state's dtype; a half is rounded once, to nearest even.
-    Norms are summed in float64 in one order, whatever divides the work.
-    Results are the same to the last bit on the CPU, for any number of threads, and on CUDA devices.
+    ``bias_weight``, one number each. A plain step moves 20 bytes per float32 element (it reads parameter, gradient and
+    state, and writes parameter and state) and 14 per float16 or bfloat16 element. Each further buffer adds 8 bytes;
+    `clipnorm`, `global_clipnorm` and `skip_nonfinite` together add 4. Arithmetic is in the state's dtype. A half is
+    rounded once, to nearest even. Norms are summed in float64 in a fixed order.
 
-    On a device a step is one launch for all tensors that share device, dtype and switches (two with `bias_correction`,
-    `use_ema`, ``grad_scale`` or ``found_inf``, three with norms or `skip_nonfinite`), on the stream that is current in
-    CuPy; the host waits for nothing. A step may be captured in a CUDA graph after a step with the same gradient arrays;
-    see `refresh`.
+    Results are bit-identical on the CPU, for any number of threads, and on CUDA devices.
+
+    On a device a step is one kernel launch for all tensors that share device, dtype and switches (two with
+    `bias_correction`, `use_ema`, ``grad_scale`` or ``found_inf``, three with norms or `skip_nonfinite`), on CuPy's
+    current stream. The host does not wait. A step may be captured in a CUDA graph after a step with the same gradient
+    arrays; see `refresh`.
 
     Any hyperparameter but `initial_scale` may change between steps (``opt.lr = 1e-4``,
-    ``opt.param_groups[0]["momentum"] = 0.9``): a buffer that becomes necessary is made then, where torch raises
-    KeyError. The defaults are the definition above; torch's alpha is 0.99 by default, and its lr 1e-2, Keras's lr 1e-3
-    and eps 1e-7 inside the root.
+    ``opt.param_groups[0]["momentum"] = 0.9``). A buffer that becomes necessary is made in the next step, where torch
+    raises KeyError. The defaults are the definition above. Others differ: torch's alpha is 0.99; Keras's lr is 1e-3 and
+    its eps 1e-7, inside the root.
 
-    Two threads may step two optimizers at a time, not one and the same.
+    Two threads may step two different optimizers at the same time, but not the same one.
 
     Examples
     --------
@@ -163,7 +169,7 @@ class RMSProp(Optimizer):
 
     @classmethod
     def from_preset(cls, name: str, params: Any, /, *, no_decay: Any = None, **arguments: Any) -> RMSProp:
-        """RMSProp as another framework has it: its names, its defaults, its trajectory.
+        """RMSProp as another framework implements it: its argument names, its defaults, its trajectory.
 
         ======================= ============================================================ =========================
         name                    what it is                                                   needs
@@ -189,37 +195,37 @@ class RMSProp(Optimizer):
         no_decay
             As in :class:`RMSProp`.
         **arguments
-            The framework's, by its names; what is not given has its default. A learning rate may be a callable of the
-            step count in every preset. What has no counterpart here (timm's ``caution``, ...) is taken at the
-            values that leave the trajectory as it is; any ``name`` does.
+            The framework's, by its names and with its defaults. In every preset the learning rate may be a callable of
+            the step count. An argument without a counterpart here (timm's ``caution``, ...) is accepted only at the
+            values that do not change the trajectory. Any ``name`` is accepted.
 
         Returns
         -------
         RMSProp
-            Its hyperparameters have our names from then on: ``opt.param_groups[0]["alpha"]`` for every framework.
+            From then on its hyperparameters have our names: ``opt.param_groups[0]["alpha"]`` for every framework.
 
         Raises
         ------
         TypeError
-            An argument that the framework does not have, listing those that it has; one that it requires and that is
-            missing; a value of the wrong type.
+            For an argument that the framework does not have, listing those that it has; for a required one that is
+            missing; for a value of the wrong type.
         ValueError
-            An unknown preset; a value out of range; an argument without counterpart at another value than the neutral
-            one; optax's ``centered`` with ``bias_correction``, whose first step is 0/0 or up to 1e8 learning rates;
-            more than one clip: tf_keras_legacy takes ``clipvalue`` beside a norm, the others take one too.
+            For an unknown preset; a value out of range; an argument without a counterpart, at a value that would change
+            the trajectory; optax's ``centered`` with ``bias_correction``, whose first step is 0/0 or up to 1e8 learning
+            rates; more than one clip (tf_keras_legacy itself allows ``clipvalue`` beside a norm).
 
         Notes
         -----
-        The trajectories are the frameworks' up to rounding, wherever theirs are finite: we do not follow them into a
-        NaN (see `centered` and `eps`).
+        The trajectories are the frameworks' up to rounding, as long as theirs are finite. We do not reproduce their
+        NaNs (see `centered` and `eps`).
 
-        tf.keras up to 2.10 has eps inside the root with momentum and outside it without, as decided when the optimizer
-        is built, here as there. Momentum that becomes 0 later leaves eps inside; that becomes larger than 0 later is
-        ignored there, and here is momentum with eps outside. An epsilon of None or 0 is 1e-7 there, and in this preset.
-        Its ``decay`` makes `lr` a schedule, ``lr / (1 + decay * steps)``; an `lr` that is assigned later replaces it.
+        tf.keras up to 2.10 has eps inside the root with momentum, and outside without. That is decided when the
+        optimizer is built, here as there. If momentum becomes 0 later, eps stays inside. If it becomes larger than 0
+        later, tf.keras ignores it; here it is momentum with eps outside. An epsilon of None or 0 means 1e-7, as there.
+        Its ``decay`` makes `lr` a schedule, ``lr / (1 + decay * steps)``; assigning `lr` later replaces the schedule.
 
-        Keras's ``get_config()`` is arguments of ``"keras"``, that of tf.keras up to 2.10 of ``"tf_keras_legacy"``; of a
-        ``LossScaleOptimizer``'s take ``config["inner_optimizer"]["config"]``.
+        Keras's ``get_config()`` can be passed to ``"keras"``, that of tf.keras up to 2.10 to ``"tf_keras_legacy"``. For
+        a ``LossScaleOptimizer`` pass ``config["inner_optimizer"]["config"]``.
 
         Examples
         --------
@@ -239,15 +245,15 @@ loss_scale_factor, gradient_accumulation_steps, name
 
 
 class AdaGrad(Optimizer):
-    """AdaGrad, in place on arrays: RMSProp with the sum of squared gradients instead of their decaying average.
+    """AdaGrad on arrays, in place: RMSProp with the sum of squared gradients instead of their decaying average.
 
     ::
 
         sum    = sum + grad**2
         param -= lr / (sqrt(sum) + eps) * grad
 
-    Duchi, Hazan and Singer, JMLR 12 (2011). Its learning rate dies as 1 / sqrt(t); it is here for comparison and for
-    sparse problems.
+    Duchi, Hazan and Singer, JMLR 12 (2011). Its learning rate dies as 1 / sqrt(t). It is here for comparison, and for
+    problems with rare features.
 
     Parameters
     ----------

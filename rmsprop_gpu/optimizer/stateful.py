@@ -51,7 +51,7 @@ class Stateful:
 
     @property
     def steps(self) -> int:
-        """How often `step` was called, and what a callable `lr` is given; 0 at the first call.
+        """The number of calls of `step` so far, which a callable `lr` receives; 0 in the first call.
 
         Examples
         --------
@@ -109,10 +109,10 @@ class Stateful:
         return Averages(self._state)
 
     def state_dict(self, *, flat: bool = False) -> dict[str, Any]:
-        """A snapshot of state, hyperparameters and steps, of plain dicts, lists, numbers and arrays; it may be kept.
+        """A snapshot of state, hyperparameters and steps, made of plain dicts, lists, numbers and arrays.
 
-        Unlike torch's it copies, so that later steps do not change it, and goes by name. A callable ``lr`` is a
-        program, not a number: it is saved as None, and given again to the optimizer that loads.
+        Unlike torch's it is a copy, which later steps do not change, and is keyed by name. A callable ``lr`` is a
+        program, not a number: it is saved as None, and you give it again to the optimizer that loads.
 
         Parameters
         ----------
@@ -245,7 +245,7 @@ class Stateful:
                 del turn[0]
 
     def load(self, path: str | bytes | os.PathLike[Any], strict: bool = True) -> LoadReport:
-        """Continue from a checkpoint that `save` wrote, on the same bits, whichever array library or device has them.
+        """Continue from a checkpoint that `save` wrote, bit for bit, also with another array library or device.
 
         Parameters
         ----------
@@ -286,7 +286,7 @@ class Stateful:
             return self._load(saved, strict)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
-        """Continue from a `state_dict`: everything is validated by name before anything changes.
+        """Continue from a `state_dict`. Everything is validated before anything changes.
 
         Parameters
         ----------
@@ -506,7 +506,7 @@ class Stateful:
         >>> from rmsprop_gpu import RMSProp
         >>> RMSProp(np.ones(3), momentum=0.9, nesterov=True).to_foreign("torch")
         Traceback (most recent call last):
-        ValueError: torch has no param_groups[0]["nesterov"] = True; wanted each at its neutral value
+        ValueError: torch has no param_groups[0]["nesterov"] = True; wanted these off, or at the values that torch has
         """
         if framework != "torch":
             raise ValueError(f"framework is {framework!r}; wanted 'torch'")

@@ -24,17 +24,17 @@ _check_capture = methodcaller(next(name for name in _CHECKS if hasattr(torch.opt
 
 
 class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are its own affair
-    """``torch.optim.RMSprop`` in one pass over memory: to replace the import is all that there is to do.
+    """``torch.optim.RMSprop`` in one pass over memory. To use it, replace the import.
 
-    A subclass, in which only `step` is new: arguments, their checks, groups, names, ``state_dict``, hooks, pickles and
-    old checkpoints are torch's own. Parameters, gradients and state are torch's tensors and stay where they are;
-    ``state[p]`` holds ``step``, ``square_avg``, ``momentum_buffer`` and ``grad_avg`` as torch makes them, and
+    It is a subclass in which only `step` is new. Arguments and their checks, groups, names, ``state_dict``, hooks,
+    pickles and old checkpoints are torch's own. Parameters, gradients and state are torch's tensors and stay where they
+    are. ``state[p]`` holds ``step``, ``square_avg``, ``momentum_buffer`` and ``grad_avg`` as torch makes them, and
     ``bias_weight`` with `bias_correction`.
 
     Parameters
     ----------
     params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable
-        torch's, with its defaults. `foreach` means nothing here.
+        torch's, with its defaults. `foreach` has no effect here.
     fused : bool, optional
         None: our kernels where they can, torch's own step elsewhere (see `why_not_fused`). True: our kernels, or a
         RuntimeError that names every parameter that they cannot take; and ``torch.amp.GradScaler.step`` hands over its
@@ -42,8 +42,8 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     nesterov, eps_in_sqrt, lr_in_momentum, initial_scale, bias_correction, decoupled_weight_decay
         As in :class:`rmsprop_gpu.RMSProp`; by default the rule is torch's.
     clipvalue, clipnorm, global_clipnorm, skip_nonfinite
-        As in :class:`rmsprop_gpu.RMSProp`, in the pass of the update; `global_clipnorm` and `skip_nonfinite` are the
-        same in all groups. A step that is skipped changes no byte, counters included.
+        As in :class:`rmsprop_gpu.RMSProp`, in the same pass. `global_clipnorm` and `skip_nonfinite` have to be the same
+        in all groups. A skipped step changes no byte, counters included.
 
     Raises
     ------
@@ -54,9 +54,9 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
 
     Notes
     -----
-    Other than in torch: with ``eps=0`` an element that never saw a gradient stays, where torch has 0/0; `centered`
-    keeps the variance from going below 0, where torch yields NaN on a constant gradient; and the state of halves is
-    float32, as the arithmetic is, and stays it through `load_state_dict`.
+    It differs from torch in three ways. With ``eps=0`` an element that never saw a gradient stays where it is; torch
+    computes 0/0. `centered` keeps the variance from falling below 0; torch yields NaN for a constant gradient. And the
+    state of halves is float32, as the arithmetic is, also after `load_state_dict`.
 
     Tensors on CUDA devices want numba-cuda (the extra ``cuda13`` or ``cuda12``), not CuPy; without it torch's step
     updates them. Memory is torch's, the launches go to torch's current stream, and no order between streams is added.

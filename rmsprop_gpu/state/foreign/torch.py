@@ -49,7 +49,7 @@ def to_torch(snapshot: Callable[[], Mapping[str, Any]], hyper: Sequence[Mapping[
     """Our `state_dict()`, taken once it is known that torch can have it, as ``load_state_dict`` there takes it."""
     refused = [f"param_groups[{i}][{quoted(n)}] = {h[n]!r}" for i, h in enumerate(hyper) for n in _not_in_torch(h)]
     if refused:
-        raise ValueError(f"torch has no {', '.join(refused)}; wanted each at its neutral value")
+        raise ValueError(f"torch has no {', '.join(refused)}; wanted these off, or at the values that torch has")
     with extra("bench"):
         torch: Any = import_module("torch")
     state_dict = snapshot()

@@ -122,7 +122,9 @@ NOT_IN_TORCH = [
 @pytest.mark.parametrize("given", NOT_IN_TORCH, ids=lambda given: next(iter(given)))
 def test_what_torch_does_not_have_is_refused(given):
     opt, name = RMSProp(start(), **given), next(iter(given))
-    with refused(ValueError, f'param_groups[0]["{name}"] = ', "wanted each at its neutral value", of=[opt]):
+    with refused(
+        ValueError, f'param_groups[0]["{name}"] = ', "wanted these off, or at the values that torch has", of=[opt]
+    ):
         opt.to_foreign("torch")
 
 
