@@ -27,7 +27,10 @@ def pages() -> dict[Path, Path]:
     files = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("benchmarks/results/*.md")]
     files += [*ROOT.glob("benchmarks/results/*.png"), *ROOT.glob("benchmarks/results/gpu-*/*.md")]
     files += [*ROOT.glob("benchmarks/results/gpu-*/*.png")]
-    files += [ROOT / "benchmarks/README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+    files += [
+        ROOT / "benchmarks/README.md",
+        *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
+    ]
     return {file: DOCS / MADE / file.relative_to(ROOT) for file in sorted(files)}
 
 
