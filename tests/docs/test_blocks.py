@@ -22,6 +22,19 @@ CASES = [
 ]
 
 
+# What they print, as far as it is known.
+SAYS = {
+    "README.md": ["RMSProp(2 tensors, 32,896 parameters of float32", ", 3 steps)"],
+    "docs/start/ten_lines.md": ["2 problems, nothing was changed", "(256, 128)"],
+    "docs/howto/arrays.md": ["['params.Dense_0.kernel', 'params.Dense_0.bias']"],
+    "docs/howto/gradients.md": ["1 nan [", "15.8113"],  # the norm of a thousand halves
+    "docs/howto/many_processes.md": ["3 steps, on 1 ranks", "3\n"],
+    "docs/howto/profile.md": ["RMSProp over 2 tensors, 4,001,000 elements", "momentum / plain", "1,000,000"],
+    "docs/understand/one_pass.md": ["20 bytes per element"],
+    "docs/understand/a_step.md": ["update_kernel[float32, momentum]"],
+}
+
+
 @pytest.mark.parametrize(("page", "library"), CASES)
 def test_blocks_run(page, library, tmp_path, monkeypatch, capsys):
     if library:
@@ -34,6 +47,11 @@ def test_blocks_run(page, library, tmp_path, monkeypatch, capsys):
         if block.needs in (None, library):
             run(block, page, scope)
     pyplot.close("all")
+    said = capsys.readouterr().out
+    if library == ("mpi4py" if page.stem == "many_processes" else None):
+        assert [text for text in SAYS.get(named(page), []) if text not in said] == []
+    if library == "cupy" and page.stem == "cuda_graphs":
+        assert int(scope["opt"].state[0]["step"]) == 4  # one eager, three replays
 
 
 def run(block, page, scope):
