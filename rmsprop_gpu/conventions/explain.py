@@ -77,7 +77,7 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
     if h["skip_nonfinite"]:
         add(
             "",
-            "nothing changes in a step with a gradient that is not finite, or whose square, scaled and clipped, is not",
+            "a step is skipped if a gradient, or its square after scaling and clipping, is not finite",
         )
     if callable(h["lr"]):
         add(f"lr = {lr!r}", f"{hyper.shown(h['lr'])}({step})")
@@ -108,7 +108,7 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
 
     if not eps:
         add(f"r = sqrt({d})")
-        add("u = where(r > 0, g / r, 0)", "nothing moves where nothing was seen")
+        add("u = where(r > 0, g / r, 0)", "an element without any gradient yet stays")
     elif h["eps_in_sqrt"]:
         add(f"u = g / sqrt({d} + {eps!r})")
     else:
@@ -181,16 +181,17 @@ def _decay(h: Hyper, lr: float) -> str:
     if not h["weight_decay"]:
         return "no decay"
     if h["decoupled_weight_decay"]:
-        return f"a step takes lr * weight_decay = {lr * h['weight_decay']:.3g} of the parameter, whatever its gradient"
+        taken = f"{lr * h['weight_decay']:.3g}"
+        return f"each step removes lr * weight_decay = {taken} of the parameter, whatever its gradient"
     return "added to the gradient (L2), so that it is divided by the RMS with it"
 
 
 def _clip(name: str, text: str) -> Callable[[Hyper, float], str]:
     def words(h: Hyper, lr: float) -> str:
         if not h[name]:
-            return "off, as None is"
+            return "off, as with None"
         if h[name] == math.inf:
-            return "clips nothing" + ", but the norm is taken: last_grad_norm" * name.endswith("norm")
+            return "clips nothing" + ", but computes the norm: last_grad_norm" * name.endswith("norm")
         return f"{text} {h[name]!r}"
 
     return words
@@ -209,25 +210,25 @@ WORDS: dict[str, Callable[[Hyper, float], str]] = {
     "momentum": lambda h, lr: (
         f"a constant gradient takes steps up to {1 / (1 - h['momentum']):.3g} times as long"
         if h["momentum"] < 1
-        else "steps add up and never fade"
+        else "steps add up and never decay"
     ),
     "centered": lambda h, lr: "divided by the standard deviation of the gradient, not by its RMS",
     "nesterov": _only_with("momentum", "looks ahead by one step of the momentum"),
     "eps_in_sqrt": lambda h, lr: _inside(h),
     "lr_in_momentum": _only_with("momentum", "the buffer holds steps, so that a new lr applies to new gradients only"),
     "initial_scale": lambda h, lr: f"v starts from {h['initial_scale']!r}, so that the first steps are smaller",
-    "bias_correction": lambda h, lr: "v counts from the first step on as an average of what was seen, not of zeros too",
+    "bias_correction": lambda h, lr: "v is the average of the squares seen so far, without the 0 it started from",
     "decoupled_weight_decay": lambda h, lr: (
         "the parameter itself decays, not through the gradient"
         if h["weight_decay"]
         else _only_with("weight_decay", "")(h, lr)
     ),
     "maximize": lambda h, lr: "steps go up the gradient",
-    "clipvalue": _clip("clipvalue", "no element of the gradient counts for more than"),
-    "clipnorm": _clip("clipnorm", "no parameter's gradient counts for more than a norm of"),
-    "global_clipnorm": _clip("global_clipnorm", "the gradients together count for no more than a norm of"),
+    "clipvalue": _clip("clipvalue", "each element of the gradient is clipped to at most"),
+    "clipnorm": _clip("clipnorm", "each parameter's gradient is scaled down to a norm of at most"),
+    "global_clipnorm": _clip("global_clipnorm", "all gradients together are scaled down to a norm of at most"),
     "skip_nonfinite": lambda h, lr: (
-        "a gradient that is not finite, or whose square, scaled and clipped, is not, changes nothing"
+        "a step is skipped if a gradient, or its square after scaling and clipping, is not finite"
     ),
     "use_ema": lambda h, lr: "an average of the parameters is kept beside them",
     "ema_momentum": _only_with("use_ema", "how slowly the average of the parameters follows them"),

@@ -165,7 +165,7 @@ def test_average_of_the_parameter_is_said_last():
 def test_skipped_steps_are_said_first():
     text = RMSProp(one(1), skip_nonfinite=True).explain()
     assert text.splitlines()[1] == (
-        "  # nothing changes in a step with a gradient that is not finite, or whose square, scaled and clipped, is not"
+        "  # a step is skipped if a gradient, or its square after scaling and clipping, is not finite"
     )
 
 
@@ -250,31 +250,31 @@ DIFFERENCES = [
     ),
     ({"weight_decay": 0.5}, "weight_decay=0.5 (0.0): added to the gradient (L2)"),
     ({"momentum": 0.9}, "momentum=0.9 (0.0): a constant gradient takes steps up to 10 times as long"),
-    ({"momentum": 1}, "momentum=1.0 (0.0): steps add up and never fade"),
+    ({"momentum": 1}, "momentum=1.0 (0.0): steps add up and never decay"),
     ({"centered": True}, "centered=True (False): divided by the standard deviation"),
     ({"nesterov": True}, "nesterov=True (False): without effect, since momentum is 0.0"),
     ({"lr_in_momentum": True}, "lr_in_momentum=True (False): without effect, since momentum is 0.0"),
     ({"initial_scale": 1}, "initial_scale=1.0 (0.0): v starts from 1.0"),
-    ({"bias_correction": True}, "bias_correction=True (False): v counts from the first step on"),
+    ({"bias_correction": True}, "bias_correction=True (False): v is the average of the squares seen so far"),
     (
         {"decoupled_weight_decay": True},
         "decoupled_weight_decay=True (False): without effect, since weight_decay is 0.0",
     ),
     ({"maximize": True}, "maximize=True (False): steps go up the gradient"),
-    ({"clipvalue": 2}, "clipvalue=2.0 (None): no element of the gradient counts for more than 2.0"),
-    ({"clipvalue": 0}, "clipvalue=0.0 (None): off, as None is"),
+    ({"clipvalue": 2}, "clipvalue=2.0 (None): each element of the gradient is clipped to at most 2.0"),
+    ({"clipvalue": 0}, "clipvalue=0.0 (None): off, as with None"),
     ({"clipvalue": np.inf}, "clipvalue=inf (None): clips nothing"),
-    ({"clipnorm": 2}, "clipnorm=2.0 (None): no parameter's gradient counts for more than a norm of 2.0"),
-    ({"clipnorm": 0}, "clipnorm=0.0 (None): off, as None is"),
-    ({"clipnorm": np.inf}, "clipnorm=inf (None): clips nothing, but the norm is taken: last_grad_norm"),
+    ({"clipnorm": 2}, "clipnorm=2.0 (None): each parameter's gradient is scaled down to a norm of at most 2.0"),
+    ({"clipnorm": 0}, "clipnorm=0.0 (None): off, as with None"),
+    ({"clipnorm": np.inf}, "clipnorm=inf (None): clips nothing, but computes the norm: last_grad_norm"),
     (
         {"global_clipnorm": 2},
-        "global_clipnorm=2.0 (None): the gradients together count for no more than a norm of 2.0",
+        "global_clipnorm=2.0 (None): all gradients together are scaled down to a norm of at most 2.0",
     ),
     (
         {"skip_nonfinite": True},
-        "skip_nonfinite=True (False): a gradient that is not finite, or whose square, scaled and clipped, is not, "
-        "changes nothing",
+        "skip_nonfinite=True (False): a step is skipped if a gradient, or its square after scaling and clipping, "
+        "is not finite",
     ),
     ({"use_ema": True}, "use_ema=True (False): an average of the parameters is kept beside them"),
     ({"ema_momentum": 0.5}, "ema_momentum=0.5 (0.99): without effect, since use_ema is False"),
@@ -290,7 +290,7 @@ def test_difference_is_said_in_words(given, text):
 def test_differences_that_need_each_other():
     text = RMSProp(one(1), eps_in_sqrt=True, eps=0, weight_decay=0.5, decoupled_weight_decay=True, lr=0.5).explain()
     assert "eps_in_sqrt=True (False): without effect, since eps is 0.0" in text
-    assert "weight_decay=0.5 (0.0): a step takes lr * weight_decay = 0.25 of the parameter" in text
+    assert "weight_decay=0.5 (0.0): each step removes lr * weight_decay = 0.25 of the parameter" in text
     assert "a floor of 0.001 on the RMS" in RMSProp(one(1), eps=1e-6, eps_in_sqrt=True).explain()
     assert "looks ahead" in RMSProp(one(1), momentum=0.5, nesterov=True).explain()
 
@@ -328,8 +328,8 @@ def test_notebook_shows_mathematics():
         r"g &\leftarrow \mathrm{clip}(g,\ -2.0,\ 2.0) && \text{clipvalue} \\",
         r"v &\leftarrow 0.9\,v + 0.1\,g^{2} && \text{square}\_\text{avg} \\",
         r"r &\leftarrow \sqrt{v} \\",
-        r"u &\leftarrow \begin{cases} \frac{g}{r} & \text{if } r > 0 \\ 0 & \text{else} \end{cases} && \text{nothing "
-        r"moves where nothing was seen} \\",
+        r"u &\leftarrow \begin{cases} \frac{g}{r} & \text{if } r > 0 \\ 0 & \text{else} \end{cases} && \text{an "
+        r"element without any gradient yet stays} \\",
         r"p &\leftarrow p - \mathrm{lr} \cdot 0.25\,p && \text{decoupled weight decay} \\",
         r"p &\leftarrow p - \mathrm{lr}\,u",
         r"\end{aligned}$$",
@@ -360,8 +360,8 @@ def test_notebook_shows_what_is_done_around_the_rule():
     shown = RMSProp(one(1), clipnorm=1.0, skip_nonfinite=True, use_ema=True).explain()._repr_markdown_()
     assert r"g &\leftarrow g\,\min(1,\ \frac{1.0}{\lVert g \rVert})" in shown
     assert (
-        r"& && \text{nothing changes in a step with a gradient that is not finite, "
-        r"or whose square, scaled and clipped, is not} \\" in shown
+        r"& && \text{a step is skipped if a gradient, or its square after scaling and clipping, is not finite} \\"
+        in shown
     )
     assert r"e &\leftarrow 0.99\,e + 0.01\,p && \text{ema, which the first step sets to p}" in shown
     assert r"\lVert \text{every } g \rVert" in RMSProp(one(1), global_clipnorm=2.0).explain()._repr_markdown_()
