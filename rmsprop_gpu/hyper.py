@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .arrays.real import one_real
+from .arrays.real import one_real, whole
 from .kernels.rule import Scalars, Variant
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -40,23 +41,37 @@ _FLAGS = (
     "maximize",
     "skip_nonfinite",
     "use_ema",
+    "store_param_remainders",
+    "bf16_stochastic_round",
 )
+# How a second moment may be stored.
+FORMATS = ("float32", "uint16", "uint8")
+_MOMENTS = ("square_avg_dtype", "sum_dtype")
+# What the state is made for, which cannot change under it.
+FIXED = (*_MOMENTS, "store_param_remainders")
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 # The hyperparameters of each optimizer, in the order of its arguments.
 RMSPROP = (
     "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "nesterov", "eps_in_sqrt", "lr_in_momentum",
     "initial_scale", "bias_correction", "decoupled_weight_decay", "maximize", "clipvalue",
     "clipnorm", "global_clipnorm", "skip_nonfinite", "use_ema", "ema_momentum",
+    "square_avg_dtype", "store_param_remainders", "bf16_stochastic_round", "seed",
 )  # fmt: skip  # a table, read as one
 ADAGRAD = tuple(
-    name for name in RMSPROP
+    "sum_dtype" if name == "square_avg_dtype" else name for name in RMSPROP
     if name not in ("alpha", "momentum", "centered", "nesterov", "lr_in_momentum", "bias_correction")
 )  # fmt: skip
+ALL = (*RMSPROP, "sum_dtype")
 # What state dicts may lack that were written before it was there.
-SINCE = {"use_ema": False, "ema_momentum": 0.99}
+_STORED = {"store_param_remainders": False, "bf16_stochastic_round": False, "seed": 0}
+SINCE = {
+    "use_ema": False, "ema_momentum": 0.99,
+    "square_avg_dtype": "float32", "sum_dtype": "float32", **_STORED,
+}  # fmt: skip
 # What one tensor's update does not have is off.
 NEUTRAL = {
     "initial_scale": 0.0, "bias_correction": False, "skip_nonfinite": False, "use_ema": False, "ema_momentum": 0.0,
+    "square_avg_dtype": "float32", "sum_dtype": "float32", **_STORED,
 }  # fmt: skip  # None where not named
 
 
@@ -118,7 +133,36 @@ def checked(name: str, value: object) -> Any:
     """One hyperparameter, validated; a callable is a schedule where `name` is ``lr``."""
     if name == "lr" and callable(value):
         return value
+    if name in _MOMENTS:
+        return _format(name, value)
+    if name == "seed":
+        return _seed(value)
     return _flag(name, value) if name in _FLAGS else number(name, value)
+
+
+def _format(name: str, value: object) -> str:
+    """The name of a format, given by that or as a dtype."""
+    found: object = value
+    if not isinstance(value, str) and value is not None:
+        with suppress(TypeError):
+            found = np.dtype(value).name  # type: ignore[call-overload]  # whatever it is
+    if found not in FORMATS:
+        raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, FORMATS))}")
+    return str(found)
+
+
+def _seed(value: object) -> int:
+    found = None if isinstance(value, (bool, np.bool_)) else whole(value)
+    if found is None or not 0 <= found < 2**64:
+        raise (TypeError if found is None else ValueError)(
+            f"seed is {written(value)} (a {type(value).__name__}); wanted an integer with 0 <= seed < 2**64"
+        )
+    return found
+
+
+def moment_dtype(h: Mapping[str, Any]) -> str:
+    """How the second moment is stored with these hyperparameters, of either optimizer."""
+    return str(h.get("square_avg_dtype") or h.get("sum_dtype") or "float32")
 
 
 def rate_alone(x: object) -> float | None:
@@ -176,8 +220,14 @@ def check_shared(hypers: Sequence[Mapping[str, Any]], devices: Sequence[Any]) ->
             raise ValueError(f"{name} is {found[0]!r} and the parameters lie on devices {devices}; wanted one device")
 
 
-def variant(h: Mapping[str, Any], adagrad: bool, asked: Asked = NOTHING_ASKED) -> Variant:
-    """The compile-time switches, normalised: what has no effect is off, so that it shares its kernel."""
+def variant(
+    h: Mapping[str, Any], adagrad: bool, asked: Asked = NOTHING_ASKED, dtype: np.dtype[Any] | None = None
+) -> Variant:
+    """The compile-time switches, normalised: what has no effect is off, so that it shares its kernel.
+
+    Of parameters of a dtype: what is there for bfloat16 leaves others alone.
+    """
+    moment, bf16 = moment_dtype(h), dtype is not None and dtype.name == "bfloat16"
     eps, decay, momentum = h["eps"] != 0, bool(h["weight_decay"]), bool(h.get("momentum"))
     norm = bool(h["clipnorm"] or h["global_clipnorm"])
     return Variant(
@@ -198,6 +248,10 @@ def variant(h: Mapping[str, Any], adagrad: bool, asked: Asked = NOTHING_ASKED) -
         told=asked.told,
         ema=h["use_ema"],
         zero_grads=asked.zero_grads,
+        uint16=moment == "uint16",
+        uint8=moment == "uint8",
+        remainder=bf16 and h.get("store_param_remainders", False),
+        stochastic_round=bf16 and h.get("bf16_stochastic_round", False),
     )
 
 

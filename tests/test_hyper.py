@@ -22,6 +22,8 @@ FLAGS = [
     "maximize",
     "skip_nonfinite",
     "use_ema",
+    "store_param_remainders",
+    "bf16_stochastic_round",
 ]
 CLIPS = ["clipvalue", "clipnorm", "global_clipnorm"]
 
@@ -56,6 +58,9 @@ WRONG = [
     *each(sorted({*NUMBERS} - {"weight_decay", *CLIPS}), [None], TypeError),
     *each(FLAGS, NO_FLAGS, TypeError),
     *(case for name, values in OUT_OF_RANGE.items() for case in each([name], values, ValueError)),
+    *each(["square_avg_dtype"], ["uint32", "float16", np.float16, 16, None, ""], ValueError),
+    *each(["seed"], ["1", 0.0, True, None, [0]], TypeError),
+    *each(["seed"], [-1, 2**64], ValueError),
 ]
 
 
@@ -96,7 +101,8 @@ def test_wrong_value_in_a_group_names_the_group(name, value, kind):
 
 @pytest.mark.parametrize("name", hyper.ADAGRAD)
 def test_adagrad_refuses_the_same(name):
-    value, kind = next((value, kind) for n, value, kind in (case.values for case in WRONG) if n == name)
+    same = "square_avg_dtype" if name == "sum_dtype" else name
+    value, kind = next((value, kind) for n, value, kind in (case.values for case in WRONG) if n == same)
     param = one(1)
     with refused(kind, name, of=[param]):
         AdaGrad(param, **{name: value})

@@ -115,6 +115,8 @@ class Tensor:
     layout: Layout
     address: int  # the lowest
     device: int | None  # CUDA's number of it; None is the host's memory
+    of: str | None = None  # the key of the parameter that it is a part of, if it is one
+    start: int = 0  # and where in that it begins, in elements
 
     @property
     def header(self) -> Array:

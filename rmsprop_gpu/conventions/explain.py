@@ -98,6 +98,8 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
         add("v = v + g**2", "sum")
     else:
         add(f"v = {alpha!r} * v + {rest} * g**2", "square_avg")
+    if (moment := hyper.moment_dtype(h)) != "float32":
+        add("", f"v is stored in {moment[4:]} bits, rounded up or down at random")
     d = "v"
     if h.get("centered"):
         add(f"m = {alpha!r} * m + {rest} * g", "grad_avg")
@@ -154,6 +156,11 @@ def _differences(h: Hyper, lr: float, defaults: Mapping[str, Any]) -> list[str]:
         if name in defaults and value != defaults[name]
     ]
     return ["It differs from the default:", *said] if said else ["That is the default."]
+
+
+def _stored(h: Hyper) -> str:
+    bits = {"uint16": "2 bytes instead of 4", "uint8": "1 byte instead of 4, with a base for 128 neighbours"}
+    return f"v takes {bits.get(hyper.moment_dtype(h), '4 bytes')}, and its rounding is unbiased"
 
 
 def _floor(h: Hyper) -> str:
@@ -232,4 +239,9 @@ WORDS: dict[str, Callable[[Hyper, float], str]] = {
     ),
     "use_ema": lambda h, lr: "an average of the parameters is kept beside them",
     "ema_momentum": _only_with("use_ema", "how slowly the average of the parameters follows them"),
+    "square_avg_dtype": lambda h, lr: _stored(h),
+    "sum_dtype": lambda h, lr: _stored(h),
+    "store_param_remainders": lambda h, lr: "bfloat16 parameters move as float32 ones do: what they lack is kept",
+    "bf16_stochastic_round": lambda h, lr: "bfloat16 parameters are rounded at random, so that small steps count",
+    "seed": lambda h, lr: "what the rounding at random is made from",
 }

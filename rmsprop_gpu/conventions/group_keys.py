@@ -24,7 +24,7 @@ _OTHERS = {
     "bitsandbytes": "betas block_wise percentile_clipping max_unorm is_paged beta3 t_alpha t_beta3 dampening",
 }
 _THEIRS = {name for preset in PRESETS.values() for name in preset.arguments if name not in LABELS}
-_HYPERPARAMETERS = {*hyper.RMSPROP, *OURS, *_THEIRS, *" ".join(_OTHERS.values()).split()}
+_HYPERPARAMETERS = {*hyper.ALL, *OURS, *_THEIRS, *" ".join(_OTHERS.values()).split()}
 
 # What torch's schedulers leave in a group; some of them are close to ours.
 _SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
@@ -59,10 +59,10 @@ def _meant(name: str) -> str | None:
     for one in _HYPERPARAMETERS:
         if _letters(one) == letters:
             return one
-    ours = {_letters(one): one for one in hyper.RMSPROP}
+    ours = {_letters(one): one for one in hyper.ALL}
     words = [word for word in name.lower().replace("-", "_").split("_") if word]
     # With a word more (lr_scale, warmup_momentum) it is another name, unless it is very close to one.
-    longer = any(_within(one.split("_"), words) for one in hyper.RMSPROP)
+    longer = any(_within(one.split("_"), words) for one in hyper.ALL)
     close = get_close_matches(letters, ours, 1, 0.85 if longer else 0.65)
     return ours[close[0]] if close else None
 

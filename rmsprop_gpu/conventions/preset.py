@@ -111,7 +111,7 @@ class Preset:
 
     def _checked(self, key: str, value: Any) -> Any:
         ours = OURS.get(key, key)
-        if key in self.own or ours not in hyper.RMSPROP:
+        if key in self.own or ours not in hyper.ALL:
             return value
         if value is None and (self.arguments[key] is None or key in self.none):
             return value
@@ -127,7 +127,7 @@ class Preset:
         """
         theirs = {ours: key for key, ours in OURS.items() if key in self.arguments and key not in self.own}
         said, _, rest = text.partition(" is ")
-        if not set(said.split(" * ")) <= {*hyper.RMSPROP}:
+        if not set(said.split(" * ")) <= {*hyper.ALL}:
             return text  # it is about a parameter
         found, semicolon, wanted = rest.rpartition("; wanted ")
 

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..arrays.dtypes import compute_dtype, of, type_of
+from .codes import BLOCK as CODED
 from .compiling import once
 from .cpu_code import address
+from .cpu_coded import make_update_kernel as make_coded_update_kernel
 from .cpu_drive import driven, items_of
 from .cpu_prepare import kernel, make_partials_kernel, make_prepare_kernel, make_totals_kernel
 from .intrinsics import HOST, memory
@@ -118,7 +120,8 @@ def _makers(
     if variant.prepared:
         made["prepare_kernel"] = make_prepare_kernel, variant.of_prepare, compute_dtype(dtype).type
     types = type_of(dtype), type_of(grad_dtype)
-    made["update_kernel"] = _make_update_kernel, variant.of_update, *types, make or make_rule
+    update = make_coded_update_kernel if variant.coded else _make_update_kernel
+    made["update_kernel"] = update, variant.of_update, *types, make or make_rule
     return made
 
 
@@ -152,7 +155,9 @@ def make_launch(
             prepares.append((kernels["prepare_kernel"], block, not prepares, 0, len(batch.sizes)))
         work.append(items_of(kernels["update_kernel"], block, batch.sizes))
 
-    run = driven([*totals.values(), *prepares], work, steps, threads=threads)
+    coded = any(batch.variant.coded for batch in batches)
+    unit = CODED if coded else None
+    run = driven([*totals.values(), *prepares], work, steps, unit, threads)
     run.kept = blocks, batches  # type: ignore[attr-defined]  # addresses do not own
     if not sums:
         return run

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..arrays.dtypes import compute_dtype, of, type_of
 from .cuda_code import compiled, handle
+from .cuda_coded import make_update_kernel as make_coded_update_kernel
 from .cuda_prepare import grids, make_partials_kernel, make_prepare_kernel
 from .cuda_target import target
 from .intrinsics import GLOBAL, make_lanes, memory, opaque
@@ -151,7 +152,8 @@ def _makers(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -
     D, G = type_of(dtype), type_of(grad_dtype)
     partials = {"partials_kernel": (make_partials_kernel, variant.of_sums, G)} if variant.measures else {}
     prepare = {"prepare_kernel": (make_prepare_kernel, variant.of_prepare, D)} if variant.prepared else {}
-    return {**partials, **prepare, "update_kernel": (make_update_kernel, variant.of_update, D, G)}
+    update = make_coded_update_kernel if variant.coded else make_update_kernel
+    return {**partials, **prepare, "update_kernel": (update, variant.of_update, D, G)}
 
 
 def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -256,6 +256,20 @@ def opaque(typingctx, x):  # type: ignore[no-untyped-def]
     return x(x), codegen
 
 
+@intrinsic
+def late(typingctx, x, known):  # type: ignore[no-untyped-def]
+    """`x`, an int32, which is not known before the float32 `known` is: what is made from it is made behind that.
+
+    For CUDA only. Made before, it would hold registers through divisions and roots.
+    """
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        kind = ir.FunctionType(_I32, [_I32, _F32])
+        return builder.asm(kind, "mov.b32 $0, $1;", "=r,r,f", args, side_effect=False)
+
+    return types.int32(types.int32, types.float32), codegen
+
+
 def make_scratch(count: int) -> Any:
     """``scratch()``: the address of so many float64 on the stack of the function that asks. For the CPU only."""
 

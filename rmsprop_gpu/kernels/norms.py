@@ -15,9 +15,10 @@ import numpy as np
 
 from ..arrays.dtypes import compute_dtype, of
 from . import table
+from .codes import key_of
 from .intrinsics import fma, magnitude, memory, of_magnitude
 from .rule import Factors, Scalars, Variant, inline
-from .table import BIAS_WEIGHT, SCALARS_ROW, STEP
+from .table import BIAS_WEIGHT, COUNT_FLOAT32, COUNT_FLOAT64, SCALARS_ROW, STEP
 
 BLOCK = 4096  # elements of one partial sum
 LANES = 128
@@ -132,6 +133,28 @@ def make_advance(variant: Variant, T: Any, space: int) -> Any:
         return correction
 
     return advance
+
+
+def _make_count(space: int) -> Any:
+    """``count(row)``: which step of the tensor whose table row is at this address this is, once it was advanced.
+
+    A counter that is a float is advanced behind the step by its owner, so that this step is the next.
+    """
+    (load_int, _), (load32, _), (load64, _) = (memory(T, space) for T in (np.int64, np.float32, np.float64))
+
+    @inline
+    def count(row):  # type: ignore[no-untyped-def]
+        own, narrow, wide = load_int(row, STEP), load_int(row, COUNT_FLOAT32), load_int(row, COUNT_FLOAT64)
+        found = 0
+        if own != 0:
+            found = load_int(own, 0)
+        elif narrow != 0:
+            found = np.int64(load32(narrow, 0)) + 1
+        elif wide != 0:
+            found = np.int64(load64(wide, 0)) + 1
+        return found
+
+    return count
 
 
 def make_factors(variant: Variant, T: Any, space: int) -> Any:
@@ -282,9 +305,14 @@ def make_prepare(variant: Variant, T: Any, space: int) -> Any:
 
     `row` is the address of its row in the table, `sum_address` that of its own sum.
     """
-    (load64, _), (load_int, _), (_, store) = memory(np.float64, space), memory(np.int64, space), memory(T, space)
+    (load64, _), (load_int, store_int), (_, store) = (
+        memory(np.float64, space),
+        memory(np.int64, space),
+        memory(T, space),
+    )
     advance, scalars_of, scale_of = make_advance(variant, T, space), make_scalars(T, space), make_scale(variant, T)
     zero, one, stride = T(0), T(1), table.FACTOR_COLUMNS * np.dtype(T).itemsize
+    dithers, count = variant.dithers, _make_count(space)
 
     @inline
     def prepare(row, scalars, factors, index, sum_address, skip, inverse, all_norm):  # type: ignore[no-untyped-def]
@@ -300,6 +328,8 @@ def make_prepare(variant: Variant, T: Any, space: int) -> Any:
                 first = load_int(load_int(row, STEP), 0) == 0
                 store(f, table.EMA_MOMENTUM, zero if first else s.ema_momentum)
             store(f, table.CORRECTION, advance(row, s))
+            if dithers:  # behind the count: a replay of a graph has another key each time
+                store_int(row, table.KEY, key_of(load_int(row, table.SEED), count(row)))
 
     return prepare
 

@@ -39,6 +39,11 @@ class Variant(NamedTuple):
     told: bool = False  # grad_scale or found_inf, which are known on the device
     ema: bool = False
     zero_grads: bool = False
+    # How the second moment and the parameter are stored (codes.py).
+    uint16: bool = False
+    uint8: bool = False
+    remainder: bool = False
+    stochastic_round: bool = False
 
     @property
     def measures(self) -> bool:
@@ -48,7 +53,17 @@ class Variant(NamedTuple):
     @property
     def prepared(self) -> bool:
         """Are there factors of each tensor, which a launch before the update writes?"""
-        return self.bias_correction or self.ema or self.told or self.measures
+        return self.bias_correction or self.ema or self.told or self.measures or self.dithers
+
+    @property
+    def dithers(self) -> bool:
+        """Is there a key of each tensor and step?"""
+        return self.uint16 or self.uint8 or self.stochastic_round
+
+    @property
+    def coded(self) -> bool:
+        """Is the second moment or the parameter stored otherwise than in its own type?"""
+        return self.dithers or self.remainder
 
     # What of it a kernel is compiled for: Variants share what they can.
 
@@ -58,7 +73,9 @@ class Variant(NamedTuple):
 
     @property
     def of_prepare(self) -> Variant:
-        return Variant(adagrad=self.adagrad, norm=self.norm, finite=self.finite, told=self.told, ema=self.ema)
+        return Variant(
+            adagrad=self.adagrad, norm=self.norm, finite=self.finite, told=self.told, ema=self.ema, uint16=self.dithers
+        )
 
     @property
     def of_update(self) -> Variant:

@@ -9,7 +9,12 @@ import numpy as np
 
 # The table has one row a tensor. An address of 0 says: this tensor has none.
 PARAM, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, EMA, STEP, BIAS_WEIGHT, SCALARS_ROW = range(8)
-COLUMNS = 8
+# For fewer bytes: the bases of the codes, what the parameter lacks; what keys are made from, the key of the step, and
+# the blocks of elements before the first, where it is a part of a tensor.
+BASES, REMAINDER, SEED, KEY, BLOCKS_BEFORE = range(8, 13)
+# Where whoever calls the kernels counts, behind the step and as a float: the count of the steps before, one of these.
+COUNT_FLOAT32, COUNT_FLOAT64 = range(13, 15)
+COLUMNS = 16  # a power of two: a row is found by a shift
 
 # The factors of a tensor, in the compute type: one row each.
 SCALE, POWER, CORRECTION, EMA_MOMENTUM, SKIP = range(5)
@@ -51,8 +56,12 @@ BUFFERS = {
     "grad_avg": GRAD_AVG,
     "momentum_buffer": MOMENTUM_BUFFER,
     "ema": EMA,
+    "square_avg_base": BASES,
+    "sum_base": BASES,
+    "param_remainder": REMAINDER,
 }
 COUNTERS = {"step": STEP, "bias_weight": BIAS_WEIGHT}
+COUNTS = {"step of float32": COUNT_FLOAT32, "step of float64": COUNT_FLOAT64}
 
 
 def chunk_list(sizes: Sequence[int], chunk: int) -> np.ndarray[Any, np.dtype[np.int64]]:

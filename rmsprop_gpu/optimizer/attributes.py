@@ -21,7 +21,7 @@ def refusal(cls: type, name: str, value: object) -> str | None:
             return None
         return f"{name!r} of {cls.__name__} cannot be assigned" + "; wanted a function" * callable(vars(home)[name])
     meant = OURS.get(name, name)
-    if meant in hyper.RMSPROP:
+    if meant in hyper.ALL:
         return f"{name!r} cannot be assigned here; wanted opt.param_groups[i][{meant!r}] = ..."
     why = looks_like_one(name)
     if why or _is_ours(cls):

@@ -53,7 +53,9 @@ class Optimizer(Stateful):
         self._steps = np.zeros(1, np.int64)
         self._order = self._make_order()
         self._tensors, self._group_of, parts = self._own()
-        self._state = State(self._tensors, self._order)
+        hypers = self._groups.hypers()
+        moments = [hyper.moment_dtype(hypers[i]) for i in self._group_of]
+        self._state = State(self._tensors, self._order, moments)
         self._outcome = Outcome(self._devices, self._order)
         self._planner = Planner(
             self._tensors,

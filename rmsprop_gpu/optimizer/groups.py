@@ -12,6 +12,7 @@ from .. import hyper
 from ..arrays.checks import Problems, Tensor, a, quoted
 from ..arrays.dtypes import compute_dtype
 from ..conventions.group_keys import refusal
+from ..state.storage import check_storage, kinds_of
 from .turn import Turn
 
 
@@ -38,17 +39,19 @@ class ParamGroup(MutableMapping[str, Any]):
     """
 
     def __init__(
-        self, values: Mapping[str, Any], params: tuple[Any, ...], dtypes: set[np.dtype[Any]], changes: Changes
+        self, values: Mapping[str, Any], tensors: Sequence[Tensor], params: tuple[Any, ...], changes: Changes
     ) -> None:
-        ours = {*hyper.RMSPROP}
+        ours = {*hyper.ALL}
         self._values = {name: value for name, value in values.items() if name in ours}
         self.kept = {name: value for name, value in values.items() if name not in ours}  # of others
         self._params, self._changes = params, changes
-        self._dtypes = dtypes  # of the arithmetic
+        self._dtypes = {compute_dtype(tensor.layout.dtype) for tensor in tensors}  # of the arithmetic
+        self._kinds = kinds_of(tensors)
         self._check(self._values)
 
     def _check(self, values: Mapping[str, Any]) -> None:
         hyper.check_clips(values)
+        check_storage(values, self._kinds)
         for dtype in self._dtypes:
             hyper.scalars(values, 0.0 if callable(values["lr"]) else values["lr"], dtype)
 
@@ -89,6 +92,8 @@ class ParamGroup(MutableMapping[str, Any]):
             changes[name] = hyper.checked(name, value)
             if name == "initial_scale" and changes[name] != self._values[name]:
                 raise ValueError("initial_scale is what the state starts from; it cannot change once the state exists")
+            if name in hyper.FIXED and changes[name] != self._values[name]:
+                raise ValueError(f"{name} is what the state is made for; it cannot change once the state exists")
         self.replace(self.with_(**changes))
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # as mappings, groups would compare their arrays
@@ -114,7 +119,7 @@ class ParamGroup(MutableMapping[str, Any]):
         if not isinstance(entry, Mapping) or not isinstance(found, (list, tuple)) or list(found) != keys:
             problems.add(ValueError, f"{label} is of {found!r}; wanted a mapping with params {keys!r}")
             return self.hyper()
-        entry = {**hyper.SINCE, **entry}
+        entry = {**{name: value for name, value in hyper.SINCE.items() if name in self._values}, **entry}
         for name in [n for n in self._values if n not in entry]:
             problems.add(ValueError, f"{label} lacks {name!r}")
         others = {n: v for n, v in entry.items() if n not in self._values and n != "params"}
@@ -139,6 +144,7 @@ class ParamGroup(MutableMapping[str, Any]):
                 values[name] = hyper.checked(name, value)
             except (TypeError, ValueError) as error:
                 problems.add(ValueError, f"{label}: {error}")
+        values |= {name: self._values[name] for name in hyper.FIXED if name in self._values}  # the state is converted
         if len(problems) == before:
             try:
                 self._check(values)
@@ -196,11 +202,10 @@ class Groups:
         for name in overrides:
             if name not in defaults and (why := refusal(name)):
                 raise TypeError(f"params[{i}] has {name!r}, {why}; wanted hyperparameters among {', '.join(defaults)}")
-        computes = {compute_dtype(t.layout.dtype) for t in tensors}
         try:
             own = {n: hyper.checked(n, value) if n in defaults else value for n, value in overrides.items()}
             values = {**defaults, **own}
-            return ParamGroup(values, tuple(t.array for t in tensors), computes, self.changes)
+            return ParamGroup(values, tensors, tuple(t.array for t in tensors), self.changes)
         except (TypeError, ValueError) as error:
             if not overrides:
                 raise

@@ -15,6 +15,7 @@ from ..arrays.dtypes import compute_dtype, grad_dtypes
 from ..arrays.layout import NDArray
 from ..hyper import NOTHING_ASKED, Asked
 from ..kernels import cpu
+from ..kernels.codes import seed_of
 from ..kernels.rule import Variant
 from ..state.buffers import State
 from ..state.kinds import needed
@@ -62,6 +63,7 @@ class Planner:
         self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters that each was written with
         self._hypers: list[dict[str, Any]] | None = None  # those of the coming step, where that was looked at ahead
         self._ahead: dict[int, float] = {}  # what schedules have answered for it, by their ids
+        self._seeded: tuple[tuple[int, ...], list[int]] = ((), [])  # the seeds of groups, and those of tensors
 
     def bound(self, grads: list[Any], signals: Signals) -> Plan:
         """The plan of the next step, which has taken these gradients, in the order of the tensors.
@@ -132,6 +134,7 @@ class Planner:
                 self._written[plan] = [{**old, "lr": new["lr"]} for old, new in pairs]
                 settings = self._settings(self._written[plan], rates, plan.asked)
             plan.write_scalars(settings)
+            plan.write_seeds(self._seeds(hypers))
 
     def refresh(self, step: int | None) -> None:
         """What an optimizer's `refresh` does."""
@@ -183,7 +186,8 @@ class Planner:
         """The jitted functions that a step like the last would launch with the hyperparameters as they are, by name."""
         found = {}
         for tensor, i, grad_dtype in zip(self._tensors, self._group_of, self._grad_dtypes, strict=True):
-            variant, dtype = hyper.variant(self._groups.all[i].hyper(), self._adagrad, self._asked), tensor.layout.dtype
+            dtype = tensor.layout.dtype
+            variant = hyper.variant(self._groups.all[i].hyper(), self._adagrad, self._asked, dtype)
             for name, function in _functions(variant, dtype, grad_dtype, tensor.device).items():
                 found[kernel_name(name, dtype, grad_dtype, variant)] = function
         return found
@@ -191,11 +195,12 @@ class Planner:
     def allocate(self, groups: list[dict[str, Any]] | None = None) -> None:
         """Make the state that the hyperparameters need, by default those of now, and that is not there yet."""
         groups = groups or self._hypers or self._groups.hypers()
-        variants = {(i, dtype): hyper.variant(groups[i], self._adagrad) for i, dtype in self._kinds}
+        variants = {(i, dtype): hyper.variant(groups[i], self._adagrad, dtype=dtype) for i, dtype in self._kinds}
         batches = batched(self._tensors, self._group_of, variants, self._grad_dtypes)
         self._state.order = [i for rows in batches.values() for i in rows]
         hypers = [groups[i] for i in self._group_of]
-        self._state.ensure([needed(h, self._adagrad) for h in hypers], [h["initial_scale"] for h in hypers])
+        names = [needed(h, self._adagrad, tensor.layout.dtype) for h, tensor in zip(hypers, self._tensors, strict=True)]
+        self._state.ensure(names, [h["initial_scale"] for h in hypers])
 
     def _to_capture(self, asked: Asked) -> Plan:
         """The plan of a step that a CUDA graph captures; all that it needs must be on the device."""
@@ -260,6 +265,14 @@ class Planner:
             self._changes.rates = True
             raise
 
+    def _seeds(self, hypers: Sequence[Mapping[str, Any]]) -> list[int]:
+        """What the keys of each tensor's dither are made from: its name, and its group's seed."""
+        seeds = tuple(h["seed"] for h in hypers)
+        if seeds != self._seeded[0]:
+            pairs = zip(self._tensors, self._group_of, strict=True)
+            self._seeded = seeds, [seed_of(tensor.of or tensor.key, seeds[i]) for tensor, i in pairs]
+        return self._seeded[1]
+
     def _settings(self, hypers: Sequence[Mapping[str, Any]], rates: Sequence[float], asked: Asked) -> Settings:
         return settings_of(self._kinds, hypers, rates, asked, adagrad=self._adagrad)
 
@@ -277,6 +290,7 @@ class Planner:
                     self.allocate(hypers)
                     self._plan = self._plan_for(settings, asked, self._grad_dtypes, changed)
                 self._scheduled, self._asked = _scheduled(hypers), asked
+                self._plan.write_seeds(self._seeds(hypers))
                 self._written[self._plan] = hypers
             self._plan.write_scalars(settings)
         except BaseException:
@@ -315,6 +329,7 @@ class Planner:
             asked,
             self._parts,
         )
+        made.write_seeds(self._seeds(self._groups.look()))
         self._recent = [made, *([] if changed else self._recent)][:RECENT]
         if self._order:
             self._order.release()  # the memory of plans before

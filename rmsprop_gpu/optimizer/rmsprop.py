@@ -88,6 +88,23 @@ class RMSProp(Optimizer):
         first step sets it, each later one computes ``ema_momentum * ema + (1 - ema_momentum) * param``). For float16
         and bfloat16 it is the float32 average of the parameter before rounding. It costs 8 bytes more per float32
         element.
+    square_avg_dtype : {"float32", "uint16", "uint8"}
+        How `square_avg` is stored, for parameters whose arithmetic is in float32. ``"uint16"``: 8 bits of exponent and
+        8 of mantissa; a plain step moves 16 bytes per element instead of 20. ``"uint8"``: 3 bits of mantissa below the
+        largest of 128 neighbours, whose base is kept too, 14.03 bytes; what is smaller than 2^-32 of that largest
+        counts as such, so that where neighbours' gradients differ by more than 2^16 the steps of the small ones are too
+        short. Codes are rounded up or down at random, by a word made from `seed`, name, step and element, the same on
+        every backend: unbiased at every `alpha`, where rounding to nearest would make a slow average stick. Such a step
+        is two launches. Not with `centered`; `decoded_state` has the numbers.
+    store_param_remainders : bool
+        Keep beside each bfloat16 parameter the 16 bits that it lacks: every step is that of a float32 parameter, bit
+        for bit, for 4 bytes more per element. What is written into a parameter between steps is taken to within half a
+        unit in its last place. `ema` averages the float32 parameter.
+    bf16_stochastic_round : bool
+        Round bfloat16 parameters up or down at random instead of to nearest, where steps below half a unit in the last
+        place are lost. Not with `store_param_remainders`; both leave float32 parameters alone.
+    seed : int
+        0 <= seed < 2**64, of what is rounded at random; kept in `state_dict`.
     no_decay : sequence of str, sequence of arrays, or callable, optional
         The parameters without weight decay: by name, as the arrays themselves, or where ``no_decay(name, array)`` is
         True (``lambda name, x: x.ndim < 2`` for biases and scales). They become a group of their own and keep their
@@ -109,10 +126,10 @@ class RMSProp(Optimizer):
     current stream. The host does not wait. A step may be captured in a CUDA graph after a step with the same gradient
     arrays; see `refresh`.
 
-    Any hyperparameter but `initial_scale` may change between steps (``opt.lr = 1e-4``,
-    ``opt.param_groups[0]["momentum"] = 0.9``). A buffer that becomes necessary is made in the next step, where torch
-    raises KeyError. The defaults are the definition above. Others differ: torch's alpha is 0.99; Keras's lr is 1e-3 and
-    its eps 1e-7, inside the root.
+    Any hyperparameter may change between steps (``opt.lr = 1e-4``, ``opt.param_groups[0]["momentum"] = 0.9``), except
+    `initial_scale`, `square_avg_dtype` and `store_param_remainders`. A buffer that becomes necessary is made in the
+    next step, where torch raises KeyError. The defaults are the definition above. Others differ: torch's alpha is 0.99;
+    Keras's lr is 1e-3 and its eps 1e-7, inside the root.
 
     Two threads may step two different optimizers at the same time, but not the same one.
 
@@ -162,6 +179,10 @@ class RMSProp(Optimizer):
         skip_nonfinite: bool = False,
         use_ema: bool = False,
         ema_momentum: float = 0.99,
+        square_avg_dtype: str = "float32",
+        store_param_remainders: bool = False,
+        bf16_stochastic_round: bool = False,
+        seed: int = 0,
         no_decay: Any = None,
     ) -> None:
         arguments = dict(locals())
@@ -262,6 +283,8 @@ class AdaGrad(Optimizer):
         Keras and optax have `eps` inside the root.
     clipnorm, global_clipnorm, skip_nonfinite, use_ema, ema_momentum, no_decay
         As in :class:`RMSProp`.
+    sum_dtype, store_param_remainders, bf16_stochastic_round, seed
+        As `square_avg_dtype` and the others in :class:`RMSProp`.
 
     Examples
     --------
@@ -292,6 +315,10 @@ class AdaGrad(Optimizer):
         skip_nonfinite: bool = False,
         use_ema: bool = False,
         ema_momentum: float = 0.99,
+        sum_dtype: str = "float32",
+        store_param_remainders: bool = False,
+        bf16_stochastic_round: bool = False,
+        seed: int = 0,
         no_decay: Any = None,
     ) -> None:
         arguments = dict(locals())

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from .. import hyper
 from ..arrays.checks import Problems, Tensor, check_unchanged, quoted
-from ..arrays.layout import NDArray
+from ..arrays.layout import Array, NDArray
 from ..state import checkpoint, foreign
 from ..state.buffers import Averages, State
 from ..state.container import Progress
 from ..state.flat import flattened
-from ..state.kinds import needed
+from ..state.formats import decoded
+from ..state.kinds import MOMENTS, needed
 from ..state.outcome import Outcome
 from ..state.saved import VERSION, LoadReport, check_skipped, check_state_dict
 from .groups import Groups
@@ -108,6 +109,38 @@ class Stateful:
         """
         return Averages(self._state)
 
+    def decoded_state(self, key: str | int) -> dict[str, Array]:
+        """The state of a parameter in float32, where its codes have fewer bits: copies, where it lies.
+
+        Parameters
+        ----------
+        key : str or int
+            As in `state`.
+
+        Returns
+        -------
+        dict
+            As ``opt.state[key]``, without bases, and ``square_avg`` (``sum``) as the number that each code stands for,
+            exactly.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> opt = RMSProp(np.ones(2, np.float32), square_avg_dtype="uint16")
+        >>> opt.step(np.ones(2, np.float32))
+        >>> opt.state[0]["square_avg"].dtype, opt.decoded_state(0)["square_avg"].dtype
+        (dtype('uint16'), dtype('float32'))
+        """
+        self._refuse_capture("copy of the state")
+        found = self.state[key]
+        with self._state.at(self._state.number(key)):
+            made = {name: x.copy(order="C") for name, x in found.items()}
+            for kind, base in MOMENTS.items():
+                if kind in made and made[kind].dtype.kind == "u":
+                    made[kind] = decoded(made[kind], made.pop(base, None))
+        return made
+
     def state_dict(self, *, flat: bool = False) -> dict[str, Any]:
         """A snapshot of state, hyperparameters and steps, made of plain dicts, lists, numbers and arrays.
 
@@ -169,7 +202,8 @@ class Stateful:
 
     def _names(self, groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """The buffers of each parameter that these hyperparameters need."""
-        return [list(needed(groups[i], self._adagrad)) for i in self._group_of]
+        pairs = zip(self._tensors, self._group_of, strict=True)
+        return [needed(groups[i], self._adagrad, tensor.layout.dtype) for tensor, i in pairs]
 
     def _frame(self, skipped: Any) -> dict[str, Any]:
         """A state dict without its arrays."""

@@ -118,7 +118,7 @@ def _check_mapping(x: Mapping[Any, Any], place: str) -> None:
 
 def _has_settings(x: Mapping[Any, Any]) -> bool:
     """Is anything in it a hyperparameter by its name, and by its value nothing with parameters in it?"""
-    named = (x[name] for name in hyper.RMSPROP if name in x)
+    named = (x[name] for name in hyper.ALL if name in x)
     return any(not isinstance(value, (Mapping, tuple, MutableSequence)) and kind_of(value) is None for value in named)
 
 

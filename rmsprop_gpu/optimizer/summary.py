@@ -37,4 +37,6 @@ def _is_said(name: str, value: Any, h: Mapping[str, Any]) -> bool:
     """Is a hyperparameter worth a word: always lr, alpha and eps, others where they do something."""
     if name == "ema_momentum" and not h["use_ema"]:
         return False
+    if value == "float32":  # the format of its own
+        return False
     return name in ("lr", "alpha", "eps") or (value is not None and value is not False and value != 0)

@@ -16,7 +16,8 @@ from ..arrays.layout import Array, Layout
 from ..kernels.table import BUFFERS
 from ..steps.on_numpy import allocate, touch
 from .container import Entry
-from .kinds import layout_of
+from .formats import coded, in_format
+from .kinds import BASES, MOMENTS, layout_of
 from .pieces import Stored
 from .saved import check_entry
 
@@ -31,8 +32,9 @@ class State(Mapping[str | int, Mapping[str, Array]]):
     the current stream waits for the steps before: what it does with the arrays comes after them.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], order: Order | None) -> None:
+    def __init__(self, tensors: Sequence[Tensor], order: Order | None, moments: Sequence[str]) -> None:
         self._tensors, self._order = tensors, order
+        self._moments = moments  # the format of each parameter's second moment
         self.order: Sequence[int] = range(len(tensors))  # in which a step takes the parameters
         self._index = {tensor.key: i for i, tensor in enumerate(tensors)}
         self._guards: list[Any] = []
@@ -43,14 +45,17 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         device = self._tensors[i].device
         return nullcontext() if self._order is None or device is None else self._order.on(device)
 
-    def __getitem__(self, key: str | int) -> Mapping[str, Array]:
+    def number(self, key: str | int) -> int:
+        """Which parameter it is."""
         if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and 0 <= key < len(self.buffers):
-            index = int(key)
-        elif isinstance(key, str) and key in self._index:
-            index = self._index[key]
-        else:
-            some = ", ".join([*list(self._index)[:8], *["..."] * (len(self) > 8)])
-            raise KeyError(f"{key!r}; there are {len(self)} parameters: {some}")
+            return int(key)
+        if isinstance(key, str) and key in self._index:
+            return self._index[key]
+        some = ", ".join([*list(self._index)[:8], *["..."] * (len(self) > 8)])
+        raise KeyError(f"{key!r}; there are {len(self)} parameters: {some}")
+
+    def __getitem__(self, key: str | int) -> Mapping[str, Array]:
+        index = self.number(key)
         if self._order is not None and not self._order.capturing():
             with self.at(index):
                 pass
@@ -76,12 +81,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         made: list[tuple[int, str, Array]] = []
         for device in dict.fromkeys(self._tensors[i].device for i, _ in missing):
             here = [(i, name) for i, name in missing if self._tensors[i].device == device]
-            arrays = self._allocate([layout_of(self._tensors[i], name) for i, name in here], device)
+            arrays = self._allocate([self._layout(i, name) for i, name in here], device)
             made += [(i, name, array) for (i, name), array in zip(here, arrays, strict=True)]
         starts: dict[tuple[int, str], Any] = {}  # what does not start from zero
         for i, name, _ in made:
-            if name in ("square_avg", "sum") and initial_scale[i]:
-                starts[i, name] = initial_scale[i]
+            if name in MOMENTS and initial_scale[i]:
+                starts[i, name], base = self._coded(i, initial_scale[i])
+                if base is not None:
+                    starts[i, MOMENTS[name]] = base
             elif name == "ema":
                 starts[i, name] = self._tensors[i].view
         self._place({(i, name): buffer for i, name, buffer in made if (i, name) in starts})
@@ -92,10 +99,20 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         for i, name, buffer in made:
             self.buffers[i][name] = buffer
 
+    def _layout(self, i: int, name: str) -> Layout:
+        return layout_of(self._tensors[i], name, self._moments[i])
+
+    def _coded(self, i: int, start: float) -> tuple[float, int | None]:
+        """What a second moment starts from in the format of this parameter, and the base that goes with it."""
+        if self._moments[i] == "float32":
+            return start, None
+        codes, bases = coded(np.full(1, start), self._moments[i])
+        return int(codes[0]), None if bases is None else int(bases[0])
+
     def _place(self, filled: Mapping[tuple[int, str], Array]) -> None:
         """Have buffers of the host that are about to be filled, by one thread, first written to by those of a step."""
         if self._order is None:
-            for name in dict.fromkeys(name for _, name in filled):
+            for name in dict.fromkeys(name for _, name in filled if name not in BASES):
                 touch([self._tensors[i].layout.size for i in self.order], [filled.get((i, name)) for i in self.order])
 
     def _allocate(self, layouts: list[Layout], device: int | None) -> list[Array]:
@@ -134,11 +151,12 @@ class State(Mapping[str | int, Mapping[str, Array]]):
     def kept(self, i: int, names: Sequence[str]) -> dict[str, Array]:
         """The buffers of a parameter, and those of these that a step is yet to make, as they start."""
         missing = [name for name in names if name not in self.buffers[i]]
-        return {**self.buffers[i], **{name: self._start(self._tensors[i], name) for name in missing}}
+        return {**self.buffers[i], **{name: self._start(i, name) for name in missing}}
 
-    def _start(self, tensor: Tensor, name: str) -> Array:
+    def _start(self, i: int, name: str) -> Array:
         """What a new buffer starts from."""
-        layout = layout_of(tensor, name)
+        tensor = self._tensors[i]
+        layout = self._layout(i, name)
         return tensor.view.astype(layout.dtype) if name == "ema" else np.zeros(layout.shape, layout.dtype)
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
@@ -146,6 +164,9 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         found: dict[int, dict[str, Array]] = {}
         known = {name for wanted in names for name in wanted} | self.buffers[0].keys()
         known |= {"grad_avg", "momentum_buffer", "ema"} if "square_avg" in known else {"ema"}
+        known |= {
+            name for name in ("param_remainder",) if any(t.layout.dtype.name == "bfloat16" for t in self._tensors)
+        }
         for i, tensor in enumerate(self._tensors):
             if tensor.key not in saved:
                 continue
@@ -153,6 +174,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             if not isinstance(entry, Mapping):
                 problems.add(TypeError, f"{label} is a {type(entry).__name__}; wanted a mapping from name to array")
                 continue
+            entry = in_format(entry, self._moments[i], tensor, label, problems)
             for name in [n for n in names[i] if n not in entry]:
                 problems.add(ValueError, f"{label} lacks {name!r}, which its hyperparameters need")
             for name in entry:
@@ -160,7 +182,9 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                     problems.add(ValueError, f"{label} has {name!r}; wanted only {', '.join(sorted(known))}")
                 else:
                     with self.at(i):
-                        array = check_entry(entry[name], f'{label}["{name}"]', name, tensor, problems)
+                        array = check_entry(
+                            entry[name], f'{label}["{name}"]', name, self._layout(i, name), tensor, problems
+                        )
                     if array is not None:
                         found.setdefault(i, {})[name] = array
         return found

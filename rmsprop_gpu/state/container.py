@@ -21,7 +21,7 @@ from .replacing import SETTLED, replacing, settle
 from .saved import VERSION
 
 # What the format calls the dtypes that state has.
-DTYPES = {"float64": "F64", "int64": "I64", "float32": "F32"}
+DTYPES = {"float64": "F64", "int64": "I64", "float32": "F32", "uint16": "U16", "int16": "I16", "uint8": "U8"}
 _OURS = {theirs: np.dtype(ours) for ours, theirs in DTYPES.items()}
 _ALIGNMENT = 8  # of the data in the file
 LONGEST_HEAD = 100_000_000  # bytes, says the library

@@ -15,11 +15,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from ..arrays.layout import Array
 from . import index
 from .container import CheckpointError, Described, Entry, FilePath, Progress, named, read_head, some, write_arrays
 from .index import Index, index_text, read_index
-from .kinds import dtype_of, is_counter
+from .kinds import BASES, dtypes_of, elements_of, is_counter
 from .parts import Joined, Span, Tensors, span_of
 from .pieces import Stored, Ways, write
 from .replacing import SUFFIX, replacing
@@ -246,9 +248,9 @@ def _differences(file: _File, content: Index) -> list[str]:
         if span is None or name not in listed:
             problems.append(f"{where} is not in the index")
             continue
-        wanted = dtype_of(content.tensors[span.parameter][0], span.kind)
-        if dtype != wanted:
-            problems.append(f"{where} has dtype {dtype}; wanted {wanted}")
+        wanted = dtypes_of(content.tensors[span.parameter][0], span.kind)
+        if dtype not in wanted:
+            problems.append(f"{where} has dtype {dtype}; wanted {' or '.join(map(str, wanted))}")
         if shape != span.shape:
             problems.append(f"{where} has shape {shape}; wanted {span.shape}")
     return problems
@@ -257,6 +259,7 @@ def _differences(file: _File, content: Index) -> list[str]:
 def _state(content: Index, files: Sequence[_File]) -> dict[str, dict[str, Stored]]:
     """By name each array, whichever files its parts are in."""
     parts: dict[tuple[str, str], list[tuple[int, int, BinaryIO, int]]] = {}
+    dtypes: dict[tuple[str, str], np.dtype[Any]] = {}
     for _, file, arrays, start in files:
         offset = start
         for name, dtype, shape in arrays:
@@ -264,11 +267,13 @@ def _state(content: Index, files: Sequence[_File]) -> dict[str, dict[str, Stored
             if span is not None:
                 part = (dtype.itemsize * (span.start or 0), nbytes, file, offset)
                 parts.setdefault((span.parameter, span.kind), []).append(part)
+                if (other := dtypes.setdefault((span.parameter, span.kind), dtype)) != dtype:
+                    raise CheckpointError(f"{span.parameter}/{span.kind} has parts of {dtype} and of {other}")
             offset += nbytes
     ways = Ways()
     state: dict[str, dict[str, Stored]] = {name: {} for name in content.tensors}
     for (parameter, kind), found in parts.items():
-        dtype, shape = content.tensors[parameter]
-        whole = () if is_counter(kind) else shape
-        state[parameter][kind] = Stored(Joined(found), 0, dtype_of(dtype, kind), whole, ways)
+        _, shape = content.tensors[parameter]
+        whole = () if is_counter(kind) else (elements_of(shape, kind),) if kind in BASES else shape
+        state[parameter][kind] = Stored(Joined(found), 0, dtypes[parameter, kind], whole, ways)
     return state

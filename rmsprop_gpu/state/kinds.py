@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from .. import hyper
 from ..arrays.checks import Tensor
 from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Layout
+from ..kernels.codes import BLOCK
 from ..kernels.table import BUFFERS, COUNTERS
 
+MOMENTS = {"square_avg": "square_avg_base", "sum": "sum_base"}  # each with the bases of its codes of 8 bits
+BASES = tuple(MOMENTS.values())
 
-def needed(h: Mapping[str, Any], adagrad: bool) -> list[str]:
-    """The names of the state that these hyperparameters need."""
+
+def needed(h: Mapping[str, Any], adagrad: bool, dtype: np.dtype[Any] | None = None) -> list[str]:
+    """The names of the state that these hyperparameters need, of a parameter of this dtype."""
+    variant = hyper.variant(h, adagrad, dtype=dtype)
     names = ["step", "sum"] if adagrad else ["step", "bias_weight", "square_avg"]
+    names += [MOMENTS[names[-1]]] * variant.uint8
     if not adagrad:
         names += ["grad_avg"] * h["centered"] + ["momentum_buffer"] * bool(h["momentum"])
-    return names + ["ema"] * h["use_ema"]
+    return names + ["ema"] * h["use_ema"] + ["param_remainder"] * variant.remainder
 
 
-def layout_of(tensor: Tensor, name: str) -> Layout:
-    """How this buffer of a parameter lies."""
-    dtype = dtype_of(tensor.layout.dtype, name)
+def layout_of(tensor: Tensor, name: str, moment: str) -> Layout:
+    """How this buffer of a parameter lies, where the second moment is stored in this format."""
+    dtype = dtype_of(tensor.layout.dtype, name, moment)
+    if name in BASES:
+        blocks = -(-tensor.layout.size // BLOCK)
+        return Layout((blocks,), (dtype.itemsize,), dtype, 0)
     return tensor.layout.of(dtype) if name in BUFFERS else Layout((), (), dtype, 0)
 
 
 def is_counter(name: str) -> bool:
-    """Is this one number of a parameter, rather than one of each element?"""
+    """Is this state one number, whatever shape the parameter has?"""
     return name in COUNTERS
 
 
-def dtype_of(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
-    """What this buffer has for a parameter of this dtype."""
+def dtypes_of(dtype: np.dtype[Any], name: str) -> list[np.dtype[Any]]:
+    """The dtypes that this state of a parameter of this dtype may have, by the format of the second moment."""
+    formats = hyper.FORMATS if name in MOMENTS and compute_dtype(dtype) == np.float32 else hyper.FORMATS[:1]
+    return [dtype_of(dtype, name, moment) for moment in formats]
+
+
+def elements_of(shape: tuple[int, ...], name: str) -> int:
+    """How many elements this state of a parameter of this shape has; a counter has none of its own."""
+    size = math.prod(shape)
+    return -(-size // BLOCK) if name in BASES else size
+
+
+def dtype_of(dtype: np.dtype[Any], name: str, moment: str) -> np.dtype[Any]:
+    """The dtype of this state of a parameter of this dtype."""
+    if name in MOMENTS and moment != "float32":
+        return np.dtype(moment)
+    if name in BASES:
+        return np.dtype(np.uint16)
+    if name == "param_remainder":
+        return np.dtype(np.int16)
     return np.dtype(np.int64) if name == "step" else compute_dtype(dtype)

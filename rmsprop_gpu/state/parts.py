@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .kinds import is_counter
+from .kinds import elements_of, is_counter
 
 # By name what a parameter is, of which the state has the shape: its dtype and its shape.
 Tensors: TypeAlias = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
@@ -73,7 +72,9 @@ def problems_of_parts(tensors: Tensors, files: Mapping[str, Iterable[str]]) -> l
         for kind, spans in kinds.items():
             if not is_counter(kind):
                 ranges = sorted((span.start or 0, span.stop or 0) for span in spans)
-                problems += _problems_of_ranges(f"{parameter}/{kind}", ranges, math.prod(tensors[parameter][1]), seen)
+                problems += _problems_of_ranges(
+                    f"{parameter}/{kind}", ranges, elements_of(tensors[parameter][1], kind), seen
+                )
     return problems
 
 

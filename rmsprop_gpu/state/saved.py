@@ -14,9 +14,10 @@ from ..arrays.interop import copied
 from ..arrays.layout import Array, Layout, device_of
 from ..arrays.real import one_real, whole
 from ..arrays.selector import kind_of
+from ..kernels.codes import LARGEST_BASE
 from ..kernels.table import COUNTERS
 from .flat import is_flat, unflattened
-from .kinds import layout_of
+from .kinds import BASES
 from .pieces import Stored
 
 VERSION = 1  # of what state_dict returns
@@ -96,13 +97,14 @@ def _counter(x: object, dtype: np.dtype[Any]) -> object:
     return x
 
 
-def check_entry(entry: object, label: str, name: str, tensor: Tensor, problems: Problems) -> Array | Stored | None:
+def check_entry(
+    entry: object, label: str, name: str, layout: Layout, tensor: Tensor, problems: Problems
+) -> Array | Stored | None:
     """One saved array, of the host or a device, of the shape and dtype that the state has; counters may be numbers.
 
     Returned as a copy where the parameter lies: it may be a view of the very state that is loaded. What is in a file
     stays there.
     """
-    layout = layout_of(tensor, name)
     if isinstance(entry, Stored):
         right = _has_form(entry, label, layout, problems) and _has_range(entry.values(), label, name, problems)
         return entry if right else None
@@ -145,12 +147,15 @@ def _has_form(x: Array | Stored, label: str, layout: Layout, problems: Problems)
 
 def _has_range(parts: Iterable[Array], label: str, name: str, problems: Problems) -> bool:
     """Are all elements of these parts of an array what they may be? Of momentum, say, any number may be one."""
-    if name in ("grad_avg", "momentum_buffer", "ema"):
+    if name in ("grad_avg", "momentum_buffer", "ema", "param_remainder"):
         return True
     before = len(problems)
     for x in parts:
         if name == "step" and not 0 <= x.item() < 2**62:
             problems.add(ValueError, f"{label} is {x.item()}; wanted a count >= 0")
+        elif name in BASES and bool((x > LARGEST_BASE).any()):
+            problems.add(ValueError, f"{label} has elements above {LARGEST_BASE}; wanted bases of codes")
+            break
         elif name != "step" and bool((x < 0).any()):
             problems.add(ValueError, f"{label} has elements below 0; wanted averages or sums of squares")
             break

@@ -14,6 +14,7 @@ from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Array, Layout, NDArray, address_of, interval_of
 from ..hyper import Rates
 from ..kernels import table
+from ..kernels.codes import BLOCK as CODED
 from ..kernels.norms import BLOCK, SUM
 from ..kernels.rule import Scalars, Variant
 from .library import Block
@@ -155,9 +156,10 @@ def make_batch(
     """
     groups = list(dict.fromkeys(group for _, group, _ in members))
     rows = np.zeros((len(members), table.COLUMNS), np.int64)
-    columns = {**table.BUFFERS, **table.COUNTERS}
+    columns = {**table.BUFFERS, **table.COUNTERS, **table.COUNTS}
     for row, (tensor, group, buffers) in zip(rows, members, strict=True):
         row[table.PARAM], row[table.SCALARS_ROW] = tensor.address, groups.index(group)
+        row[table.BLOCKS_BEFORE] = tensor.start // CODED
         for name, buffer in buffers.items():
             row[columns[name]] = address_of(buffer)
     compute = compute_dtype(dtype)

@@ -109,6 +109,12 @@ class DeviceSteps:
         for resident in self._residents:
             resident.send(self._order)
 
+    def send_tables(self) -> None:
+        """Send the tables, whose addresses are the same and whose seeds are others."""
+        for resident in self._residents:
+            with self._order.on(resident.device) as stream:
+                self._library.upload(resident.table, resident.batch.table, stream)
+
     def alone(self, i: int) -> Callable[[], object]:
         """The launches of one batch by themselves, on the current stream, as they were bound last."""
         resident = self._residents[i]

@@ -88,3 +88,6 @@ class HostSteps:
 
     def send(self) -> None:
         """The kernels read the scalars where the plan writes them."""
+
+    def send_tables(self) -> None:
+        """The tables too."""

@@ -14,6 +14,7 @@ from ..arrays.dtypes import compute_dtype
 from ..arrays.layout import Array, NDArray
 from ..hyper import NOTHING_ASKED, Asked, Rates
 from ..kernels.rule import Variant
+from ..kernels.table import SEED
 from .batch import Batch, Norms, Parts, Written, make_batch
 from .host import HostSteps
 from .signals import SILENCE, Signals
@@ -36,7 +37,7 @@ def settings_of(
     """Variant and scalars of a step for each of these groups and dtypes, by hyperparameters and rate of each group."""
     return {
         (i, dtype): (
-            hyper.variant(hypers[i], adagrad, asked),
+            hyper.variant(hypers[i], adagrad, asked, dtype),
             hyper.scalars(hypers[i], rates[i], compute_dtype(dtype)),
         )
         for i, dtype in kinds
@@ -101,6 +102,8 @@ class Steps(Protocol):
     def launch(self) -> None: ...
 
     def send(self) -> None: ...
+
+    def send_tables(self) -> None: ...
 
     def alone(self, i: int) -> Callable[[], object]: ...
 
@@ -172,6 +175,7 @@ class Plan:
         ]
         self._written = Written(tensors, buffers)
         self._write(settings)
+        self._rows = list(by_batch.values())
         self.steps = make_steps(self._order, self.batches, self._written)
 
     def _write(self, settings: Settings) -> None:
@@ -189,6 +193,16 @@ class Plan:
         """The numbers of the next steps."""
         self._write(settings)
         self.steps.send()
+
+    def write_seeds(self, seeds: Sequence[int]) -> None:
+        """What the keys of dither are made from, of each tensor: see codes.py."""
+        changed = False
+        for batch, rows in zip(self.batches, self._rows, strict=True):
+            wanted = np.array([seeds[i] for i in rows], np.uint64).view(np.int64)
+            if batch.variant.dithers and not np.array_equal(batch.table[:, SEED], wanted):
+                batch.table[:, SEED], changed = wanted, True
+        if changed:
+            self.steps.send_tables()
 
     def write_rates(self, rates: Sequence[Rates]) -> None:
         """The learning rates of the next steps, of every group; all else stays."""

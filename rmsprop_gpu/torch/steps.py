@@ -51,3 +51,6 @@ class TensorSteps:
 
     def send(self) -> None:
         """The kernels read the scalars where the plan writes them."""
+
+    def send_tables(self) -> None:
+        """The tables too."""

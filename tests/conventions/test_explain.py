@@ -65,7 +65,10 @@ def problem(seed):
 RELATIVE = 1e-12
 
 # What reference.py leaves to whoever calls it.
-AROUND = ("clipnorm", "global_clipnorm", "skip_nonfinite", "use_ema", "ema_momentum")
+AROUND = (
+    *("clipnorm", "global_clipnorm", "skip_nonfinite", "use_ema", "ema_momentum", "square_avg_dtype", "sum_dtype"),
+    *("store_param_remainders", "bf16_stochastic_round", "seed"),
+)
 
 
 def excess(variant):

@@ -2,8 +2,9 @@
 
 import contextlib
 
+from rmsprop_gpu.kernels.codes import BLOCK
 from rmsprop_gpu.state import folder
-from rmsprop_gpu.state.kinds import is_counter
+from rmsprop_gpu.state.kinds import BASES, is_counter
 
 
 def cut(opt, ranks):
@@ -12,17 +13,24 @@ def cut(opt, ranks):
     parts, begin = [[] for _ in range(ranks)], 0
     for key, p in params(opt).items():
         end = begin + p.size
+        unit = BLOCK if set(BASES) & set(opt.state[key]) else 1  # blocks of codes stay whole
         for rank in range(ranks):
             low, high = (total * r // ranks for r in (rank, rank + 1))
-            start, stop = max(low, begin) - begin, min(high, end) - begin
-            first = rank == 0 if not p.size else low <= begin < high
+            start, stop = (_border(x - begin, p.size, unit) for x in (low, high))
+            first = rank == 0 if not p.size else start == 0 < stop
             for kind, x in opt.state[key].items():
                 if is_counter(kind):
                     parts[rank] += [part(key, kind, None, None, x)] * first
                 elif start < stop or (first and not p.size):
-                    parts[rank].append(part(key, kind, start, max(start, stop), x.ravel()[start:stop]))
+                    a, b = (start // BLOCK, -(-stop // BLOCK)) if kind in BASES else (start, stop)
+                    parts[rank].append(part(key, kind, a, b, x.ravel()[a:b]))
         begin = end
     return parts
+
+
+def _border(at, size, unit):
+    """Where a tensor is cut."""
+    return size if at >= size else max(0, at) // unit * unit
 
 
 def params(opt):

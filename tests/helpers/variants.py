@@ -141,7 +141,7 @@ def bits(array):
     """The bits of a NumPy or CuPy array, all NaNs alike."""
     x = array.get() if hasattr(array, "get") else np.asarray(array)
     x = np.array(x, copy=True)
-    if x.dtype.kind != "i":
+    if x.dtype.kind not in "iu":
         x[np.isnan(x)] = np.nan
     return x.tobytes()
 

@@ -14,7 +14,7 @@ from ...arrays.checks import Problems, Tensor, a, plain_array
 from ...arrays.real import one_real
 from ...arrays.selector import is_cuda, kind_of
 from ...kernels.table import BUFFERS
-from ..kinds import needed
+from ..kinds import layout_of, needed
 from ..saved import VERSION, check_entry, where
 
 
@@ -146,7 +146,7 @@ def taken(value: Any, label: str, name: str, tensor: Tensor, problems: Problems)
         if dtypes.is_supported(x.dtype) and x.dtype.itemsize < want.itemsize:
             with where(x):
                 x = x.astype(want)
-    return None if check_entry(x, label, name, tensor, problems) is None else x
+    return None if check_entry(x, label, name, layout_of(tensor, name, "float32"), tensor, problems) is None else x
 
 
 def number(value: Any, label: str, problems: Problems) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 from ...arrays.checks import Problems, quoted
 from ...extras import extra
 from ...kernels.table import BUFFERS
-from ..kinds import needed
+from ..formats import decoded
+from ..kinds import MOMENTS, needed
 from .common import Mine
 from .param_groups import Dialect, read_groups
 
@@ -66,7 +67,7 @@ def to_torch(snapshot: Callable[[], Mapping[str, Any]], hyper: Sequence[Mapping[
         own |= {n: h[n] for n in (*_TORCH[adagrad], "maximize") if n in h}
         ids = list(range(len(state), len(state) + len(keys)))
         for index, key in zip(ids, keys, strict=True):
-            arrays = {n: x for n, x in state_dict["state"][key].items() if n in needed(h, adagrad)}
+            arrays = _widened({n: x for n, x in state_dict["state"][key].items() if n in needed(h, adagrad)})
             step = torch.tensor(float(arrays.pop("step")), dtype=torch.float32)
             state[index] = {"step": step, **{n: tensor(x) for n, x in arrays.items() if n in BUFFERS}}
         if adagrad:
@@ -77,9 +78,19 @@ def to_torch(snapshot: Callable[[], Mapping[str, Any]], hyper: Sequence[Mapping[
     return {"state": state, "param_groups": groups}
 
 
+def _widened(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter with its second moment in float32."""
+    found = dict(arrays)
+    for kind, base in MOMENTS.items():
+        if kind in found and found[kind].dtype.kind == "u":
+            found[kind] = decoded(found[kind], found.pop(base, None))
+    return found
+
+
 def _not_in_torch(h: Mapping[str, Any]) -> list[str]:
     """The hyperparameters of a group that have an effect, and none in torch."""
-    off = {"initial_scale"}  # what the state has started from
+    # What the state has started from; codes are widened, and nothing is rounded at random then.
+    off = {"initial_scale", "square_avg_dtype", "sum_dtype", "seed"}
     if h["eps"] == 0:
         off.add("eps_in_sqrt")
     if not h["weight_decay"]:

@@ -1,0 +1,85 @@
+"""The formats of a second moment as arrays: codes to float32, exactly, and float32 to codes, to nearest.
+
+NumPy's arrays or CuPy's. What codes are is said in kernels/codes.py; in a step the kernels make them, with dither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..arrays.checks import Problems, Tensor
+from ..arrays.layout import Array
+from ..kernels.codes import BLOCK, INFINITE, QUIET_NAN, SHIFT8, SHIFT16
+from .kinds import MOMENTS
+from .pieces import Stored
+
+
+def decoded(codes: Array, bases: Array | None = None) -> Array:
+    """The float32 that codes stand for, of any shape; with bases those of 8 bits, in C order."""
+    bits = codes.astype(np.uint32)
+    if bases is None:
+        return (bits << SHIFT16).view(np.float32)
+    each = bases.astype(np.uint32).repeat(BLOCK)[: codes.size].reshape(codes.shape)
+    return ((bits + each) << SHIFT8).view(np.float32)
+
+
+def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
+    """The codes nearest to a float32 of any shape, and the bases of those of 8 bits."""
+    bits = v.astype(np.float32).view(np.uint32)
+    if moment == "uint16":
+        half = np.uint32(1 << (SHIFT16 - 1))
+        return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16), None
+    flat = bits.reshape(-1).astype(np.int64)
+    padded = flat[: -(-flat.size // BLOCK) * BLOCK].copy()  # of its library
+    padded.resize(-(-flat.size // BLOCK) * BLOCK)
+    padded[padded >= INFINITE] = 0
+    most = padded.reshape(-1, BLOCK).max(axis=1, initial=0)
+    bases = (((most + ((1 << SHIFT8) - 1)) >> SHIFT8) - 255).clip(0, None)
+    each = bases.repeat(BLOCK)[: flat.size]
+    codes = ((flat.clip(None, INFINITE) + (1 << (SHIFT8 - 1)) - (each << SHIFT8)) >> SHIFT8).clip(0, 255)
+    return codes.astype(np.uint8).reshape(v.shape), bases.astype(np.uint16)
+
+
+def in_format(
+    entry: Mapping[str, Any], moment: str, tensor: Tensor, label: str, problems: Problems
+) -> Mapping[str, Any]:
+    """A saved entry of a parameter with its second moment in this format, whichever it was saved in.
+
+    What it lacks or has too much stays as it is, for whoever checks that.
+    """
+    kind = next((kind for kind in MOMENTS if kind in entry), None)
+    if kind is None:
+        return entry
+    base, saved = MOMENTS[kind], entry[kind]
+    theirs = str(getattr(saved, "dtype", ""))
+    if theirs == moment or theirs not in ("float32", "uint16", "uint8"):
+        return entry
+    if "float32" not in (theirs, moment):
+        problems.add(
+            ValueError,
+            f'{label}["{kind}"] has codes of {theirs}; wanted {moment}, as this optimizer has them, or float32',
+        )
+        return {name: x for name, x in entry.items() if name not in (kind, base)}
+    if saved.shape != tensor.layout.shape:
+        return entry
+    rest = {name: x for name, x in entry.items() if name not in (kind, base)}
+    values = _read(saved)
+    if moment != "float32":
+        codes, bases = coded(values, moment)
+        return {**rest, kind: codes, **({} if bases is None else {base: bases})}
+    bases = _read(entry[base]) if theirs == "uint8" and base in entry else None
+    if theirs == "uint8" and (bases is None or bases.shape != (-(-values.size // BLOCK),)):
+        problems.add(ValueError, f'{label}["{kind}"] has codes of uint8 without the bases that belong to them')
+        return rest
+    return {**rest, kind: decoded(values, bases)}
+
+
+def _read(x: Any) -> Array:
+    if not isinstance(x, Stored):
+        return x
+    made = np.empty(x.shape, x.dtype)
+    x.read_into(made)
+    return made

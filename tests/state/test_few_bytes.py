@@ -1,0 +1,227 @@
+"""State of fewer bytes goes out and comes in as codes, and to and from float32; what does not fit is refused."""
+
+import importlib
+import re
+
+import few_bytes as oracle
+import ml_dtypes
+import numpy as np
+import pytest
+from cuts import save
+from devices import MODULES
+
+from rmsprop_gpu import AdaGrad, RMSProp
+
+BF, F4 = ml_dtypes.bfloat16, np.float32
+either = pytest.mark.parametrize("module", MODULES)
+CODES = pytest.mark.parametrize("moment", ["uint16", "uint8"])
+
+
+def to_host(x):
+    return x if isinstance(x, np.ndarray) else x.get()
+
+
+def params(xp=np, dtype=F4):
+    return {"v": xp.ones((30, 20), dtype), "w": xp.ones(129, dtype), "empty": xp.ones((0, 4), dtype)}
+
+
+def grads(seed, xp=np, dtype=F4):
+    rng = np.random.default_rng(seed)
+    return {name: xp.asarray(rng.standard_normal(x.shape).astype(dtype)) for name, x in params(dtype=dtype).items()}
+
+
+def assert_equal(x, y):
+    assert x.tobytes() == y.tobytes()
+
+
+def run(opt, steps, xp=np, dtype=F4, first=0):
+    for step in range(first, first + steps):
+        opt.step(grads(step, xp, dtype))
+    return opt
+
+
+def assert_same(opt, twin):
+    for name, state in twin.state.items():
+        assert list(opt.state[name]) == list(state)
+        for kind, x in state.items():
+            assert to_host(opt.state[name][kind]).tobytes() == to_host(x).tobytes(), (name, kind)
+
+
+def ways(opt, later, path):
+    """Each way in which a state is kept."""
+    yield "dict", lambda: later.load_state_dict(opt.state_dict())
+    yield "flat", lambda: later.load_state_dict(opt.state_dict(flat=True))
+    opt.save(path)
+    yield "file", lambda: later.load(path)
+
+
+@either
+@CODES
+@pytest.mark.parametrize("store", ["rest", "round"])
+@pytest.mark.parametrize("way", ["dict", "flat", "file", "folder"])
+def test_a_run_goes_on_on_the_same_bits(module, moment, store, way, tmp_path):
+    """With the seed of the run that was saved, whatever the new one was built with."""
+    xp = importlib.import_module(module)
+    h = {
+        "square_avg_dtype": moment,
+        "store_param_remainders": store == "rest",
+        "bf16_stochastic_round": store == "round",
+        "momentum": 0.9,
+    }
+    one, two = params(xp, BF), params(xp, BF)
+    whole, first = RMSProp(one, seed=7, **h), RMSProp(two, seed=7, **h)
+    run(whole, 5, xp, BF)
+    run(first, 3, xp, BF)
+    later = RMSProp(two, seed=1, **h)
+    if way == "folder":
+        save(tmp_path / "run", first, 3)
+        later.load(tmp_path / "run")
+    else:
+        dict(ways(first, later, tmp_path / "run.safetensors"))[way]()
+    assert later.param_groups[0]["seed"] == 7
+    run(later, 2, xp, BF, first=3)
+    assert_same(later, whole)
+    for name in one:
+        assert to_host(one[name]).tobytes() == to_host(two[name]).tobytes()
+
+
+@CODES
+def test_codes_load_into_float32_exactly_and_come_back(moment):
+    coded = run(RMSProp(params(), square_avg_dtype=moment), 3)
+    plain = RMSProp(params())
+    plain.load_state_dict(coded.state_dict())
+    for name in params():
+        found = plain.state[name]["square_avg"]
+        assert found.dtype == F4
+        assert found.tobytes() == coded.decoded_state(name)["square_avg"].tobytes()
+    back = RMSProp(params(), square_avg_dtype=moment)
+    back.load_state_dict(plain.state_dict())
+    for name in params():  # where the window begins may differ, what a code stands for does not
+        assert_equal(back.decoded_state(name)["square_avg"], coded.decoded_state(name)["square_avg"])
+
+
+@CODES
+def test_float32_states_are_coded_to_nearest(moment):
+    plain = run(RMSProp(params()), 3)
+    coded = RMSProp(params(), square_avg_dtype=moment)
+    coded.load_state_dict(plain.state_dict())
+    for name, x in params().items():
+        v, half = plain.state[name]["square_avg"], np.full(x.size, 2**31)  # half of what a code lacks
+        codes = coded.state[name]["square_avg"].reshape(-1)
+        if moment == "uint16":
+            assert np.array_equal(codes, oracle.encode16(v, half))
+        else:
+            wanted, bases = oracle.encode8(v, half)
+            assert np.array_equal(codes, wanted)
+            assert np.array_equal(coded.state[name]["square_avg_base"], bases)
+
+
+@either
+@CODES
+def test_it_starts_from_the_code_nearest_to_initial_scale(module, moment):
+    xp = importlib.import_module(module)
+    for opt in (RMSProp(params(xp), initial_scale=1.0, square_avg_dtype=moment),):
+        for name in params():
+            assert (to_host(opt.decoded_state(name)["square_avg"]) == 1).all()
+
+
+def test_a_folder_is_read_by_another_format(tmp_path):
+    coded = run(RMSProp(params(), square_avg_dtype="uint8"), 2)
+    save(tmp_path / "run", coded, 2)
+    plain = RMSProp(params())
+    plain.load(tmp_path / "run")
+    for name in params():
+        assert plain.state[name]["square_avg"].tobytes() == coded.decoded_state(name)["square_avg"].tobytes()
+
+
+def refused(message, act):
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+def test_what_a_format_is_not_for_is_refused():
+    half, double, bf = np.ones(3, np.float16), np.ones(3), np.ones(3, BF)
+    turned = np.ones((3, 4), F4).T
+    refused(
+        r"square_avg_dtype is 'uint16' and params is float64; wanted 'float32'",
+        lambda: RMSProp(double, square_avg_dtype="uint16"),
+    )
+    refused(r"sum_dtype is 'uint8' and params is float64", lambda: AdaGrad(double, sum_dtype="uint8"))
+    refused(
+        r"store_param_remainders is True and params is float16; wanted bfloat16",
+        lambda: RMSProp(half, store_param_remainders=True),
+    )
+    refused(r"bf16_stochastic_round is True and params is float16", lambda: RMSProp(half, bf16_stochastic_round=True))
+    refused(
+        r"square_avg_dtype is 'uint16' and centered is True",
+        lambda: RMSProp(np.ones(3, F4), centered=True, square_avg_dtype="uint16"),
+    )
+    refused(r"wanted one of them", lambda: RMSProp(bf, store_param_remainders=True, bf16_stochastic_round=True))
+    refused(r"params is not C-contiguous; wanted C order", lambda: RMSProp(turned, square_avg_dtype="uint8"))
+    refused(
+        r"square_avg_dtype is 'uint4'; wanted one of 'float32', 'uint16', 'uint8'",
+        lambda: RMSProp(half, square_avg_dtype="uint4"),
+    )
+    with pytest.raises(TypeError, match="sum_dtype"):
+        RMSProp(bf, sum_dtype="uint16")
+    opt = RMSProp(np.ones(3, F4), square_avg_dtype=np.uint16)
+    assert opt.param_groups[0]["square_avg_dtype"] == "uint16"
+    refused("it cannot change once the state exists", lambda: opt.param_groups[0].update(square_avg_dtype="uint8"))
+    refused("square_avg_dtype is 'uint16' and centered", lambda: opt.param_groups[0].update(centered=True))
+
+
+def test_a_float32_parameter_is_left_alone_in_a_mixed_model():
+    mixed = {"a": np.ones(5, F4), "b": np.ones(5, BF)}
+    for h in ({"store_param_remainders": True}, {"bf16_stochastic_round": True}):
+        opt, plain = RMSProp(mixed, **h), RMSProp(mixed["a"].copy())
+        opt.step({"a": np.ones(5, F4), "b": np.ones(5, BF)})
+        plain.step(np.ones(5, F4))
+        assert opt.state["a"]["square_avg"].tobytes() == plain.state[0]["square_avg"].tobytes()
+        assert "param_remainder" not in opt.state["a"]
+
+
+def test_codes_of_another_format_are_named():
+    saved = run(RMSProp(params(), square_avg_dtype="uint16"), 1).state_dict()
+    opt = run(RMSProp(params(), square_avg_dtype="uint8"), 1)
+    before = {name: {k: x.copy() for k, x in state.items()} for name, state in opt.state.items()}
+    with pytest.raises(ValueError, match=r"has codes of uint16; wanted uint8, as this optimizer has them, or float32"):
+        opt.load_state_dict(saved)
+    for name, state in before.items():
+        assert all(opt.state[name][k].tobytes() == x.tobytes() for k, x in state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry.update(square_avg_base=entry["square_avg_base"][:-1]), r"has shape \(4,\); wanted \(5,\)"),
+        (lambda entry: entry.pop("square_avg_base"), "lacks 'square_avg_base'"),
+        (lambda entry: entry["square_avg_base"].fill(1786), "has elements above 1785; wanted bases of codes"),
+        (lambda entry: entry.update(square_avg_base=entry["square_avg_base"].astype(np.int16)), "wanted uint16"),
+    ],
+)
+def test_bases_that_do_not_fit_their_codes_are_refused(change, message):
+    opt = run(RMSProp(params(), square_avg_dtype="uint8"), 2)
+    saved = opt.state_dict()
+    change(saved["state"]["v"])
+    before = opt.state_dict()
+    with pytest.raises((ValueError, TypeError), match=message):
+        opt.load_state_dict(saved)
+    assert_same(opt, type("Was", (), {"state": before["state"]}))
+
+
+def test_older_states_load():
+    """Saved before there were formats."""
+    opt = run(RMSProp(params()), 2)
+    saved = opt.state_dict()
+    for name in ("square_avg_dtype", "store_param_remainders", "bf16_stochastic_round", "seed"):
+        del saved["param_groups"][0][name]
+    later = RMSProp(params())
+    later.load_state_dict(saved)
+    assert_same(later, opt)
+
+
+def test_what_explain_and_repr_say():
+    opt = RMSProp(np.ones(4, F4), square_avg_dtype="uint16")
+    assert "v is stored in 16 bits, rounded up or down at random" in opt.explain()
+    assert re.search(r"square_avg_dtype='uint16' \('float32'\): v takes 2 bytes instead of 4", opt.explain())
+    assert "square_avg_dtype='uint16'" in repr(opt)

@@ -1,0 +1,193 @@
+"""Codes of 16 and 8 bits, remainders and stochastic rounding, against plain NumPy, to the bit, on both backends."""
+
+import importlib
+import itertools
+
+import few_bytes as oracle
+import ml_dtypes
+import numpy as np
+import pytest
+from devices import MODULES
+
+from rmsprop_gpu import AdaGrad, RMSProp
+
+BF, F4 = ml_dtypes.bfloat16, np.float32
+SIZES = [1, 127, 128, 129, 1024, 4097, 9001]
+either = pytest.mark.parametrize("module", MODULES)
+FORMATS = [
+    (moment, store, dtype)
+    for moment, store, dtype in itertools.product(["float32", "uint16", "uint8"], ["", "rest", "round"], [F4, BF])
+    if (moment, store) != ("float32", "") and (dtype is BF or not store)
+]
+SWITCHES = {
+    "plain": {},
+    "buffers": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "use_ema": True},
+    "norm": {"clipnorm": 1e10, "bias_correction": True, "eps_in_sqrt": True},
+}
+
+
+def to_host(x):
+    return x if isinstance(x, np.ndarray) else x.get()
+
+
+def options(moment, store, seed=0):
+    return {
+        "square_avg_dtype": moment,
+        "store_param_remainders": store == "rest",
+        "bf16_stochastic_round": store == "round",
+        "seed": seed,
+    }
+
+
+def moments(state, moment):
+    """The float32 that a state stands for."""
+    codes = to_host(state["square_avg"])
+    if moment == "uint8":
+        return oracle.decode8(codes, to_host(state["square_avg_base"]))
+    return oracle.decode16(codes) if moment == "uint16" else codes.reshape(-1)
+
+
+def same(x, y):
+    """Equal to the bit, whatever the payload of a NaN."""
+    return np.array_equal(oracle.without_payload(x), oracle.without_payload(y))
+
+
+def check(opt, params, ref, plain, moment, store, step, seed=0):
+    """Is the state what the float32 step made, stored by the oracle?"""
+    for name, x in params.items():
+        w, v = oracle.words(name, seed, step, ref[name].size), plain.state[name]["square_avg"].reshape(-1)
+        state, got = opt.state[name], to_host(x)
+        codes = to_host(state["square_avg"]).reshape(-1)
+        if moment == "uint16":
+            assert np.array_equal(codes, oracle.encode16(v, w)), name
+        elif moment == "uint8":
+            wanted, bases = oracle.encode8(v, w)
+            assert np.array_equal(to_host(state["square_avg_base"]), bases), name
+            assert np.array_equal(codes, wanted), name
+        else:
+            assert same(codes, v), name
+        if store == "rest":
+            upper, rest = oracle.split(ref[name])
+            assert np.array_equal(got.reshape(-1).view(np.uint16), upper), name
+            assert np.array_equal(to_host(state["param_remainder"]).reshape(-1), rest), name
+        elif store == "round":
+            assert np.array_equal(got.reshape(-1).view(np.uint16), oracle.dithered(ref[name], w)), name
+        else:
+            assert same(got.astype(F4), ref[name].astype(got.dtype).astype(F4)), name
+
+
+# Every format, and with the other switches each of its sides once.
+SOME = [("uint16", "", F4), ("uint8", "rest", BF), ("float32", "round", BF), ("uint8", "", F4)]
+CASES = [(*x, "plain") for x in FORMATS] + [(*x, switches) for switches in ("buffers", "norm") for x in SOME]
+
+
+@either
+@pytest.mark.parametrize(("moment", "store", "dtype", "switches"), CASES)
+def test_steps_are_float32_steps_stored_in_fewer_bytes(module, moment, store, dtype, switches):
+    """Over 42 decades with NaN, infinities, denormals and zeros; each step from the state of the last."""
+    xp, rng, h = importlib.import_module(module), np.random.default_rng(3), SWITCHES[switches]
+    start = {f"p{n}": rng.standard_normal(n).astype(F4).astype(dtype) for n in SIZES}
+    params = {name: xp.asarray(x) for name, x in start.items()}
+    ref = {name: x.astype(F4) for name, x in start.items()}
+    opt = RMSProp(params, lr=1e-2, alpha=0.97, **h, **options(moment, store, seed=5))
+    plain = RMSProp(ref, lr=1e-2, alpha=0.97, **h)
+    for step in range(1, 4):
+        grads = {name: oracle.nasty(rng, x.size, dtype) for name, x in start.items()}
+        for name in start if step > 1 else []:
+            plain.state[name]["square_avg"][...] = moments(opt.state[name], moment)
+        for name in start if store != "rest" else []:
+            ref[name][...] = to_host(params[name]).astype(F4)
+        opt.step({name: xp.asarray(g) for name, g in grads.items()})
+        plain.step({name: g.astype(F4) for name, g in grads.items()})
+        check(opt, params, ref, plain, moment, store, step, seed=5)
+        if h.get("use_ema"):
+            for name in start:
+                assert same(to_host(opt.ema[name]), plain.ema[name])
+
+
+@either
+def test_a_remainder_makes_float32_steps_of_bfloat16_parameters(module):
+    """A thousand steps that a bfloat16 parameter would not feel."""
+    xp, rng = importlib.import_module(module), np.random.default_rng(0)
+    count = 1000 if xp is np else 20
+    p = xp.asarray(rng.standard_normal(300).astype(BF))
+    master = to_host(p).astype(F4)
+    opt, plain = RMSProp(p, lr=1e-5, store_param_remainders=True), RMSProp(master, lr=1e-5)
+    for _ in range(count):
+        g = rng.standard_normal(300).astype(BF)
+        opt.step(xp.asarray(g))
+        plain.step(g.astype(F4))
+    rest = to_host(opt.state[0]["param_remainder"])
+    assert np.array_equal(oracle.join(to_host(p), rest).view(np.uint32), master.view(np.uint32))
+
+
+@either
+@pytest.mark.parametrize("moment", ["uint16", "uint8"])
+def test_a_skipped_step_writes_no_code_and_advances_no_key(module, moment):
+    xp, rng = importlib.import_module(module), np.random.default_rng(1)
+    a, b = (xp.ones(1000, F4) for _ in range(2))
+    opt, twin = (RMSProp(x, skip_nonfinite=True, square_avg_dtype=moment) for x in (a, b))
+    first, last = (rng.standard_normal(1000).astype(F4) for _ in range(2))
+    bad = first.copy()
+    bad[7] = np.nan
+    for g in (first, bad, last):
+        opt.step(xp.asarray(g))
+    for g in (first, last):
+        twin.step(xp.asarray(g))
+    assert to_host(a).tobytes() == to_host(b).tobytes()
+    for name, x in twin.state[0].items():
+        assert to_host(opt.state[0][name]).tobytes() == to_host(x).tobytes(), name
+
+
+@either
+def test_the_order_of_parameters_and_groups_changes_no_dither(module):
+    """It goes by name: so a run can be resumed in another order, and shards have that of the whole."""
+    xp, rng = importlib.import_module(module), np.random.default_rng(2)
+    a = {"v": xp.ones(500, F4), "w": xp.ones(700, F4)}
+    b = [{"params": {"w": xp.ones(700, F4)}}, {"params": {"v": xp.ones(500, F4)}}]
+    opt, twin = (RMSProp(x, square_avg_dtype="uint8", seed=9) for x in (a, b))
+    for _ in range(3):
+        v, w = xp.asarray(rng.standard_normal(500).astype(F4)), xp.asarray(rng.standard_normal(700).astype(F4))
+        opt.step({"v": v, "w": w})
+        twin.step([{"w": w}, {"v": v}])
+    for name in ("v", "w"):
+        assert to_host(opt.state[name]["square_avg"]).tobytes() == to_host(twin.state[name]["square_avg"]).tobytes()
+
+
+@either
+def test_adagrad_has_codes_of_its_sum(module):
+    xp, rng = importlib.import_module(module), np.random.default_rng(4)
+    p, ref = xp.ones(1000, F4), np.ones(1000, F4)
+    opt, plain = AdaGrad(p, sum_dtype="uint16", initial_scale=0.1), AdaGrad(ref, initial_scale=0.1)
+    assert set(oracle.decode16(to_host(opt.state[0]["sum"])).tolist()) == {410 / 4096}  # the nearest code
+    for step in range(1, 4):
+        plain.state[0]["sum"][...] = oracle.decode16(to_host(opt.state[0]["sum"]))
+        g = rng.standard_normal(1000).astype(F4)
+        opt.step(xp.asarray(g))
+        plain.step(g)
+        codes = oracle.encode16(plain.state[0]["sum"], oracle.words("0", 0, step, 1000))
+        assert np.array_equal(to_host(opt.state[0]["sum"]), codes)
+        assert np.array_equal(to_host(p), ref)
+
+
+def test_every_finite_code_stores_to_itself_under_any_dither():
+    codes = np.arange(0xFF00, dtype=np.uint16)
+    for w in (0, 1, 2**31, 2**32 - 1):
+        assert np.array_equal(oracle.encode16(oracle.decode16(codes), np.full(codes.size, w)), codes)
+
+
+@pytest.mark.parametrize("moment", ["uint16", "uint8"])
+@pytest.mark.parametrize("alpha", [0.9, 0.999])
+def test_rounding_is_unbiased(moment, alpha):
+    """Over many steps of one gradient the mean of v is float32's; to nearest it would stick below."""
+    count, size = 4000, 2048
+    opt = RMSProp(np.ones(size, F4), lr=0.0, alpha=alpha, square_avg_dtype=moment)
+    g, v, means = np.full(size, 0.7, F4), 0.0, []
+    for step in range(count):
+        opt.step(g)
+        v = alpha * v + (1 - alpha) * 0.49
+        if step >= count - 200:
+            means.append(opt.decoded_state(0)["square_avg"].astype(np.float64).mean() / v)
+    # Each v wanders by about an ulp times the root of half the memory; 2,048 of them, and neighbours share a lattice.
+    ulp = 2.0**-8 if moment == "uint16" else 2.0**-3
+    assert abs(np.mean(means) - 1) < 4 * ulp * np.sqrt(0.5 / (1 - alpha) * (1 - alpha)) / np.sqrt(size)
