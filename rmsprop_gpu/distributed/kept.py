@@ -14,14 +14,16 @@ import numpy as np
 from ..arrays.checks import Problems, Tensor, plain_array, quoted
 from ..arrays.layout import Array
 from ..arrays.selector import kind_of
-from ..hyper import RMSPROP
+from ..hyper import ALL
+from ..kernels.codes import BLOCK
 from ..kernels.table import BUFFERS, COUNTERS
 from ..optimizer.base import Optimizer
 from ..optimizer.stateful import Loaded
 from ..optimizer.turn import Torn
 from ..state import checkpoint, folder
 from ..state.container import Progress
-from ..state.kinds import dtype_of
+from ..state.formats import decoded
+from ..state.kinds import BASES, MOMENTS, dtype_of, elements_of
 from ..state.pieces import Stored
 from ..state.saved import LoadReport
 from .agreement import agree
@@ -114,7 +116,7 @@ class Kept(Optimizer):
         -------
         dict
             By the name of a parameter a copy, of its shape, where the parameters lie; without those that have no such
-            state.
+            state. Codes are gathered as the float32 that they stand for, without bases.
 
         Raises
         ------
@@ -140,10 +142,11 @@ class Kept(Optimizer):
 
     def _gathered(self, kind: str) -> dict[str, Array]:
         fault = None
-        if not isinstance(kind, str) or kind not in {*BUFFERS, *COUNTERS}:
-            fault = ValueError(f"kind is {kind!r}; wanted one of {', '.join([*BUFFERS, *COUNTERS])}")
+        kinds = [name for name in (*BUFFERS, *COUNTERS) if name not in BASES]
+        if not isinstance(kind, str) or kind not in kinds:
+            fault = ValueError(f"kind is {kind!r}; wanted one of {', '.join(kinds)}")
         agree(self._comm, {"kind": repr(kind)}, fault)
-        mine = {p: self._state[i][kind] for i, p in self._named().values() if kind in self._state.buffers[i]}
+        mine = {p: self._values(i, kind) for i, p in self._named().values() if kind in self._state.buffers[i]}
         counts = {p.tensor: x.item() if kind in COUNTERS else 0 for p, x in mine.items() if p.start == 0}
         found: dict[int, Any] = {}
         for some in self._comm.allgather(counts):
@@ -151,12 +154,22 @@ class Kept(Optimizer):
         if not found:
             raise ValueError(f"no parameter has {kind!r}; there are {', '.join(self._kinds())}")
         if kind in COUNTERS:
-            made = {i: self._number(x, dtype_of(self._whole[i].layout.dtype, kind)) for i, x in found.items()}
+            made = {
+                i: self._number(x, dtype_of(self._whole[i].layout.dtype, kind, "float32")) for i, x in found.items()
+            }
         elif self._comm.size == 1:
             made = {p.tensor: x.copy() for p, x in mine.items()}
         else:
             made = self._transport.whole(mine, sorted(found))
+        if kind == "param_remainder":
+            made = {i: x.astype(np.int16) for i, x in made.items()}
         return {self._whole[i].key: made[i] for i in sorted(made)}
+
+    def _values(self, i: int, kind: str) -> Array:
+        """A kind of state of a piece, codes as the float32 that they stand for."""
+        found = self._state[i]
+        codes = kind in MOMENTS and found[kind].dtype.kind == "u"
+        return decoded(found[kind], found.get(MOMENTS[kind])) if codes else found[kind]
 
     def _number(self, x: float, dtype: np.dtype[Any]) -> Array:
         """A number as a 0-d array where the parameters lie, whose device is the current one."""
@@ -293,7 +306,7 @@ class Kept(Optimizer):
             key, at = self._whole[piece.tensor].key, partial(self._state.at, i)
             for kind, array in self._state.kept(i, names[i]).items():
                 if kind not in COUNTERS:
-                    made.append(folder.Part(key, kind, piece.start, piece.stop, array.reshape(-1), at))
+                    made.append(folder.Part(key, kind, *_span(piece, kind), array.reshape(-1), at))
                 elif piece.start == 0:
                     made.append(folder.Part(key, kind, None, None, array, at))
         return made
@@ -423,7 +436,7 @@ def hypers_said(hypers: Sequence[Mapping[str, Any]], where: str = "param_groups"
     return {
         f"{where}[{i}][{quoted(name)}]": "a callable" if callable(h[name]) else repr(h[name])
         for i, h in enumerate(hypers)
-        for name in RMSPROP
+        for name in ALL
         if name in h
     }
 
@@ -446,9 +459,16 @@ def _cut(x: Any, kind: str, parameter: Tensor, piece: Piece, label: str, problem
     else:
         problems.add(TypeError, f"{label} is a {type(x).__name__}; wanted a NumPy or CuPy array")
         return None
-    if array is not None and array.shape != parameter.layout.shape:
-        problems.add(ValueError, f"{label} has shape {array.shape}; wanted {parameter.layout.shape}")
+    shape = (elements_of(parameter.layout.shape, kind),) if kind in BASES else parameter.layout.shape
+    if array is not None and array.shape != shape:
+        problems.add(ValueError, f"{label} has shape {array.shape}; wanted {shape}")
         return None
+    start, stop = _span(piece, kind)
     if isinstance(array, Stored):
-        return array.part(piece.start, piece.stop)
-    return None if array is None else array.reshape(-1)[piece.start : piece.stop]
+        return array.part(start, stop)
+    return None if array is None else array.reshape(-1)[start:stop]
+
+
+def _span(piece: Piece, kind: str) -> tuple[int, int]:
+    """Where this state of a piece is in that of its parameter; pieces begin with a block of codes."""
+    return (piece.start // BLOCK, -(-piece.stop // BLOCK)) if kind in BASES else (piece.start, piece.stop)

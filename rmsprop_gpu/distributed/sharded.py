@@ -358,6 +358,7 @@ def _part(tensor: Tensor, piece: Piece) -> Tensor:
     )
     problems.raise_any()
     assert made is not None
+    made.of, made.start = tensor.key, piece.start
     return made
 
 
