@@ -153,7 +153,7 @@ def run(
 def run_workload(workload: Workload, wanted: Sequence[str], conditions: Conditions) -> dict[str, Any]:
     """A workload's part of the result."""
     say(workload.title)
-    allowed = [name for name in wanted if workload.contenders is None or name in workload.contenders]
+    allowed = [name for name in wanted if workload.has(name)]
     contenders = [name for name in CONTENDERS[conditions.device] if name in allowed]
     found = {
         "title": workload.title,

@@ -13,14 +13,14 @@ from benchmarks.workloads import AGAIN, C_OPENMP, COPY, OURS, TORCH
 
 ON_CPU = (
     *(cpu.RMSPROP_GPU, replace(cpu.RMSPROP_GPU, name=AGAIN)),  # the same once more: its ratio to the first is the noise
-    *(cpu.TOGETHER, cpu.ASSIGNING, cpu.UNCLIPPED, cpu.NUMPY, cpu.NUMEXPR),
+    *(cpu.TOGETHER, cpu.ASSIGNING, cpu.UNCLIPPED, *cpu.STORED, cpu.NUMPY, cpu.NUMEXPR),
     *(torch.OURS_IN_TORCH, torch.FOREACH, torch.FOR_LOOP, torch.COMPILE, torch.ADAGRAD),
     *(jax.OPTAX_RMSPROP, jax.KERAS),
     *(cpu.C_LOOP, cpu.C_COPY),
 )
 ON_CUDA = (
     *(cuda.RMSPROP_GPU, replace(cuda.RMSPROP_GPU, name=AGAIN)),
-    *(cuda.FUSE, cuda.ELEMENTWISE),
+    *(*cuda.STORED, cuda.FUSE, cuda.ELEMENTWISE),
     *map(torch.on_cuda, (torch.FOREACH, torch.COMPILE, torch.ADAGRAD)),
     cuda.DEVICE_COPY,
 )

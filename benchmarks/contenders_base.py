@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.workloads import Workload
+from benchmarks.workloads import FORMATS, Workload
 
 Array = NDArray[np.float32]
 
@@ -69,7 +70,7 @@ class Contender:
     build: Callable[[Task], Running]
     rule: str | None = "rmsprop"  # the function of rmsprop_gpu/reference.py that it must agree with; None: no rule
     switches: Mapping[str, Any] = field(default_factory=dict)  # of that rule, which this contender cannot turn off
-    traffic: Callable[[Workload], int] | None = None  # bytes per element by its own passes, where they can be counted
+    traffic: Callable[[Workload], float] | None = None  # bytes per element by its own passes, where they can be counted
 
 
 def schedule(step: int) -> float:
@@ -80,6 +81,21 @@ def schedule(step: int) -> float:
 def streams(workload: Workload) -> int:
     """One pass: each stream is read or written once, and nothing else is."""
     return workload.bytes_per_element
+
+
+def in_fewer_bytes(build: Callable[[Task], Running]) -> tuple[Contender, ...]:
+    """This package with each format, by what sets it up with a task; no oracle here has its rounding."""
+    return tuple(
+        Contender(name, functools.partial(_build_stored, build, dtype, options), rule=None, traffic=lambda _, x=x: x)
+        for name, (dtype, options, x) in FORMATS.items()
+    )
+
+
+def _build_stored(build: Callable[[Task], Running], dtype: str, options: Mapping[str, Any], task: Task) -> Running:
+    import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by its name from here on
+
+    params, grads = ([array.astype(dtype) for array in arrays] for arrays in (task.params, task.grads))
+    return build(replace(task, params=params, grads=grads, hyper={**task.hyper, **options}))
 
 
 def flat(arrays: list[Array]) -> Array:

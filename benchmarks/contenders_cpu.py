@@ -26,6 +26,7 @@ from benchmarks.contenders_base import (
     Unavailable,
     fill,
     flat,
+    in_fewer_bytes,
     schedule,
     streams,
 )
@@ -172,6 +173,7 @@ RMSPROP_GPU = Contender(OURS, build_rmsprop_gpu, traffic=streams)
 TOGETHER = Contender(VIEWS, functools.partial(build_rmsprop_gpu, together=True), traffic=streams)
 ASSIGNING = Contender(ASSIGNED, functools.partial(build_rmsprop_gpu, assigned=True), traffic=streams)
 UNCLIPPED = Contender(PLAIN, functools.partial(build_rmsprop_gpu, plain=True), rule=None)
+STORED = in_fewer_bytes(build_rmsprop_gpu)
 NUMPY = Contender("numpy", build_numpy, traffic=numpy_traffic)
 NUMEXPR = Contender("numexpr", build_numexpr, traffic=numexpr_traffic)
 C_LOOP = Contender(C_OPENMP, build_c, traffic=streams)

@@ -40,6 +40,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("plain", "float32, float16 gradients", {}),
     ("momentum, centered", "float32, bfloat16 gradients", {"momentum": 0.9, "centered": True}),
     ("momentum, centered", "bfloat16", {"momentum": 0.9, "centered": True}),
+    ("codes of 16 bits", "float32", {"square_avg_dtype": "uint16"}),
+    ("codes of 8 bits", "float32", {"square_avg_dtype": "uint8"}),
+    ("codes of 16 bits, dithered parameters", "bfloat16", {"square_avg_dtype": "uint16",
+                                                           "bf16_stochastic_round": True}),
+    ("codes of 8 bits, dithered parameters", "bfloat16", {"square_avg_dtype": "uint8",
+                                                          "bf16_stochastic_round": True}),
+    ("dithered parameters", "bfloat16", {"bf16_stochastic_round": True}),
+    ("remainders", "bfloat16", {"store_param_remainders": True}),
+    ("codes of 16 bits, remainders", "bfloat16", {"square_avg_dtype": "uint16", "store_param_remainders": True}),
+    ("codes of 8 bits, remainders", "bfloat16", {"square_avg_dtype": "uint8", "store_param_remainders": True}),
 ]  # fmt: skip  # a table, read as one
 
 
@@ -76,7 +86,7 @@ def count(counter: Counter) -> dict[str, Any]:
         grad_dtype = other[0] if other else dtype
         param, grad = cupy.zeros(SIZE, dtype), cupy.asarray(np.ones(SIZE, grad_dtype))
         opt = RMSProp(param, **given)
-        model = bytes_per_element(hyper.variant(opt.param_groups[0].hyper(), False), dtype, grad_dtype)
+        model = bytes_per_element(hyper.variant(opt.param_groups[0].hyper(), False, dtype=dtype), dtype, grad_dtype)
         launches = counter.of_a_step(opt, grad)
         total = {
             key: sum(launch[key] for launch in launches) for key in launches[0] if key.endswith(("bytes", "sectors"))
@@ -117,7 +127,7 @@ def markdown(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {r['case']} | {r['dtype']} | {r['launches']} | {r['model']} | {r['bytes_an_element']:.4f} "
+        f"| {r['case']} | {r['dtype']} | {r['launches']} | {r['model']:g} | {r['bytes_an_element']:.4f} "
         f"| {r['sectors_over_bytes']:.4f} | {'yes' if r['fine'] else '**no**'} |"
         for r in result["rows"]
     ]

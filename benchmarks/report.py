@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.workloads import AGAIN, COPY, OURS, PLAIN, VIEWS, WORKLOADS, Bar
+from benchmarks.workloads import AGAIN, COPY, FORMATS, OURS, PLAIN, VIEWS, WORKLOADS, Bar
 
 Row = dict[str, Any]
 Rows = Mapping[str, Row]  # by contender
 Cells = tuple[str, ...]
 
-NO_RIVALS = (OURS, AGAIN, VIEWS, PLAIN, COPY)  # the copy computes nothing: it is a limit
+NO_RIVALS = (OURS, AGAIN, VIEWS, PLAIN, *FORMATS, COPY)  # the copy computes nothing: it is a limit
 
 HEAD = ("contender", "time a step", "quartiles", "time / ours (quartiles)", "GB/s", "of copy", "bytes per element",
         "extra memory")  # fmt: skip
@@ -275,10 +275,13 @@ def rehearsed(result: dict[str, Any]) -> list[str]:
 
 
 def outcome(name: str, row: Row | None) -> str:
-    """What became of a contender; empty for who was not asked. There is nothing in which a copy could agree."""
+    """What became of a contender; empty for who was not asked.
+
+    There is nothing in which a copy could agree, and no oracle of codes.
+    """
     if row is None:
         return ""
-    return "left out" if "left_out" in row else "runs" if name == COPY else "agrees"
+    return "left out" if "left_out" in row else "runs" if name in (COPY, *FORMATS) else "agrees"
 
 
 def reasons_of(workloads: dict[str, Any]) -> list[str]:

@@ -21,6 +21,20 @@ ASSIGNED = "rmsprop_gpu, assigned"  # opt.lr = ... before each step, in the plac
 TORCH = ("torch foreach", "torch for-loop")  # of its RMSprop: the default on a GPU, and the default on a CPU
 COMPILED, FUSED, OPTAX, C_OPENMP = "torch compile", "torch fused adagrad", "optax", "c openmp"
 
+# In fewer bytes: the dtype of parameters and gradients, the arguments, the bytes an element.
+_UINT16, _UINT8 = {"square_avg_dtype": "uint16"}, {"square_avg_dtype": "uint8"}
+_DITHERED, _REMAINDER = {"bf16_stochastic_round": True}, {"store_param_remainders": True}
+FORMATS: dict[str, tuple[str, Mapping[str, Any], float]] = {
+    f"{OURS}, uint16": ("float32", _UINT16, 16),
+    f"{OURS}, uint8": ("float32", _UINT8, 14.03125),
+    f"{OURS}, bfloat16": ("bfloat16", {}, 14),
+    f"{OURS}, bfloat16 dithered, uint16": ("bfloat16", _DITHERED | _UINT16, 10),
+    f"{OURS}, bfloat16 dithered, uint8": ("bfloat16", _DITHERED | _UINT8, 8.03125),
+    f"{OURS}, remainder": ("bfloat16", _REMAINDER, 18),
+    f"{OURS}, remainder, uint16": ("bfloat16", _REMAINDER | _UINT16, 14),
+    f"{OURS}, remainder, uint8": ("bfloat16", _REMAINDER | _UINT8, 12.03125),
+}
+
 # On most workloads the others would cost more time and memory than a run has. A name that a device does not have is not
 # run there.
 ESSENTIAL = (OURS, AGAIN, DROP_IN, "cupy fuse", "cupy elementwise", *TORCH, FUSED, OPTAX, C_OPENMP, COPY)
@@ -47,8 +61,12 @@ class Workload:
     hyper: Mapping[str, Any] = field(default_factory=dict)  # in rmsprop_gpu.RMSProp's argument names
     groups: bool = False  # each tensor is a parameter group of its own
     scheduled: bool = False  # a schedule says the learning rate of each step
-    contenders: tuple[str, ...] | None = ESSENTIAL  # None: all
+    contenders: tuple[str, ...] | None = ESSENTIAL  # None: all in float32
     scaling: bool = False  # measure it with fewer threads too
+
+    def has(self, contender: str) -> bool:
+        """Is it run on this workload, where a device has it?"""
+        return contender not in FORMATS if self.contenders is None else contender in self.contenders
 
     @property
     def size(self) -> int:
@@ -191,6 +209,19 @@ WORKLOADS = {
             ((25_000_000,),),
             hyper={"momentum": 0.9, "use_ema": True, "global_clipnorm": 1.0, "skip_nonfinite": True},
             contenders=(OURS, AGAIN, PLAIN, COPY),
+        ),
+        Workload(
+            "bytes-25m",
+            "One tensor of 25 M elements, the second moment or the parameters stored in fewer bytes",
+            ((25_000_000,),),
+            contenders=(OURS, AGAIN, *FORMATS, COPY),
+            bars=(
+                Bar((OURS,), at_least=1.12, who=f"{OURS}, uint16"),
+                Bar((OURS,), at_least=1.55, who=f"{OURS}, bfloat16 dithered, uint16"),
+                Bar((OURS,), at_least=1.2, who=f"{OURS}, remainder, uint16"),
+                Bar((OURS,), at_least=1.07, who=f"{OURS}, remainder"),
+                Bar((OURS,), at_least=1, who=f"{OURS}, uint8"),
+            ),
         ),
     )
 }

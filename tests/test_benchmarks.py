@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by its name from here on
 import numpy as np
 import pytest
 from paths import ROOT
@@ -21,7 +22,7 @@ from benchmarks import check, machine, measure, readme, worker
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders_base import Running
 from benchmarks.report import digits, markdown
-from benchmarks.workloads import DROP_IN, FUSED, SHAPES, WORKLOADS
+from benchmarks.workloads import DROP_IN, FORMATS, FUSED, SHAPES, WORKLOADS
 
 OURS = "rmsprop_gpu"
 TENSORS_AND_ELEMENTS = {  # as the models' pages and papers count them
@@ -47,6 +48,7 @@ TENSORS_AND_ELEMENTS = {  # as the models' pages and papers count them
     "clipped-25m": (1, 25_000_000),
     "clipped-resnet50": (161, 25_557_032),
     "guarded-25m": (1, 25_000_000),
+    "bytes-25m": (1, 25_000_000),
 }
 BYTES = {"switches-25m": 36, "all-25m": 36, "clipped-25m": 24, "clipped-resnet50": 24, "guarded-25m": 40}
 
@@ -70,6 +72,15 @@ def test_shapes_have_sources_and_the_order_of_their_models():
 @pytest.mark.parametrize("name", BYTES)
 def test_switches_are_ours(name):
     RMSProp(np.ones(3, np.float32), **WORKLOADS[name].hyper)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_move_as_many_bytes_as_they_say(name):
+    dtype, options, moved = FORMATS[name]
+    opt = RMSProp(np.ones(3, np.dtype(dtype)), **options)
+    variant = hyper.variant(opt.param_groups[0].hyper(), adagrad=False, dtype=np.dtype(dtype))
+    assert bytes_per_element(variant, np.dtype(dtype)) == moved
+    assert [work for work, workload in WORKLOADS.items() if workload.has(name)] == ["bytes-25m"]
 
 
 def row(seconds, ours):

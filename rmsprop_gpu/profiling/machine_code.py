@@ -264,7 +264,7 @@ def _facts(ptx: str, log: str, text: str) -> Facts:
         ptx_float64=sum(".f64" in opcode for opcode in ptx_opcodes),
         calls=sum(opcode.startswith("call") for opcode in ptx_opcodes),
         fma=sum(opcode.startswith("fma.") for opcode in ptx_opcodes),
-        loop=Counter(opcodes[_hot_loop(code, labels)]),
+        loop=Counter(opcodes[_hot_loop(code, labels, "update_kernel" in ptx)]),
         ptx=ptx,
         sass=text,
     )
@@ -282,19 +282,41 @@ def _parse(text: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
     return code, labels
 
 
-def _hot_loop(code: Sequence[tuple[str, str]], labels: Mapping[str, int]) -> slice:
-    """Where the vector loop stands: the shortest one around all 128-bit stores of the kernel."""
-    stores = [i for i, (opcode, _) in enumerate(code) if opcode.startswith("ST") and opcode.endswith(".128")]
+def _hot_loop(code: Sequence[tuple[str, str]], labels: Mapping[str, int], updates: bool) -> slice:
+    """Where the vector loop stands: the shortest one around all 128-bit stores of the kernel.
+
+    Where no stream of an update has so many bits, all of them halves or codes, it is around those of 64 bits.
+    """
     jumps = [
         (i, labels[label])
         for i, (_, operands) in enumerate(code)
         for label in re.findall(r"\.L\w+", operands)
         if label in labels
     ]
-    loops = [(i - to, to, i) for i, to in jumps if stores and to <= stores[0] and stores[-1] < i]
+    found = (_loops(code, jumps, bits) for bits in (".128", ".64")[: 1 + updates])
+    loops = next(filter(None, found), [])
     if not loops:
         return slice(0)
     _, first, last = min(loops)
-    if any(first < to <= last and not first <= i <= last for i, to in jumps):
+    while any(i == last + 1 and first < to <= last for i, to in jumps):  # where Turing's threads wait for each other
+        last += 1
+    apart = _apart(code, labels)
+    if any(first < to <= last and not first <= i <= last and i not in apart for i, to in jumps):
         raise RuntimeError("a part of the vector loop stands outside of it: _hot_loop must learn to follow jumps")
     return slice(first, last + 1)
+
+
+def _loops(code: Sequence[tuple[str, str]], jumps: Sequence[tuple[int, int]], bits: str) -> list[tuple[int, int, int]]:
+    """(length, first, last) of every loop around all stores of so many bits."""
+    stores = [i for i, (opcode, _) in enumerate(code) if opcode.startswith("ST") and opcode.endswith(bits)]
+    return [(i - to, to, i) for i, to in jumps if stores and to <= stores[0] and stores[-1] < i]
+
+
+def _apart(code: Sequence[tuple[str, str]], labels: Mapping[str, int]) -> set[int]:
+    """What stands at the end for warps whose threads are apart where they exchange values, which ours never are.
+
+    BRA.DIV leads there, and the first jump without a condition back.
+    """
+    starts = [labels[label] for opcode, to in code if opcode == "BRA.DIV" for label in re.findall(r"\.L\w+", to)]
+    ends = [next(i for i in range(start, len(code)) if code[i][0] == "BRA") for start in starts]
+    return {i for start, end in zip(starts, ends, strict=True) for i in range(start, end + 1)}

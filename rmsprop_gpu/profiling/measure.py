@@ -205,7 +205,7 @@ def _launch(batch: Batch, call: Callable[[], object], measured: set[str], probe:
     """What is known of the launch over a batch, which is this call."""
     name, sizes = batch.title("update_kernel"), _sizes(batch, measured)
     moved = bytes_per_element(batch.variant, batch.dtype, batch.grad_dtype)
-    seconds, copies, copied = probe.launch(call, batch, moved * sum(sizes), repeats, _range(name))
+    seconds, copies, copied = probe.launch(call, batch, round(moved * sum(sizes)), repeats, _range(name))
     return Launch(
         name=name,
         device="cpu" if batch.device is None else f"cuda:{batch.device}",
@@ -216,7 +216,7 @@ def _launch(batch: Batch, call: Callable[[], object], measured: set[str], probe:
         tensors=len(sizes),
         elements=sum(sizes),
         bytes_per_element=moved,
-        bytes=moved * sum(sizes),
+        bytes=round(moved * sum(sizes)),
         flops_per_element=flops_per_element(batch.variant),
         seconds=Times.of(seconds),
         copies=Times.of(copies),

@@ -125,7 +125,7 @@ class Report(Results, Shown):
                 f"{x.tensors:,}",
                 f"{x.elements:,}",
                 f"{x.chunks:,}",
-                str(x.bytes_per_element),
+                f"{x.bytes_per_element:.6g}",
                 seconds(x.seconds.median),
                 f"{x.rate / 1e9:.3g}",
                 f"{x.fraction_of_copy:.0%}",

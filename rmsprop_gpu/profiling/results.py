@@ -94,7 +94,7 @@ class Launch:
     chunks: int
     grid: int | None  # blocks; None on the CPU
     block: int | None  # threads
-    bytes_per_element: int  # by the model of traffic.py
+    bytes_per_element: float  # by the model of traffic.py
     bytes: int
     flops_per_element: int
     seconds: Times

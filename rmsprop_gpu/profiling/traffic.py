@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import compute_dtype
+from ..kernels.codes import BLOCK
 from ..kernels.rule import Factors, Scalars, Variant, make_rule
 
 
-def bytes_per_element(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any] | None = None) -> int:
+def bytes_per_element(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any] | None = None) -> float:
     """Bytes that a step moves between memory and processor for each element of parameters of this dtype.
 
     The gradients are of the same or of another.
@@ -29,10 +30,13 @@ def bytes_per_element(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dty
     18
     >>> bytes_per_element(Variant(momentum=True, centered=True), np.dtype(np.float16))
     30
+    >>> bytes_per_element(Variant(uint16=True), np.dtype(np.float32))
+    16
     """
-    buffers = 1 + variant.centered + variant.momentum + variant.ema
+    buffers, compute = variant.centered + variant.momentum + variant.ema, compute_dtype(dtype).itemsize
     grad = (1 + variant.measures + variant.zero_grads) * (grad_dtype or dtype).itemsize
-    return grad + 2 * dtype.itemsize + 2 * buffers * compute_dtype(dtype).itemsize
+    moment = 2 if variant.uint16 else 1 + 2 / BLOCK if variant.uint8 else compute  # and of 8 bits the bases
+    return grad + 2 * (dtype.itemsize + 2 * variant.remainder + moment + buffers * compute)
 
 
 @cache

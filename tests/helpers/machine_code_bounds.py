@@ -27,20 +27,45 @@ def bounds(variant, dtype, grad_dtype=None):
     more than the 64 and 64 of all others, and a fourth stream of state takes an address, two doubles and the two
     numbers of its average: 2 + 4 + 4 registers.
     """
+    if variant.coded:
+        return bounds_of_codes(variant)
     if np.dtype(dtype) == np.float64:
         return 72 + 10 * (variant.centered and variant.momentum and variant.ema), 96
     is_plain = np.dtype(dtype) == np.dtype(grad_dtype or dtype) == np.float32 and variant == Variant()
     return (40, 42) if is_plain else (64, 64 + 3 * variant.ema)
 
 
+def bounds_of_codes(variant):
+    """For kernels of fewer bytes.
+
+    An element takes its word of dither and the rounding with it, a code of 8 bits its share of the largest of a block,
+    and two ends of a window, a remainder what joins and parts it.
+    """
+    registers = 64 + 8 * (variant.uint8 and variant.remainder)  # Turing: two streams more, each with its address
+    instructions = 64 + 3 * variant.ema + 4 * variant.zero_grads + 16 * variant.uint8 + 4 * variant.remainder
+    return registers, instructions + 8 * (variant.uint16 or variant.stochastic_round)
+
+
 def wanted_accesses(variant, dtype, grad_dtype=None):
-    """Loads and stores of the vector loop: each stream once, in 128 bits; four halves are 64."""
-    states = 1 + variant.centered + variant.momentum + variant.ema
-    wanted = Counter({"LDG.E.128": states, "STG.E.128": states})
-    for stream, stores in ((dtype, 1), (grad_dtype or dtype, variant.zero_grads)):
-        bits = 64 if np.dtype(stream).itemsize == 2 else 128
-        wanted.update({f"LDG.E.{bits}": 1, f"STG.E.{bits}": stores})
+    """Loads and stores of the vector loop: each stream once, in 128 bits; four halves are 64, four codes 64 or 32.
+
+    Beside codes of 8 bits there is their base.
+    """
+    floats = variant.centered + variant.momentum + variant.ema
+    streams = [(_width(dtype), 1, 1), (_width(grad_dtype or dtype), 1, variant.zero_grads), (".128", floats, floats)]
+    if variant.uint8:
+        streams += [("", 1, 1), (".U16", 1, 1)]
+    else:
+        streams.append((".64" if variant.uint16 else ".128", 1, 1))
+    streams.append((".64", variant.remainder, variant.remainder))
+    wanted = Counter()
+    for width, loads, stores in streams:
+        wanted.update({f"LDG.E{width}": loads, f"STG.E{width}": stores})
     return dict(+wanted)
+
+
+def _width(dtype):
+    return ".64" if np.dtype(dtype).itemsize == 2 else ".128"
 
 
 def flaws(facts, dtype):
@@ -95,3 +120,12 @@ def wanted_instructions(v):
         + v.ema
         + (not v.lr_in_momentum),
     }
+
+
+def problems(facts, variant, dtype, grad_dtype=None):
+    """The flaws of an update kernel, and an fma that the rule does not ask for: a contraction."""
+    advance = not variant.adagrad and not variant.prepared
+    # The rule stands in the kernel for each lane of a vector, and once for the ragged end.
+    wanted = wanted_instructions(variant)["fma"] * (lanes(dtype) + 1) + advance
+    found = list(flaws_of_update(facts, variant, dtype, grad_dtype))
+    return found if facts.fma == wanted else [*found, f"{facts.fma} fma in the PTX; wanted {wanted}"]

@@ -177,6 +177,19 @@ def test_loop_is_vectorised(variant, dtype):
     assert re.search(rf"fdiv <\d+ x {kind}>", llvm)
 
 
+@pytest.mark.parametrize("store", [(), ("remainder",), ("stochastic_round",)], ids="+".join)
+@pytest.mark.parametrize("moment", [(), ("uint16",), ("uint8",)], ids="+".join)
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_loops_of_codes_are_vectorised(name, moment, store):
+    """Also the second loop of a block of 8 bits, which writes its codes."""
+    dtype, variant = np.dtype(name), Variant(**dict.fromkeys([*moment, *store], True)).of_update
+    if not variant.coded or (store and name == "float32"):
+        pytest.skip("not stored in fewer bytes")
+    (llvm,) = cpu.functions(variant, dtype, dtype)["update_kernel"].inspect_llvm().values()
+    assert re.search(r"fdiv <\d+ x float>", llvm)
+    assert not moment or re.search(rf"store <\d+ x i{moment[0][4:]}>", llvm)
+
+
 @pytest.mark.parametrize("alpha", [0.85, 0.95])
 @pytest.mark.parametrize("eps_in_sqrt", [False, True])
 @pytest.mark.parametrize("bias_correction", [False, True])

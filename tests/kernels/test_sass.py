@@ -6,7 +6,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from machine_code_bounds import CAPABILITIES, flaws, flaws_of_update, lanes, wanted_instructions
+from machine_code_bounds import CAPABILITIES, flaws, problems
 from ptx_chain import chain
 from variants import cover, name
 
@@ -26,15 +26,6 @@ VARIANTS = list(dict.fromkeys([PLAIN, *cover(2)]))
 TOLD = Variant(scale=True, told=True, zero_grads=True)
 FEW = [PLAIN, BOTH, TOLD, max(VARIANTS, key=sum)]  # for most architectures: a kernel takes half a second
 OF = {cc: [*VARIANTS, TOLD] if cc in {(7, 5), (9, 0)} else FEW for cc in CAPABILITIES}
-
-
-def problems(facts, variant, dtype, grad_dtype=None):
-    """The flaws of an update kernel, and an fma that the rule does not ask for: a contraction."""
-    advance = not variant.adagrad and not variant.prepared
-    # The rule stands in the kernel for each lane of a vector, and once for the ragged end.
-    wanted = wanted_instructions(variant)["fma"] * (lanes(dtype) + 1) + advance
-    found = list(flaws_of_update(facts, variant, dtype, grad_dtype))
-    return found if facts.fma == wanted else [*found, f"{facts.fma} fma in the PTX; wanted {wanted}"]
 
 
 @pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")

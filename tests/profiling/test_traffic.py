@@ -94,3 +94,55 @@ def test_a_gradient_is_loaded_once_for_its_norm_and_its_check(tmp_path, request)
     assert len(looks) == len(lines) == 4
     for line, look in zip(lines, looks, strict=True):
         assert int(line) <= look["load_bytes"] <= int(line) + 64 * (1 << 16) // 4096 * 32
+
+
+# Bytes an element of a plain step, by the parameters' dtype, how they are stored, and their second moment.
+TABLE = {
+    ("float32", ""): {"float32": 20, "uint16": 16, "uint8": 14.03},
+    ("bfloat16", ""): {"float32": 14, "uint16": 10, "uint8": 8.03},
+    ("bfloat16", "bf16_stochastic_round"): {"float32": 14, "uint16": 10, "uint8": 8.03},
+    ("bfloat16", "store_param_remainders"): {"float32": 18, "uint16": 14, "uint8": 12.03},
+}
+
+
+def test_bytes_of_codes_and_remainders_are_those_of_the_table():
+    switches = {
+        "": {},
+        "bf16_stochastic_round": {"stochastic_round": True},
+        "store_param_remainders": {"remainder": True},
+    }
+    for (name, stored), columns in TABLE.items():
+        for moment, wanted in columns.items():
+            variant = Variant(uint16=moment == "uint16", uint8=moment == "uint8", **switches[stored])
+            assert bytes_per_element(variant, np.dtype(name)) == pytest.approx(wanted, abs=2e-3)
+
+
+# Steps each format of the table twice, and prints what the second is to move, a line a step.
+STORED = """
+import cupy, ml_dtypes, numpy as np
+from rmsprop_gpu import RMSProp
+from rmsprop_gpu.kernels.cuda import chunk_of
+SIZE = 1 << 18
+for (name, stored), columns in TABLE.items():
+    for moment, wanted in columns.items():
+        options = {stored: True} if stored else {}
+        opt = RMSProp(cupy.ones(SIZE, np.dtype(name)), square_avg_dtype=moment, **options)
+        grad = cupy.asarray(np.random.default_rng(0).standard_normal(SIZE).astype(np.dtype(name)))
+        for _ in range(2):
+            opt.step(grad)
+            cupy.cuda.Device().synchronize()
+        print(len(opt.kernels()), SIZE * wanted, SIZE // chunk_of(np.dtype(name)))
+"""
+
+
+@pytest.mark.gpu
+def test_codes_and_remainders_move_as_few_bytes_as_the_table_says(tmp_path, request):
+    """Beside it the 24 of each chunk; of 128 codes there are two bytes of base more, which are the 0.03."""
+    lines, ours = counted(f"TABLE = {TABLE}\n{STORED}", tmp_path, request)
+    assert len(lines) == 12
+    for line in lines:
+        count, wanted, chunks = int(line.split()[0]), float(line.split()[1]), int(line.split()[2])
+        step, ours = ours[count : 2 * count], ours[2 * count :]
+        moved = sum(x["dram_read_bytes"] + x["dram_write_bytes"] for x in step) - 24 * chunks
+        assert moved == pytest.approx(wanted, rel=0.01)
+    assert not ours

@@ -1,0 +1,108 @@
+"""The machine code of the CUDA kernels of fewer bytes, for all architectures, with no GPU."""
+
+import inspect
+import itertools
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+from machine_code_bounds import CAPABILITIES, flaws, problems
+from ptx_chain import chain
+from variants import name
+
+from rmsprop_gpu.kernels import cuda_fit
+from rmsprop_gpu.kernels.rule import Variant
+from rmsprop_gpu.profiling.machine_code import read, why_not
+
+if why_not() is None:
+    from rmsprop_gpu.kernels import cuda_coded, cuda_prepare
+
+pytestmark = [pytest.mark.sass, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+linked = pytest.mark.skipif(cuda_fit.nvjitlink() is None, reason="nvJitLink, which links for real GPUs, is not there")
+
+F4, BF = np.float32, ml_dtypes.bfloat16
+DTYPES = {"float32": F4, "bfloat16": BF}
+FORMATS = [
+    (Variant(**dict.fromkeys([*moment, *store], True)), dtype)
+    for moment, store, dtype in itertools.product(
+        [(), ("uint16",), ("uint8",)], [(), ("remainder",), ("stochastic_round",)], DTYPES.values()
+    )
+    if (moment or store) and (dtype is BF or not store)
+]
+BUFFERS = {"momentum": True, "nesterov": True, "ema": True, "zero_grads": True}
+SWITCHES = {
+    "plain": {},
+    "buffers": BUFFERS,
+    "everything": {
+        **BUFFERS,
+        "scale": True,
+        "told": True,
+        "clipvalue": True,
+        "weight_decay": True,
+        "bias_correction": True,
+    },
+}
+per_capability = pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")
+
+
+def kinds(dtype, switches):
+    """The Variants of these switches, as a kernel is compiled for them."""
+    return [v._replace(**SWITCHES[switches]).of_update for v, d in FORMATS if d is dtype]
+
+
+@per_capability
+@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_update_kernels_of_codes_are_without_flaws(dtype, switches, cc):
+    variants = kinds(dtype, switches)
+    facts = read([cuda_coded.make_update_kernel(variant, dtype) for variant in variants], cc)
+    found = {name(v): problems(f, v, dtype) for v, f in zip(variants, facts, strict=True)}
+    assert not {variant: found for variant, found in found.items() if found}
+
+
+@linked
+def test_plain_codes_leave_a_multiprocessor_full():
+    """With 32 registers a thread it holds all the 2,048 threads that it can."""
+    for variant, dtype in FORMATS:
+        (facts,) = read([cuda_coded.make_update_kernel(variant.of_update, dtype)], (9, 0))
+        assert facts.registers <= 32, name(variant)
+
+
+@linked
+@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_first_element_waits_for_few_loads(dtype, switches):
+    """For its chunk, for the addresses in its row, and for nothing of the prepare kernel."""
+    kernels = [cuda_coded.make_update_kernel(variant, dtype) for variant in kinds(dtype, switches)]
+    chains = [chain(facts.ptx) for facts in read(kernels, (9, 0))]
+    assert max(chains) <= 4, chains
+
+
+@linked
+def test_no_branch_stands_before_what_is_loaded_to_find_an_element():
+    """Not even that of a step that is skipped."""
+    for variant, dtype in FORMATS:
+        (facts,) = read([cuda_coded.make_update_kernel(variant.of_update, dtype)], (9, 0))
+        before = re.split(r"\bbra\b|\bret\b|\bexit\b", facts.ptx, maxsplit=1)[0]
+        assert len(re.findall(r"ld\.global\.", before)) >= 3 + 3 + 4, name(variant)
+
+
+@per_capability
+def test_the_prepare_kernel_of_keys_is_without_flaws(cc):
+    kernels = [cuda_prepare.make_prepare_kernel(Variant(uint16=True).of_prepare, dtype) for dtype in DTYPES.values()]
+    for facts in read(kernels, cc):
+        assert not list(flaws(facts, F4))
+        assert facts.registers <= 64
+
+
+def test_codes_that_are_loaded_one_by_one_are_found():
+    source = inspect.getsource(cuda_coded)
+    old = "quarters(_load_word(square_avg + i, _zero))"
+    assert source.count(old) == 1
+    scope = dict(vars(cuda_coded))
+    new = "_load8(square_avg, i), _load8(square_avg, i + 1), _load8(square_avg, i + 2), _load8(square_avg, i + 3)"
+    exec(source.replace(old, new), scope)
+    variant = Variant(uint8=True).of_update
+    (facts,) = read([scope["make_update_kernel"](variant, F4)], (9, 0))
+    assert "the vector loop has" in "; ".join(problems(facts, variant, F4))
