@@ -26,7 +26,13 @@ OURS: dict[str, Any] = {
     "clipnorm": None,
     "global_clipnorm": None,
     "skip_nonfinite": False,
+    "square_avg_dtype": "float32",
+    "store_param_remainders": False,
+    "bf16_stochastic_round": False,
+    "seed": 0,
 }
+# What the state is made for: a state that is loaded is converted.
+FIXED = tuple(name for name in OURS if name in hyper.FIXED)
 NEUTRAL = {"fused": None, **OURS}
 # What RMSProp over arrays has beside them.
 _ARRAYS = {name: hyper.SINCE[name] for name in ("use_ema", "ema_momentum")}
@@ -43,19 +49,29 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     fused = given.get("fused")
     if fused is not None and not isinstance(fused, bool):
         raise TypeError(f"fused is {fused!r} (a {type(fused).__name__}); wanted True, False or None")
-    found = {name: hyper.checked(name, given.get(name, neutral)) for name, neutral in OURS.items()}
+    found = {name: hyper.checked(name, plain(given.get(name, neutral))) for name, neutral in OURS.items()}
     hyper.check_clips(found)
     return {"fused": fused, **found}
 
 
 def switched_on(group: Mapping[str, Any]) -> list[str]:
     """The names of ours in this group that torch's rule does not have."""
-    return [name for name, neutral in OURS.items() if group[name] != neutral]
+    return [name for name, neutral in OURS.items() if group[name] != neutral and name != "seed"]
 
 
 def number(x: Any) -> Any:
     """A number that may stand in a tensor, as a Python number."""
     return x.item() if isinstance(x, torch.Tensor) else x
+
+
+def stored_otherwise(h: Mapping[str, Any]) -> bool:
+    """Is anything of these parameters or of their second moment in another format than torch's?"""
+    return any(h[name] != OURS[name] for name in (*FIXED, "bf16_stochastic_round"))
+
+
+def plain(x: Any) -> Any:
+    """A hyperparameter without torch: a dtype by its name, a number that may stand in a tensor."""
+    return str(x).removeprefix("torch.") if isinstance(x, torch.dtype) else number(x)
 
 
 class DeviceRate:
@@ -95,6 +111,17 @@ def names_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     return names
 
 
+def keys_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """By the ids of the parameters what `RMSProp` over arrays calls them: their names, else their numbers as text."""
+    keys: dict[int, str] = {}
+    number = 0
+    for group in groups:
+        for j, p in enumerate(group["params"]):
+            keys.setdefault(id(p), group["param_names"][j] if "param_names" in group else str(number))
+            number += 1
+    return keys
+
+
 def hypers(values: tuple[Any, ...]) -> dict[str, Any] | str:
     """The hyperparameters of a group as `hyper` has them, from its `values`; or why our kernels do not have them."""
     h = dict(zip((*TORCHS, *OURS, *SWITCHES), values, strict=True))
@@ -108,7 +135,7 @@ def hypers(values: tuple[Any, ...]) -> dict[str, Any] | str:
     try:
         for name, value in h.items():
             # torch asks of its switches only whether they are true.
-            h[name] = bool(value) if name in ("centered", "maximize") else hyper.checked(name, number(value))
+            h[name] = bool(value) if name in ("centered", "maximize") else hyper.checked(name, plain(value))
         hyper.check_clips(h)
     except (TypeError, ValueError) as error:
         return str(error)

@@ -11,17 +11,22 @@ import torch
 
 from .. import hyper
 from ..arrays import dtypes
+from ..kernels.codes import seed_of
+from ..state.storage import check_storage
 from ..steps.plan import Settings, settings_of
 from ..steps.signals import SILENCE
 from . import library, theirs
-from .arguments import DeviceRate, hypers, names_of, values
+from .arguments import DeviceRate, hypers, keys_of, names_of, stored_otherwise, values
 from .gradients import SPARSE, Changed, Row
 from .rows import (
+    dithers,
     extent,
     has_memory,
     is_plain,
+    kind_of,
     memory_of,
     named,
+    other_format,
     place,
     prepare,
     unusable,
@@ -115,12 +120,16 @@ class Bound:
         self._found, self._values, self._hypers = found, found.values, found.hypers
         self._stateless, self._theirs = found.stateless, found.theirs
         names = names_of(opt.param_groups)
+        for group, h in zip(opt.param_groups, found.hypers, strict=True):
+            if isinstance(h, dict):  # else it says itself what is wrong, where torch's step is not for it either
+                check_formats(group["params"], h, names, opt.state)
         _refuse(opt, found, names)
         if any(place(p) is not None for _, p in found.ours):
             library.refuse_capture()
         self._told = _told(opt)
         self.broken: str | None = None  # why it cannot go on
-        rows = [self._row(opt, i, p, names[id(p)]) for i, p in found.ours]
+        keys = keys_of(opt.param_groups)
+        rows = [self._row(opt, i, p, names[id(p)], keys[id(p)]) for i, p in found.ours]
         self._sides = self._made_sides(rows)
         # Compared by identity in each step: what is compared lives as long as this.
         self._groups, self._state, self._params = opt.param_groups, opt.state, _params(opt)
@@ -132,14 +141,16 @@ class Bound:
         self._entries = list(opt.state.values())
         self._entry_ids = list(map(id, self._entries))
 
-    def _row(self, opt: Any, group: int, p: torch.Tensor, name: str) -> Row:
+    def _row(self, opt: Any, group: int, p: torch.Tensor, name: str, key: str) -> Row:
         h, state, its = self._hypers[group], opt.state[p], opt.param_groups[group]
         assert isinstance(h, dict)  # or the group's parameters were torch's
-        # Where a step may be skipped on a device, or is captured there, only the device knows whether it counts.
-        there = bool(its["capturable"] or its["fused"] or its["skip_nonfinite"] or self._told)
+        # Where a step may be skipped on a device, or is captured there, only the device knows whether it counts; and
+        # what it rounds at random it makes from the count.
+        there = bool(its["capturable"] or its["fused"] or its["skip_nonfinite"] or self._told or dithers(h, p))
         prepare(p, state, h, counts_there=there and place(p) is not None)
-        kept = tuple(dict.fromkeys([*wanted(h), *["bias_weight"] * ("bias_weight" in state)]))
-        return Row(name, p, group, state, kept, p.dtype if p.grad is None else p.grad.dtype)
+        kept = tuple(dict.fromkeys([*wanted(h, p), *["bias_weight"] * ("bias_weight" in state)]))
+        seed = seed_of(key, h["seed"]) if dithers(h, p) else None
+        return Row(name, p, group, state, kept, p.dtype if p.grad is None else p.grad.dtype, seed)
 
     def _made_sides(self, rows: Sequence[Row]) -> list[Side]:
         cuda = [row for row in rows if place(row.param) is not None]
@@ -235,6 +246,20 @@ class Bound:
     def _settings(self, side: Side, asked: hyper.Asked) -> Settings:
         rates = [0.0 if isinstance(one[0], DeviceRate) else one[0] for one in self._values]
         return settings_of(side.kinds, self._hypers, rates, asked, adagrad=False)
+
+
+def check_formats(
+    params: Sequence[torch.Tensor], h: Mapping[str, Any], names: Mapping[int, str], state: Mapping[Any, Any]
+) -> None:
+    """Refuse a format for parameters that cannot have it, or whose state was made for another; a ValueError."""
+    if stored_otherwise(h):
+        check_storage(h, [kind_of(p, names[id(p)]) for p in params])
+    for p in params:
+        if (found := other_format(state.get(p) or {}, h)) is not None:
+            raise ValueError(
+                f"square_avg_dtype is {h['square_avg_dtype']!r}, but the square_avg of {names[id(p)]} is {found}: the "
+                "state was made for that, and it cannot change; wanted load_state_dict, which converts"
+            )
 
 
 def _params(opt: Any) -> list[torch.Tensor]:

@@ -60,7 +60,7 @@ class _Table(ctypes.Structure):
 
 # As DLPack numbers them.
 DEVICES = {"cpu": 1, "cuda": 2}
-_FLOAT, _BFLOAT, _COMPLEX, _ONE_LANE = 2, 4, 5, 1 << 16
+_INT, _UINT, _FLOAT, _BFLOAT, _COMPLEX, _ONE_LANE = 0, 1, 2, 4, 5, 1 << 16
 DTYPES = {
     torch.float32: _FLOAT | 32 << 8 | _ONE_LANE,
     torch.float64: _FLOAT | 64 << 8 | _ONE_LANE,
@@ -69,6 +69,13 @@ DTYPES = {
     torch.complex64: _COMPLEX | 64 << 8 | _ONE_LANE,
     torch.complex128: _COMPLEX | 128 << 8 | _ONE_LANE,
 }
+# And those that only state has.
+_STORED = {
+    torch.uint16: _UINT | 16 << 8 | _ONE_LANE,
+    torch.uint8: _UINT | 8 << 8 | _ONE_LANE,
+    torch.int16: _INT | 16 << 8 | _ONE_LANE,
+}
+_NUMBERED = {**DTYPES, **_STORED}
 
 # Verdicts on a row, to be or-ed.
 PARAM_CHANGED, GRAD_ODD, GRAD_OVERLAPS, STATE_CHANGED = 1, 2, 4, 8
@@ -121,9 +128,9 @@ def record(tensor: torch.Tensor, grad_dtype: torch.dtype | None = None) -> list[
     """
     grad_dtype = grad_dtype or tensor.dtype
     device = DEVICES[tensor.device.type] | (tensor.device.index or 0) << 32
-    head = [id(type(tensor)), tensor.data_ptr(), device, DTYPES[tensor.dtype], tensor.dim()]
+    head = [id(type(tensor)), tensor.data_ptr(), device, _NUMBERED[tensor.dtype], tensor.dim()]
     dims = chain.from_iterable(zip(tensor.shape, tensor.stride(), strict=True))
-    return [*head, DTYPES[grad_dtype], tensor.numel() * grad_dtype.itemsize, *dims]
+    return [*head, _NUMBERED[grad_dtype], tensor.numel() * grad_dtype.itemsize, *dims]
 
 
 def is_lazy(tensor: torch.Tensor) -> bool:
@@ -184,7 +191,7 @@ def _samples() -> list[torch.Tensor]:
         block = torch.zeros((3, 4, 5), dtype=dtype, device="cpu")
         made += [block, block.mT, block[1:, 1:3, ::2], block[3:], block[0, 0, 2], block[:, :1].expand(3, 4, 5)]
         made += [block[0].clone().requires_grad_(), torch.nn.Parameter(block[1].clone())]
-    return made
+    return made + [torch.zeros((3, 4), dtype=dtype, device="cpu").mT for dtype in _STORED]
 
 
 def _verified(table: _Table) -> _Table:

@@ -27,6 +27,7 @@ class Row(NamedTuple):
     state: dict[str, Any]
     kept: tuple[str, ...]  # the names of its state beside the step
     grad_dtype: torch.dtype
+    seed: int | None = None  # what its dither is made from, if there is any
 
 
 class Changed(Exception):  # noqa: N818  # no error: the tensors are bound anew

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
 from operator import methodcaller
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 
 from .. import hyper
 from ..conventions.presets import preset_of
-from . import theirs
-from .arguments import NEUTRAL, checked, names_of
-from .bound import Bound, Examined
+from . import formats, theirs
+from .arguments import FIXED, NEUTRAL, checked, names_of
+from .bound import Bound, Examined, check_formats
 from .gradients import Changed
-from .rows import HALVES, KEPT
+from .rows import HALVES, KEPT, keeps_rest
 
 # torch's check of a step: may it be captured in a graph? In torch 2.10 it has the older of these names.
 _CHECKS = "_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"
@@ -44,13 +43,20 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     clipvalue, clipnorm, global_clipnorm, skip_nonfinite
         As in :class:`rmsprop_gpu.RMSProp`, in the same pass. `global_clipnorm` and `skip_nonfinite` have to be the same
         in all groups. A skipped step changes no byte, counters included.
+    square_avg_dtype, store_param_remainders, bf16_stochastic_round, seed
+        As in :class:`rmsprop_gpu.RMSProp`, to the bit where the parameters have the same names: a seed goes with the
+        names that torch has for them, else with their numbers. ``square_avg`` is uint16 then, or uint8 with
+        ``square_avg_base``, and ``param_remainder`` int16, as `state_dict` has them too. They are nothing for torch's
+        own class, which would take codes for numbers; `decoded_state` has what it reads. `load_state_dict` keeps the
+        format of this optimizer: float32 becomes the nearest codes, and codes what they stand for. Codes are not there
+        for complex parameters.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
         torch's own where torch refuses, in its words. Ours elsewhere, before anything is written: an argument out of
-        range; in a step `fused=True` or a switch that torch does not have on a parameter that only torch's step could
-        take.
+        range; a format that a parameter cannot have; in a step `fused=True` or a switch that torch does not have on a
+        parameter that only torch's step could take.
 
     Notes
     -----
@@ -60,7 +66,8 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
 
     Tensors on CUDA devices want numba-cuda (the extra ``cuda13`` or ``cuda12``), not CuPy; without it torch's step
     updates them. Memory is torch's, the launches go to torch's current stream, and no order between streams is added.
-    With `capturable`, `fused=True` or `skip_nonfinite` the counters lie on the device. A step with the same gradients
+    With `capturable`, `fused=True` or `skip_nonfinite`, and where anything is rounded at random, the counters lie on
+    the device. A step with the same gradients
     has to come before the capture of a graph, and a learning rate that is to change in replays is a tensor there.
 
     A step of many threads has as many as ``torch.get_num_threads()`` says. Gradients of float16 and bfloat16 for
@@ -108,6 +115,10 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         clipnorm: float | None = None,
         global_clipnorm: float | None = None,
         skip_nonfinite: bool = False,
+        square_avg_dtype: Any = "float32",
+        store_param_remainders: bool = False,
+        bf16_stochastic_round: bool = False,
+        seed: int = 0,
     ) -> None:
         given = dict(locals())
         self._ours = checked({name: given[name] for name in NEUTRAL})  # for the groups, which torch's __init__ adds
@@ -186,9 +197,19 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         if isinstance(param_group, dict):  # torch refuses others
             param_group.update(checked({name: param_group.get(name, self.defaults[name]) for name in NEUTRAL}))
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_formats(group["params"], group, names_of(self.param_groups), {})
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        given: dict[str, Any] = super().__getstate__()
+        return {**given, "state": formats.pickled(given["state"])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({**state, "state": formats.unpickled(state["state"])} if "state" in state else state)
         for group in self.param_groups:
             for name, value in NEUTRAL.items():  # torch's state has none of ours: torch's rule goes on
                 group.setdefault(name, value)
@@ -197,6 +218,14 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but that the state of halves stays float32, which torch would cast to the parameter's dtype.
+
+        `square_avg_dtype` and `store_param_remainders` stay this optimizer's, and the state becomes what they say.
+
+        Raises
+        ------
+        ValueError
+            torch's own; codes of another format than this optimizer has, or bases that do not fit them. Nothing is
+            changed.
 
         Examples
         --------
@@ -208,25 +237,90 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         >>> opt.param_groups[0]["momentum"]
         0.9
         """
-        loaded: list[dict[str, Any]] = []
+        loaded: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+
+        def take(_: Any, given: dict[str, Any]) -> None:
+            fixed = [{name: group[name] for name in FIXED} for group in self.param_groups]
+            self._check_formats(given)
+            loaded.append((given, fixed))
+
         # The last before torch reads the dict, and the first behind: users' hooks change what counts, and see it.
-        before = self.register_load_state_dict_pre_hook(lambda _, given: loaded.append(given))
-        behind = self.register_load_state_dict_post_hook(lambda _: self._keep_widths(loaded[-1]), prepend=True)
+        before = self.register_load_state_dict_pre_hook(take)
+        behind = self.register_load_state_dict_post_hook(lambda _: self._keep_formats(*loaded[-1]), prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
             before.remove()
             behind.remove()
 
-    def _keep_widths(self, loaded: dict[str, Any]) -> None:
-        keys = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, p in zip(keys, params, strict=True):
-            if p.dtype in HALVES and key in loaded["state"]:
-                for name in (*KEPT, "bias_weight"):
-                    x = loaded["state"][key].get(name)
-                    if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != p.dtype:
-                        self.state[p][name] = x.detach().to(p.device, torch.float32, copy=True)
+    def _check_formats(self, given: dict[str, Any]) -> None:
+        """Refuse what would become another format, before anything is changed."""
+        names = names_of(self.param_groups)
+        for theirs_, group in zip(given["param_groups"], self.param_groups, strict=False):  # torch refuses other counts
+            merged = {name: theirs_.get(name, neutral) for name, neutral in NEUTRAL.items()}
+            h = {**merged, "centered": theirs_.get("centered", False), **{name: group[name] for name in FIXED}}
+            try:
+                check_formats(group["params"], h, names, {})
+            except ValueError as error:
+                raise ValueError(f"the loaded state dict does not fit this optimizer: {error}") from None
+            for key, p in zip(theirs_["params"], group["params"], strict=False):
+                entry = given["state"].get(key)
+                why = formats.problem(p, entry, group["square_avg_dtype"]) if isinstance(entry, dict) else None
+                if why is not None:
+                    raise ValueError(f"the loaded state of {names[id(p)]} does not fit this optimizer: its {why}")
+
+    def _keep_formats(self, loaded: dict[str, Any], fixed: list[dict[str, Any]]) -> None:
+        for theirs_, group, own in zip(loaded["param_groups"], self.param_groups, fixed, strict=True):
+            group.update(own)
+            for key, p in zip(theirs_["params"], group["params"], strict=True):
+                if isinstance(loaded["state"].get(key), dict):
+                    self._keep_format(p, loaded["state"][key], group)
+
+    def _keep_format(self, p: Any, entry: dict[str, Any], group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if p.dtype in HALVES:
+            for name in (*KEPT, "bias_weight"):
+                x = entry.get(name)
+                if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != p.dtype:
+                    state[name] = x.detach().to(p.device, torch.float32, copy=True)
+        found = formats.converted(p, entry, group["square_avg_dtype"], rests=keeps_rest(group, p))
+        for name, x in found.items():
+            if x is None:
+                state.pop(name, None)
+            else:
+                state[name] = x
+
+    def decoded_state(self, param: Any) -> dict[str, Any]:
+        """The state of a parameter in float32, where its codes have fewer bits: copies, where it lies.
+
+        Parameters
+        ----------
+        param : torch.Tensor
+            One of this optimizer's; the state is empty before its first step.
+
+        Returns
+        -------
+        dict
+            As ``opt.state[param]``, without bases, and ``square_avg`` as the number that each code stands for, exactly.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rmsprop_gpu.torch import RMSprop
+        >>> p = torch.nn.Parameter(torch.ones(2))
+        >>> opt = RMSprop([p], square_avg_dtype="uint16")
+        >>> p.grad = torch.ones(2)
+        >>> opt.step()
+        >>> opt.state[p]["square_avg"].dtype, opt.decoded_state(p)["square_avg"].dtype
+        (torch.uint16, torch.float32)
+        """
+        if id(param) not in names_of(self.param_groups):
+            raise KeyError(f"a {type(param).__name__} that is no parameter of this optimizer")
+        found = dict(self.state.get(param, {}))
+        codes, bases = found.get("square_avg"), found.pop(formats.BASE, None)
+        if isinstance(codes, torch.Tensor) and formats.format_of(codes) != "float32":
+            found["square_avg"] = formats.decoded(codes, bases)
+        return {name: x.detach().clone() if isinstance(x, torch.Tensor) else x for name, x in found.items()}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single optimization step.

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from .. import hyper
+from ..state.storage import Kind
+from .formats import BASE, CODES, INTEGERS, REMAINDER, blocks_of, coded, format_of
 from .library import why_no_kernels
 
 # The state beside the counters, and the hyperparameter that wants it.
@@ -23,6 +26,12 @@ REALS = {
 def state_dtype(p: torch.Tensor) -> torch.dtype:
     """That of a parameter's state: its own, but float32 for halves, which torch keeps in halves."""
     return torch.float32 if p.dtype in HALVES else p.dtype
+
+
+def kind_of(p: torch.Tensor, name: str) -> Kind:
+    """What of a parameter decides which formats it may have."""
+    dtype, computed = (str(x).removeprefix("torch.") for x in (p.dtype, state_dtype(p)))
+    return Kind(name, dtype, computed, p.layout == torch.strided and p.is_contiguous())
 
 
 def place(t: torch.Tensor) -> int | None:
@@ -85,7 +94,8 @@ def has_memory(t: torch.Tensor) -> bool:
 
 def memory_of(state: Mapping[str, Any] | None) -> list[torch.Tensor]:
     """The tensors of a state that a step writes, beside its counters."""
-    return [] if state is None else [x for name in KEPT if isinstance(x := state.get(name), torch.Tensor)]
+    names = (*KEPT, *INTEGERS)
+    return [] if state is None else [x for name in names if isinstance(x := state.get(name), torch.Tensor)]
 
 
 def is_dense(t: torch.Tensor) -> bool:
@@ -107,10 +117,30 @@ def lie_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-def wanted(h: Mapping[str, Any]) -> list[str]:
-    """The names of the state that these hyperparameters want, beside ``step``."""
+def wanted(h: Mapping[str, Any], p: torch.Tensor) -> list[str]:
+    """The names of the state that these hyperparameters want for this parameter, beside ``step``."""
     names = [name for name, switch in KEPT.items() if switch is None or h[switch]]
+    names += [BASE] * (h["square_avg_dtype"] == "uint8") + [REMAINDER] * keeps_rest(h, p)
     return [*names, "bias_weight"] if h["bias_correction"] else names
+
+
+def keeps_rest(h: Mapping[str, Any], p: torch.Tensor) -> bool:
+    """Is kept what this parameter lacks?"""
+    return bool(h["store_param_remainders"]) and p.dtype == torch.bfloat16
+
+
+def dithers(h: Mapping[str, Any], p: torch.Tensor) -> bool:
+    """Is anything of this parameter rounded at random?"""
+    return hyper.moment_dtype(h) != "float32" or (bool(h["bf16_stochastic_round"]) and p.dtype == torch.bfloat16)
+
+
+def _form(p: torch.Tensor, h: Mapping[str, Any], name: str) -> tuple[torch.dtype, torch.Size]:
+    """The dtype and the shape of this state of a parameter."""
+    if name in INTEGERS:
+        return INTEGERS[name], torch.Size([blocks_of(p.numel())]) if name == BASE else p.shape
+    if name == "bias_weight":
+        return real_state_dtype(p), torch.Size()
+    return CODES.get(h["square_avg_dtype"] if name == "square_avg" else "", state_dtype(p)), p.shape
 
 
 def unusable_state(p: torch.Tensor, state: Mapping[str, Any], h: Mapping[str, Any]) -> str | None:
@@ -122,16 +152,26 @@ def unusable_state(p: torch.Tensor, state: Mapping[str, Any], h: Mapping[str, An
         return f"its step is {_described(step)}"
     if not is_plain(step) or step.numel() != 1:  # it may lie on any device: `prepare` has it where it belongs
         return f"its step is {_described(step)}"
-    for name in wanted(h):
+    for name in wanted(h, p):
         x: Any = state.get(name)
         if x is None:
             continue
-        shape = () if name == "bias_weight" else p.shape
+        dtype, shape = _form(p, h, name)
         if type(x) is not torch.Tensor or x.shape != shape or x.device != p.device or x.layout != torch.strided:
             return f"its {name} is {_described(x)}"
-        if torch.promote_types(x.dtype, state_dtype(p)) != state_dtype(p):
+        integers = not dtype.is_floating_point and not dtype.is_complex
+        if integers and x.dtype != dtype:
+            return f"its {name} has dtype {x.dtype}; wanted {dtype}"
+        if not integers and torch.promote_types(x.dtype, state_dtype(p)) != state_dtype(p):
             return f"its {name} has dtype {x.dtype}, which {state_dtype(p)} cannot hold"
     return None
+
+
+def other_format(state: Mapping[str, Any], h: Mapping[str, Any]) -> str | None:
+    """In which format the second moment of a state is, where that is another than the hyperparameters say."""
+    x = state.get("square_avg")
+    found = format_of(x) if isinstance(x, torch.Tensor) else h["square_avg_dtype"]
+    return None if found == h["square_avg_dtype"] else str(found)
 
 
 def _described(x: object) -> str:
@@ -149,20 +189,34 @@ def prepare(p: torch.Tensor, state: dict[str, Any], h: Mapping[str, Any], *, cou
         state["step"] = _counter(p if counts_there else None)
     elif place(state["step"]) != (place(p) if counts_there else None):
         state["step"] = _counter(p if counts_there else None).copy_(state["step"])
-    for name in wanted(h):
-        x = state.get(name)
+    for name in wanted(h, p):
+        x, (dtype, shape) = state.get(name), _form(p, h, name)
         if name == "bias_weight":
             if x is None or x.dtype != real_state_dtype(p):
                 weight = 1.0 - h["alpha"] ** float(state["step"]) if x is None else float(x)
                 state[name] = p.new_full((), weight, dtype=real_state_dtype(p), requires_grad=False)
+        elif name == BASE:
+            if x is None or not x.is_contiguous():
+                made = p.new_full(shape, _first(h, name), dtype=dtype, requires_grad=False)
+                state[name] = made if x is None else made.copy_(x)
         elif x is None:
-            fill = h["initial_scale"] if name == "square_avg" else 0.0
-            made = torch.empty_like(p, dtype=state_dtype(p), memory_format=torch.preserve_format).detach()
-            (torch.view_as_real(made) if made.is_complex() else made).fill_(fill)  # a complex number is two reals
+            made = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).detach()
+            # A complex number is two reals.
+            (torch.view_as_real(made) if made.is_complex() else made).fill_(_first(h, name))
             state[name] = made
-        elif x.dtype != state_dtype(p) or x.requires_grad or x.is_conj() or x.is_neg() or not lie_alike(x, p):
-            anew = torch.empty_like(p, dtype=state_dtype(p), memory_format=torch.preserve_format).detach()
+        elif x.dtype != dtype or x.requires_grad or x.is_conj() or x.is_neg() or not lie_alike(x, p):
+            anew = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).detach()
             state[name] = anew.copy_(x.detach())
+
+
+def _first(h: Mapping[str, Any], name: str) -> float:
+    """What each element of this state begins with."""
+    if name not in ("square_avg", BASE):
+        return 0.0
+    if h["square_avg_dtype"] == "float32":
+        return float(h["initial_scale"])
+    found = coded(torch.tensor([h["initial_scale"]], dtype=torch.float32, device="cpu"), h["square_avg_dtype"])
+    return int(found[name == BASE])  # type: ignore[arg-type]  # of 8 bits there is a base
 
 
 def _counter(p: torch.Tensor | None) -> torch.Tensor:

@@ -35,7 +35,8 @@ class Side:
         self.rows = rows
         self._params = [row.param for row in rows]
         self._tensors = [_tensor(row) for row in rows]
-        self._states = [{name: shadow(row.state[name]) for name in row.kept} for row in rows]
+        self._states = [_state(row) for row in rows]
+        self._seeds = [row.seed or 0 for row in rows]
         self._dtypes = [dtype_of(row.grad_dtype) for row in rows]
         self._computes = {dtypes.compute_dtype(dtype_of(row.param.dtype)) for row in rows}
         self._steps = np.zeros(1, np.int64)
@@ -56,6 +57,7 @@ class Side:
                 self._outcomes(),
                 told.asked,
             )
+            plan.write_seeds(self._seeds)
         plan.bind(list(map(_grad, self._params)), told)
         return plan.launch
 
@@ -179,6 +181,15 @@ def _tensor(row: Row) -> Tensor:
     layout = Layout((p.numel() * (1 + p.is_complex()),), (dtype.itemsize,), dtype, 0)
     labels = row.name, row.name, f"{row.name}.grad", f"state of {row.name}, "
     return Tensor(*labels, p, shadow(p), layout, p.data_ptr(), place(p))
+
+
+def _state(row: Row) -> dict[str, NDArray]:
+    """What a step reads and writes of a parameter's state, by the names that a table has for it."""
+    found = {name: shadow(row.state[name]) for name in row.kept}
+    if row.seed is not None:
+        step = row.state["step"]
+        found[f"step of {str(step.dtype).removeprefix('torch.')}"] = shadow(step)
+    return found
 
 
 def shadow(t: torch.Tensor) -> NDArray:

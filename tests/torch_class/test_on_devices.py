@@ -229,6 +229,49 @@ def test_each_rule_of_ours_has_the_bits_of_the_host(given, device):
         twins.grads(tensors(seed)).step().check()
 
 
+FORMATS = [
+    ({"square_avg_dtype": "uint16", "seed": 3}, torch.float32),
+    ({"square_avg_dtype": "uint8", "initial_scale": 0.3, "momentum": 0.5}, torch.float32),
+    ({"square_avg_dtype": "uint16", "store_param_remainders": True, "clipnorm": 1.0}, torch.bfloat16),
+    ({"square_avg_dtype": "uint8", "bf16_stochastic_round": True}, torch.bfloat16),
+    ({"store_param_remainders": True}, torch.bfloat16),
+    ({"bf16_stochastic_round": True, "skip_nonfinite": True}, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("given", "dtype"), FORMATS, ids=str)
+def test_formats_of_fewer_bytes_have_the_bits_of_the_host(given, dtype, device):
+    twins = Twins(device, given, dtype)
+    for seed in range(1, 4):
+        twins.grads(tensors(seed, dtype)).step().check()
+    twins.grads([None, *tensors(4, dtype)[1:]]).step().check()
+    at_random = "square_avg_dtype" in given or "bf16_stochastic_round" in given
+    for p in twins.there:  # what is rounded at random is made from the count, which the device has to know
+        assert device.place(twins.opts[1].state[p]["step"]) == (0 if at_random else None)
+    twins.opts[1].load_state_dict(twins.opts[0].state_dict())
+    move(twins)
+    twins.grads(tensors(5, dtype)).step().check()
+
+
+def move(twins):
+    """Have the state that was loaded on the device: torch's casts run on the host here."""
+    for p in twins.there:
+        state = twins.opts[1].state[p]
+        state.update({name: twins.device.of(x) for name, x in state.items()})
+
+
+@pytest.mark.parametrize("moment", ["uint16", "uint8"])
+def test_a_format_is_converted_where_the_parameter_lies(moment, device):
+    plain = Twins(device, {"momentum": 0.5}).grads(tensors(1)).step()
+    coded = Twins(device, {"momentum": 0.5, "square_avg_dtype": moment})
+    for one, other in zip(plain.opts, coded.opts, strict=True):
+        other.load_state_dict(one.state_dict())
+    move(coded)
+    coded.grads(tensors(2)).step().check()
+    for p, q in zip(coded.host, coded.there, strict=True):
+        same(*(opt.decoded_state(x)["square_avg"] for opt, x in zip(coded.opts, (p, q), strict=True)))
+
+
 def test_half_gradients_none_and_odd_layouts(device):
     twins = Twins(device, {"momentum": 0.9})
     twins.grads(tensors(1, torch.float16)).step().check()
@@ -485,10 +528,10 @@ def test_a_rate_on_the_device_stays_there(device):
 class Captured:
     """An optimizer that may be captured, with a learning rate on the device, and a stream of its own."""
 
-    def __init__(self, device):
+    def __init__(self, device, **given):
         self.lr = device.of(torch.tensor(0.25))
         self.params = [torch.nn.Parameter(device.of(x)) for x in tensors(0)]
-        self.opt = RMSprop(self.params, lr=self.lr, momentum=0.5, capturable=True)
+        self.opt = RMSprop(self.params, **(given or {"lr": self.lr, "momentum": 0.5, "capturable": True}))
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.device = device
         self.take(tensors(1))
@@ -545,6 +588,29 @@ def test_a_captured_step_is_replayed(device):
         cupy.cuda.get_current_stream().synchronize()
     for p, q in zip(it.params, eager.params, strict=True):
         same(p, q)
+
+
+@pytest.mark.parametrize("moment", ["uint16", "uint8"])
+def test_each_replay_rounds_by_the_count_that_it_finds(moment, device):
+    given = {"lr": 0.1, "square_avg_dtype": moment, "capturable": True}
+    it, eager = Captured(device, **given), Captured(device, **given)
+    for one in (it, eager):
+        with one.stream:
+            one.opt.step()
+        one.stream.synchronize()
+    graph = it.capture()
+    for count in (1, 2, 3):
+        for p in it.params:  # what torch adds is in the graph on a card: here it ran at once, and is not repeated
+            it.opt.state[p]["step"].fill_(count)
+        with it.stream:
+            graph.launch(it.stream)
+        with eager.stream:
+            eager.opt.step()
+        for one in (it, eager):
+            one.stream.synchronize()
+        for p, q in zip(it.params, eager.params, strict=True):
+            same(p, q)
+            same(it.opt.state[p]["square_avg"], eager.opt.state[q]["square_avg"])
 
 
 def test_what_a_graph_could_not_keep_is_refused(device):

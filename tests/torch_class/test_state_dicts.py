@@ -22,6 +22,7 @@ OURS = {
     **{"nesterov": False, "eps_in_sqrt": False, "lr_in_momentum": False, "initial_scale": 0.0},
     **{"bias_correction": False, "decoupled_weight_decay": False, "skip_nonfinite": False},
     **{"clipvalue": None, "clipnorm": None, "global_clipnorm": None},
+    **{"square_avg_dtype": "float32", "store_param_remainders": False, "bf16_stochastic_round": False, "seed": 0},
 }
 HALVES = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 

@@ -327,6 +327,7 @@ def test_the_signature_begins_with_torchs():
         **dict.fromkeys(("decoupled_weight_decay", "skip_nonfinite"), False),
         **dict.fromkeys(("fused", "clipvalue", "clipnorm", "global_clipnorm")),
         "initial_scale": 0.0,
+        **{"square_avg_dtype": "float32", "store_param_remainders": False, "bf16_stochastic_round": False, "seed": 0},
     }
 
 
