@@ -556,3 +556,51 @@ def test_torchs_class_takes_over_and_hands_back():
     step((ours, torchs), 3)
     for p, q in zip(params, twins, strict=True):
         assert_same_numbers(p, q, 1e-12)
+
+
+FEWER = [
+    {"square_avg_dtype": moment, **store}
+    for moment in ("float32", "uint16", "uint8")
+    for store in ({"store_param_remainders": True}, {"bf16_stochastic_round": True})
+]
+
+
+@pytest.mark.parametrize("replayed", [False, True], ids=["eager", "replayed"])
+@pytest.mark.parametrize("given", FEWER, ids=str)
+@pytest.mark.parametrize("dtype", [F4, B2], ids=str)
+def test_fewer_bytes_have_the_bits_of_the_host(dtype, given, replayed):
+    """Codes, bases, remainders and dithered parameters; in replays with a key for each."""
+    shapes, count = ((1000,), (37, 129), (5,)), 6
+    start, grads = draw(0, dtype, shapes), [draw(step + 1, dtype, shapes) for step in range(count)]
+    here = [torch.nn.Parameter(x.clone()) for x in start]
+    there = [torch.nn.Parameter(on_card(x)) for x in start]
+    host = RMSprop(here, lr=1e-2, momentum=0.9, seed=4, **given)
+    card = RMSprop(there, lr=1e-2, momentum=0.9, seed=4, capturable=replayed, **given)
+    for p in (*here, *there):
+        p.grad = torch.zeros_like(p)
+
+    def put(params, step):
+        for p, g in zip(params, grads[step], strict=True):
+            p.grad.copy_(g)
+
+    for step in range(count):
+        put(here, step)
+        host.step()
+    stream = torch.cuda.Stream(CARD)
+    with torch.cuda.stream(stream):
+        put(there, 0)
+        card.step()
+    torch.cuda.current_stream(CARD).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    if replayed:
+        with torch.cuda.graph(graph, stream=stream):
+            card.step()
+    for step in range(1, count):
+        put(there, step)
+        graph.replay() if replayed else card.step()
+    wait()
+    for p, q in zip(here, there, strict=True):
+        same(p, q)
+        for kind, x in host.state[p].items():
+            if kind != "step":  # which is a number on the host, and an array there
+                same(x, card.state[q][kind])
