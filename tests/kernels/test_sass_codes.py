@@ -51,7 +51,7 @@ def kinds(dtype, switches):
     return [v._replace(**SWITCHES[switches]).of_update for v, d in FORMATS if d is dtype]
 
 
-# Plain on every architecture; with other switches where registers are fewest, where most are, and where instructions are.
+# Plain on every architecture; other switches where registers or instructions are most.
 PLACES = [("plain", cc) for cc in CAPABILITIES]
 PLACES += [("buffers", cc) for cc in ((7, 5), (9, 0), (12, 0))] + [("everything", cc) for cc in ((7, 5), (10, 0))]
 
