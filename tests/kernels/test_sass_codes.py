@@ -50,7 +50,7 @@ def kinds(dtype, switches):
     return [v._replace(**SWITCHES[switches]).of_update for v, d in FORMATS if d is dtype]
 
 
-# Each kernel takes seconds: the oldest architecture, that of the H200 and the newest; the other switches where registers
+# Each kernel takes seconds: the oldest architecture, that of the H200, the newest; the other switches where registers
 # or instructions are most.
 PLACES = [("plain", (7, 5)), ("plain", (9, 0)), ("plain", (12, 0))]
 PLACES += [("buffers", (7, 5)), ("buffers", (12, 0)), ("everything", (10, 0))]
