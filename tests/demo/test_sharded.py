@@ -154,8 +154,15 @@ def test_a_rank_has_threads_for_its_share_of_the_cores(said):
 # What is missing
 
 
+def forget_the_wing(monkeypatch):
+    """Have it imported anew."""
+    for name in [name for name in sys.modules if name.startswith("rmsprop_gpu.distributed")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.mark.parametrize("module", ["mpi4py", "mpi4py.MPI"])
 def test_without_mpi4py_the_extra_is_named(module, monkeypatch, capsys):
+    forget_the_wing(monkeypatch)
     if module == "mpi4py.MPI":
         mpi4py = pytest.importorskip("mpi4py")
         monkeypatch.delattr(mpi4py, "MPI", raising=False)
@@ -173,6 +180,7 @@ def test_where_mpi4py_finds_no_mpi_the_extra_is_named(monkeypatch, capsys):
 
     import mpi4py
 
+    forget_the_wing(monkeypatch)
     monkeypatch.delattr(mpi4py, "MPI", raising=False)
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])

@@ -11,7 +11,7 @@ from on_ranks import F16, F32, F64, WORLD, Twins, drawn, grads, main, refused, s
 
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.distributed import RanksDisagree, ShardedAdaGrad, ShardedRMSProp, agreement, kept, sharded
-from rmsprop_gpu.hyper import RMSPROP
+from rmsprop_gpu.hyper import FIXED, RMSPROP
 from rmsprop_gpu.kernels import compiling
 
 RANK, N = WORLD.rank, WORLD.size
@@ -39,6 +39,10 @@ VALUES = {
     "skip_nonfinite": (True, False),
     "use_ema": (True, False),
     "ema_momentum": (0.9, 0.8),
+    "square_avg_dtype": ("uint16", "float32"),
+    "store_param_remainders": (True, False),
+    "bf16_stochastic_round": (True, False),
+    "seed": (1, 0),
 }
 
 
@@ -53,7 +57,7 @@ def either(odd, other):
 def check_every_hyperparameter_when_built():
     assert VALUES.keys() == {*RMSPROP}
     for name, (one, other) in VALUES.items():
-        p = drawn(1)
+        p = {"w": np.ones(6, F32)} if name == "square_avg_dtype" else drawn(1)  # no codes of float64
         texts = f'param_groups[0]["{name}"] is {one!r} on rank {LAST} and {other!r} on rank 0', "nothing was changed"
         with refused(RanksDisagree, *texts, arrays=p.values()):
             ShardedRMSProp(p, WORLD, **{name: either(one, other)})
@@ -173,7 +177,7 @@ class Stepping(Twins):
 
 def check_every_hyperparameter_in_a_step():
     for name, (one, other) in VALUES.items():
-        if name == "initial_scale":
+        if name in ("initial_scale", *FIXED):
             continue
         twins = Stepping(**({name: other} if other is not None else {}))
         twins.goes_on()
