@@ -81,8 +81,15 @@ SOME = [("uint16", "", F4), ("uint8", "rest", BF), ("float32", "round", BF), ("u
 CASES = [(*x, "plain") for x in FORMATS] + [(*x, switches) for switches in ("buffers", "norm") for x in SOME]
 
 
-@either
-@pytest.mark.parametrize(("moment", "store", "dtype", "switches"), CASES)
+# On a device, where a kernel takes seconds, those of SOME; the rest in the exhaustive run.
+PLACED = [("numpy", *case) for case in CASES]
+PLACED += [
+    pytest.param("cupy", *case, marks=[pytest.mark.gpu] + [pytest.mark.exhaustive] * (case[:3] not in SOME))
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize(("module", "moment", "store", "dtype", "switches"), PLACED)
 def test_steps_are_float32_steps_stored_in_fewer_bytes(module, moment, store, dtype, switches):
     """Over 42 decades with NaN, infinities, denormals and zeros; each step from the state of the last."""
     xp, rng, h = importlib.import_module(module), np.random.default_rng(3), SWITCHES[switches]

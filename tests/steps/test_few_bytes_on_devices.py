@@ -60,7 +60,7 @@ def assert_same(opt, twin):
             assert bits(opt.state[key][name]) == bits(y), (key, name)
 
 
-@pytest.mark.parametrize("by", [1, 2, 4])
+@pytest.mark.parametrize("by", [1, *(pytest.param(by, marks=pytest.mark.exhaustive) for by in (2, 4))])
 @every_format
 def test_arrays_that_are_not_aligned(stored, by):
     """Parameters by themselves, gradients by themselves, both: in single accesses, in vectors where they are even."""
@@ -74,7 +74,7 @@ def test_arrays_that_are_not_aligned(stored, by):
         assert_same(opt, twin)
 
 
-@pytest.mark.parametrize("half", [F2, BF], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("half", [F2, pytest.param(BF, marks=pytest.mark.exhaustive)], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("stored", ["uint16", "uint8"])
 def test_half_gradients_beside_float32(stored, half):
     opt, twin = pair(stored)
