@@ -465,7 +465,7 @@ def launches():
         cupy.cuda.Device().synchronize()
         found = launched()[before:]
         buckets = [cuts.pieces for _, cuts in twins.opt._transport._buckets]
-        assert len(buckets) == (4 if bucket else 1)
+        assert len(buckets) == (3 if bucket else 1)
         wanted = sum(1 + bool(some[RANK]) + any(some[:RANK] + some[RANK + 1 :]) for some in buckets)
         assert wanted <= 3 * len(buckets)
         copies = [name for name in found if "copies_kernel" in name]
