@@ -66,11 +66,16 @@ def test_update_kernels_of_codes_are_without_flaws(dtype, switches, cc):
 
 
 @linked
-def test_plain_codes_leave_a_multiprocessor_full():
-    """With 32 registers a thread it holds all the 2,048 threads that it can."""
+def test_plain_codes_leave_a_multiprocessor_full_and_load_before_they_branch():
+    """With 32 registers a thread it holds all the 2,048 threads that it can.
+
+    No branch stands before what is loaded to find an element, not even that of a step that is skipped.
+    """
     for variant, dtype in FORMATS:
         (facts,) = read([cuda_coded.make_update_kernel(variant.of_update, dtype)], (9, 0))
         assert facts.registers <= 32, name(variant)
+        before = re.split(r"\bbra\b|\bret\b|\bexit\b", facts.ptx, maxsplit=1)[0]
+        assert len(re.findall(r"ld\.global\.", before)) >= 3 + 3 + 4, name(variant)
 
 
 @linked
@@ -81,15 +86,6 @@ def test_the_first_element_waits_for_few_loads(dtype, switches):
     kernels = [cuda_coded.make_update_kernel(variant, dtype) for variant in kinds(dtype, switches)]
     chains = [chain(facts.ptx) for facts in read(kernels, (9, 0))]
     assert max(chains) <= 4, chains
-
-
-@linked
-def test_no_branch_stands_before_what_is_loaded_to_find_an_element():
-    """Not even that of a step that is skipped."""
-    for variant, dtype in FORMATS:
-        (facts,) = read([cuda_coded.make_update_kernel(variant.of_update, dtype)], (9, 0))
-        before = re.split(r"\bbra\b|\bret\b|\bexit\b", facts.ptx, maxsplit=1)[0]
-        assert len(re.findall(r"ld\.global\.", before)) >= 3 + 3 + 4, name(variant)
 
 
 @pytest.mark.parametrize("cc", [(7, 5), (9, 0), (12, 0)], ids=str)
