@@ -28,7 +28,7 @@ def decoded(codes: Array, bases: Array | None = None) -> Array:
 
 def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
     """The codes nearest to a float32 of any shape, and the bases of those of 8 bits."""
-    bits = v.astype(np.float32).view(np.uint32)
+    bits = (v.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0.0 is 0.0
     if moment == "uint16":
         half = np.uint32(1 << (SHIFT16 - 1))
         return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16), None
@@ -67,6 +67,9 @@ def in_format(
         return entry
     rest = {name: x for name, x in entry.items() if name not in (kind, base)}
     values = _read(saved)
+    if theirs == "float32" and bool((values < 0).any()):  # which codes could not say any more
+        problems.add(ValueError, f'{label}["{kind}"] has elements below 0; wanted averages or sums of squares')
+        return rest
     if moment != "float32":
         codes, bases = coded(values, moment)
         return {**rest, kind: codes, **({} if bases is None else {base: bases})}

@@ -209,6 +209,20 @@ def test_bases_that_do_not_fit_their_codes_are_refused(change, message):
     assert_same(opt, type("Was", (), {"state": before["state"]}))
 
 
+@CODES
+def test_float32_states_below_zero_are_refused_before_they_are_codes(moment):
+    """A code has no sign: it would be a NaN. -0.0 is 0."""
+    opt = run(RMSProp(params(), square_avg_dtype=moment), 1)
+    saved, before = run(RMSProp(params()), 1).state_dict(), opt.state_dict()
+    saved["state"]["w"]["square_avg"][3] = -1.0
+    with pytest.raises(ValueError, match=r"square_avg\"\] has elements below 0; wanted averages"):
+        opt.load_state_dict(saved)
+    assert_same(opt, type("Was", (), {"state": before["state"]}))
+    saved["state"]["w"]["square_avg"][:] = -0.0
+    opt.load_state_dict(saved)
+    assert (opt.decoded_state("w")["square_avg"] == 0).all()
+
+
 def test_older_states_load():
     """Saved before there were formats."""
     opt = run(RMSProp(params()), 2)
