@@ -39,7 +39,8 @@ def decoded(codes: torch.Tensor, bases: torch.Tensor | None = None) -> torch.Ten
 
 def coded(v: torch.Tensor, moment: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The codes nearest to what is float32 or can be, and the bases of those of 8 bits."""
-    bits = v.detach().to(torch.float32).view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    floats = v.detach().to(torch.float32) + 0  # -0.0 is 0.0
+    bits = floats.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
     if moment == "uint16":
         return ((bits.clamp(max=QUIET_NAN) + (1 << (SHIFT16 - 1))) >> SHIFT16).to(torch.uint16), None
     flat = bits.reshape(-1)
@@ -69,6 +70,8 @@ def problem(p: torch.Tensor, entry: Mapping[str, Any], moment: str) -> str | Non
             return f"{BASE} has elements above {LARGEST_BASE}; wanted bases of codes"
     if (found != "float32" or moment != "float32") and x.shape != p.shape:
         return f"square_avg has shape {tuple(x.shape)}; wanted {tuple(p.shape)}"
+    if found == "float32" != moment and bool((x < 0).any()):  # which codes could not say any more
+        return "square_avg has elements below 0; wanted averages of squares"
     rest = entry.get(REMAINDER)
     if isinstance(rest, torch.Tensor) and (rest.dtype != torch.int16 or rest.shape != p.shape):
         return f"{REMAINDER} is of {rest.dtype} with shape {tuple(rest.shape)}; wanted int16, {tuple(p.shape)}"

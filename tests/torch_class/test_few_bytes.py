@@ -389,6 +389,21 @@ def test_a_state_whose_rule_does_not_go_with_the_format_is_refused():
     refused(opt, plain.state_dict(), "does not fit this optimizer: square_avg_dtype is 'uint16' and centered is True")
 
 
+@pytest.mark.parametrize("moment", ["uint16", "uint8"])
+def test_averages_below_zero_are_refused_before_they_are_codes(moment):
+    """A code has no sign: it would be a NaN. -0.0 is 0."""
+    p, q = (torch.nn.Parameter(torch.ones(300)) for _ in range(2))
+    p.grad, q.grad = torch.ones(300), torch.ones(300)
+    opt, plain = RMSprop([p], square_avg_dtype=moment), RMSprop([q])
+    opt.step()
+    plain.step()
+    plain.state[q]["square_avg"][3] = -1.0
+    refused(opt, plain.state_dict(), "square_avg has elements below 0; wanted averages of squares")
+    plain.state[q]["square_avg"].fill_(-0.0)
+    opt.load_state_dict(plain.state_dict())
+    assert (opt.decoded_state(p)["square_avg"] == 0).all()
+
+
 # What is refused, and what it says
 
 
