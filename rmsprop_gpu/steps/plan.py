@@ -198,9 +198,10 @@ class Plan:
         """What the keys of dither are made from, of each tensor: see codes.py."""
         changed = False
         for batch, rows in zip(self.batches, self._rows, strict=True):
-            wanted = np.array([seeds[i] for i in rows], np.uint64).view(np.int64)
-            if batch.variant.dithers and not np.array_equal(batch.table[:, SEED], wanted):
-                batch.table[:, SEED], changed = wanted, True
+            if batch.variant.dithers:
+                wanted = np.array([seeds[i] for i in rows], np.uint64).view(np.int64)
+                if not np.array_equal(batch.table[:, SEED], wanted):
+                    batch.table[:, SEED], changed = wanted, True
         if changed:
             self.steps.send_tables()
 
