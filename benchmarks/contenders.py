@@ -15,6 +15,7 @@ ON_CPU = (
     *(cpu.RMSPROP_GPU, replace(cpu.RMSPROP_GPU, name=AGAIN)),  # the same once more: its ratio to the first is the noise
     *(cpu.TOGETHER, cpu.ASSIGNING, cpu.UNCLIPPED, *cpu.STORED, cpu.NUMPY, cpu.NUMEXPR),
     *(torch.OURS_IN_TORCH, torch.FOREACH, torch.FOR_LOOP, torch.COMPILE, torch.ADAGRAD),
+    *(torch.IN_32_BITS, torch.IN_8_BITS),
     *(jax.OPTAX_RMSPROP, jax.KERAS),
     *(cpu.C_LOOP, cpu.C_COPY),
 )

@@ -1,4 +1,7 @@
-"""torch's optimizers, on either device: RMSprop in three forms, and Adagrad in the fused form that RMSprop lacks."""
+"""torch's optimizers, on either device: RMSprop in three forms, and Adagrad in the fused form that RMSprop lacks.
+
+Beside them, over the same tensors, this package's class and those of bitsandbytes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.contenders_base import ALPHA, EPS, LR, Array, Contender, Running, Task, Unavailable, streams
-from benchmarks.workloads import COMPILED, DROP_IN, FUSED, TORCH, Workload
+from benchmarks.workloads import BITSANDBYTES, COMPILED, DROP_IN, FUSED, TORCH, Workload
 
 OF_TORCH = ("weight_decay", "momentum", "centered", "maximize")
 
@@ -89,6 +92,14 @@ def fused_adagrad(params: list[Any], task: Task) -> Any:
     return torch.optim.Adagrad(params, lr=LR, eps=EPS, fused=True, **task.hyper)
 
 
+def of_bitsandbytes(params: list[Any], task: Task, bits: int) -> Any:
+    """Its RMSprop; with 8 bits the second moment is rounded to nearest, blockwise, on a signed map."""
+    import bitsandbytes
+
+    task.refuse_beyond(("weight_decay",))
+    return bitsandbytes.optim.RMSprop(task.grouped(params), lr=LR, alpha=ALPHA, eps=EPS, optim_bits=bits, **task.hyper)
+
+
 def compile_step(opt: Any) -> Callable[[], object]:
     """torch.compile of the step, which wants a C++ compiler."""
     import torch
@@ -139,4 +150,8 @@ FOREACH, FOR_LOOP = (
 )
 OURS_IN_TORCH = Contender(DROP_IN, functools.partial(build, make=drop_in), traffic=streams)
 COMPILE = Contender(COMPILED, functools.partial(build, make=rmsprop, compiled=True))
+IN_32_BITS, IN_8_BITS = (
+    Contender(name, functools.partial(build, make=functools.partial(of_bitsandbytes, bits=bits)), rule=rule)
+    for name, bits, rule in zip(BITSANDBYTES, (32, 8), ("rmsprop", None), strict=True)
+)
 ADAGRAD = Contender(FUSED, functools.partial(build, make=fused_adagrad), rule="adagrad", traffic=streams)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "numba", "llvmlite", "torch", "numexpr", "jax", "optax", "keras")
+PACKAGES = ("numpy", "numba", "llvmlite", "torch", "bitsandbytes", "numexpr", "jax", "optax", "keras")
 CUDA_PACKAGES = ("numpy", "numba", "numba-cuda", "cuda-core", "cupy-cuda13x", "cupy-cuda12x")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders_base import Contender
 from benchmarks.worker import Conditions, serve
-from benchmarks.workloads import COPY, WORKLOADS, Workload
+from benchmarks.workloads import COPY, FORMATS, WORKLOADS, Workload
 
 Row = dict[str, Any]
 
@@ -156,13 +156,15 @@ def statistics(contender: Contender, seconds: dict[str, list[float]], workload: 
     """Of the times of a contender, and of its ratios (its time / the peer's, round by round) to each peer."""
     times = seconds[contender.name]
     limit = seconds.get(COPY)
-    useful = workload.bytes_per_element * workload.size
+    # What is stored in fewer bytes moves fewer; everybody else is measured by what the workload cannot do without.
+    fewer = FORMATS[contender.name][2] / workload.bytes_per_element if contender.name in FORMATS else 1
+    useful = workload.bytes_per_element * fewer * workload.size
     return {
         "rounds": len(times),
         "seconds": {**quartiles(times), "min": rounded(min(times))},
         "bytes_per_element": contender.traffic(workload) if contender.traffic else None,
         "gigabytes_per_second": rounded(useful / float(np.median(times)) / 1e9),
-        "fraction_of_copy": None if limit is None else rounded(float(np.median(np.divide(limit, times)))),
+        "fraction_of_copy": None if limit is None else rounded(float(np.median(np.divide(limit, times))) * fewer),
         "ratio_to": {
             peer: quartiles(np.divide(times, theirs)) for peer, theirs in seconds.items() if peer != contender.name
         },

@@ -11,10 +11,12 @@ from benchmarks.report import Rows, digits, plural, thread_rows, timed, to_ours
 from benchmarks.workloads import (
     AGAIN,
     ASSIGNED,
+    BITSANDBYTES,
     C_OPENMP,
     COMPILED,
     COPY,
     DROP_IN,
+    FORMATS,
     FUSED,
     OPTAX,
     OURS,
@@ -43,6 +45,7 @@ STYLES = {
     FUSED: ("#C85200", "^"),
     OPTAX: ("#5F9ED1", "v"),
     "keras": ("#A2C8EC", "p"),
+    **dict(zip(BITSANDBYTES, (("#898989", "P"), ("#ABABAB", "X")), strict=True)),
     C_OPENMP: ("#222222", "*"),
     COPY: ("#ABABAB", "d"),
 }
@@ -121,7 +124,7 @@ def ratios(figure: Figure, result: dict[str, Any]) -> bool:
 def rivals_of(results: Rows) -> dict[str, dict[str, float]]:
     """Median and quartiles of time / ours, of all but ourselves."""
     found = {name: to_ours(row) for name, row in timed(results).items() if name not in (AGAIN, ASSIGNED, VIEWS, PLAIN)}
-    return {name: ratio for name, ratio in found.items() if ratio}
+    return {} if FORMATS.keys() & found else {name: ratio for name, ratio in found.items() if ratio}  # see `formats`
 
 
 def lanes_of(positions: list[float], distance: float) -> list[int]:
@@ -236,6 +239,41 @@ def scaling_title(workload: dict[str, Any], by_threads: Mapping[int, Rows]) -> s
     return f"{subject(workload)}:\n{OURS} is {digits(gain)} times as fast on {plural(many, 'thread')} as on {few}"
 
 
+def formats(figure: Figure, result: dict[str, Any]) -> bool:
+    """How long a step takes in each format, and how long it would take if only its bytes counted."""
+    measured = next((x for x in result["workloads"].values() if FORMATS.keys() & timed(x["results"])), None)
+    if measured is None or OURS not in timed(measured["results"]):
+        return False
+    rows = {OURS: {"median": 1.0, "q1": 1.0, "q3": 1.0}}
+    rows |= {name: found for name in FORMATS if (found := to_ours(measured["results"].get(name, {})))}
+    moved = {OURS: float(measured["bytes_per_element"]), **{name: x for name, (_, _, x) in FORMATS.items()}}
+    figure.set_size_inches(8, 1.6 + 0.34 * len(rows))
+    axes = figure.subplots()
+    for y, (name, found) in enumerate(rows.items()):
+        axes.barh(y, found["median"], height=0.6, color=STYLES[OURS][0] if name == OURS else STYLES[OPTAX][0])
+        axes.plot([found["q1"], found["q3"]], [y, y], color=DARK, linewidth=1.5)
+        expected = moved[name] / moved[OURS]
+        axes.plot(
+            [expected] * 2,
+            [y - 0.4, y + 0.4],
+            color=STYLES[FUSED][0],
+            linewidth=2,
+            label="if only bytes counted" if y == 0 else None,
+        )
+        axes.text(0.01, y, f"{moved[name]:.4g} bytes", va="center", fontsize=8, color="white" if name == OURS else DARK)
+    names = [name.removeprefix(f"{OURS}, ") if name != OURS else "float32" for name in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.set_xlabel("time of a step / time of the float32 step; medians and quartiles")
+    best = min(rows, key=lambda name: rows[name]["median"])
+    least = digits(rows[best]["median"])
+    axes.set_title(f"A step takes as long as its bytes:\n{best.removeprefix(f'{OURS}, ')} {least} of float32's time")
+    axes.legend(loc="lower right")
+    return True
+
+
 def lines(axes: Axes, rows_by_x: Mapping[int, Rows], names: tuple[str, ...]) -> None:
     """GB/s against x, a line for each of the names that has values. Ours is thick, and hides nobody."""
     for name in names:
@@ -258,4 +296,9 @@ def legend(axes: Axes) -> None:
 
 
 # Each draws into an empty figure, or says that it has nothing to draw.
-PLOTS: dict[str, Callable[[Figure, dict[str, Any]], bool]] = {"ratios": ratios, "sizes": sizes, "scaling": scaling}
+PLOTS: dict[str, Callable[[Figure, dict[str, Any]], bool]] = {
+    "ratios": ratios,
+    "sizes": sizes,
+    "scaling": scaling,
+    "formats": formats,
+}

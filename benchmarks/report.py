@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.workloads import AGAIN, COPY, FORMATS, OURS, PLAIN, VIEWS, WORKLOADS, Bar
+from benchmarks.workloads import AGAIN, BITSANDBYTES, COPY, FORMATS, OURS, PLAIN, VIEWS, WORKLOADS, Bar
 
 Row = dict[str, Any]
 Rows = Mapping[str, Row]  # by contender
@@ -77,9 +77,10 @@ def legend() -> list[str]:
     return [
         "Times are medians over rounds. *time / ours* is a contender's time divided by ours round by round: below 1 it",
         "is faster than we are, and **bold** where its upper quartile is below 1 too. *again* is our own program once",
-        "more, the noise. GB/s counts the bytes that a step of the workload cannot do without, 20 an element of plain",
-        "RMSProp; small workloads sit in a cache and show no memory speed. *of copy* is the time of a plain copy of as",
-        "many bytes divided by the contender's. *bytes per element* are those of its own passes, where known.",
+        "more, the noise. GB/s counts the bytes that a step of the workload cannot do without, 20 per element of plain",
+        "RMSProp, and those of its own for a format of fewer bytes; small workloads sit in a cache and show no memory",
+        "speed. *of copy* is the time of a plain copy of as many bytes divided by the contender's. *bytes per element*",
+        "are those of its own passes, where known.",
     ]
 
 
@@ -281,7 +282,7 @@ def outcome(name: str, row: Row | None) -> str:
     """
     if row is None:
         return ""
-    return "left out" if "left_out" in row else "runs" if name in (COPY, *FORMATS) else "agrees"
+    return "left out" if "left_out" in row else "runs" if name in (COPY, *FORMATS, *BITSANDBYTES[1:]) else "agrees"
 
 
 def reasons_of(workloads: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ VIEWS = "rmsprop_gpu, views"  # of one large array, as whoever allocates the par
 PLAIN = "rmsprop_gpu, plain"  # without the hyperparameters and the schedule of the workload
 DROP_IN = "rmsprop_gpu.torch"  # over torch's tensors
 ASSIGNED = "rmsprop_gpu, assigned"  # opt.lr = ... before each step, in the place of a schedule
+BITSANDBYTES = ("bitsandbytes", "bitsandbytes, 8 bits")  # of its RMSprop, by the bits of the second moment
 TORCH = ("torch foreach", "torch for-loop")  # of its RMSprop: the default on a GPU, and the default on a CPU
 COMPILED, FUSED, OPTAX, C_OPENMP = "torch compile", "torch fused adagrad", "optax", "c openmp"
 
@@ -66,7 +67,7 @@ class Workload:
 
     def has(self, contender: str) -> bool:
         """Is it run on this workload, where a device has it?"""
-        return contender not in FORMATS if self.contenders is None else contender in self.contenders
+        return contender not in (*FORMATS, *BITSANDBYTES) if self.contenders is None else contender in self.contenders
 
     @property
     def size(self) -> int:
@@ -214,7 +215,7 @@ WORKLOADS = {
             "bytes-25m",
             "One tensor of 25 M elements, the second moment or the parameters stored in fewer bytes",
             ((25_000_000,),),
-            contenders=(OURS, AGAIN, *FORMATS, COPY),
+            contenders=(OURS, AGAIN, *FORMATS, *BITSANDBYTES, COPY),
             bars=(
                 Bar((OURS,), at_least=1.12, who=f"{OURS}, uint16"),
                 Bar((OURS,), at_least=1.55, who=f"{OURS}, bfloat16 dithered, uint16"),

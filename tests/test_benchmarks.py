@@ -277,6 +277,20 @@ def test_titles_say_what_was_found(draw):
     assert plots.sizes_title(by_size) == "One tensor of 25 M: rmsprop_gpu moves 50 GB/s, 100 % of a plain copy"
 
 
+def test_formats_have_a_picture_of_their_own(draw, tmp_path):
+    times = {**TIMES, **{name: 0.01 * moved / 20 for name, (_, _, moved) in FORMATS.items()}}
+    files = draw(result_of("bytes-25m", times), tmp_path)
+    assert [file.name for file in files] == ["made-up-formats.png"]
+
+
+def test_formats_are_measured_by_their_own_bytes():
+    name = f"{OURS}, uint16"
+    seconds = {OURS: [0.01] * 3, name: [0.008] * 3, "copy": [0.01] * 3}
+    found = {who: measure.statistics(CONTENDERS["cpu"][who], seconds, WORKLOADS["bytes-25m"]) for who in (OURS, name)}
+    assert [row["gigabytes_per_second"] for row in found.values()] == [50, 50]
+    assert [row["fraction_of_copy"] for row in found.values()] == [1, 1]
+
+
 def test_a_rehearsal_has_no_pictures(draw, tmp_path):
     assert draw(rehearsal(), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
