@@ -54,7 +54,7 @@ def faults_of_code(text):
 
 
 def test_there_are_notebooks():
-    assert {"01_quickstart", "02_why_rmsprop", "04_in_torch"} <= {path.stem for path in NOTEBOOKS}
+    assert {"01_quickstart", "02_why_rmsprop", "04_in_torch", "05_fewer_bytes"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
