@@ -198,3 +198,30 @@ def test_rounding_is_unbiased(moment, alpha):
     # Each v wanders by about an ulp times the root of half the memory; 2,048 of them, and neighbours share a lattice.
     ulp = 2.0**-8 if moment == "uint16" else 2.0**-3
     assert abs(np.mean(means) - 1) < 4 * ulp * np.sqrt(0.5 / (1 - alpha) * (1 - alpha)) / np.sqrt(size)
+
+
+@pytest.mark.parametrize("moment", ["uint16", "uint8"])
+@pytest.mark.parametrize("alpha", [0.9, 0.99])
+def test_steps_scatter_around_those_of_float32(moment, alpha):
+    """A step errs by half of what v does before it is stored: by alpha times what the steps before it have left."""
+    size, count = 1024, round(10 / (1 - alpha))
+    grads = np.random.default_rng(5).standard_normal((count, size), dtype=F4)
+    errors, lengths = [], {}
+    params = {name: np.zeros(size, F4) for name in ("float32", moment)}
+    opts = {name: RMSProp(p, lr=1.0, alpha=alpha, square_avg_dtype=name) for name, p in params.items()}
+    for g in grads:
+        for name, p in params.items():
+            p[...] = 0
+            opts[name].step(g)
+            lengths[name] = lengths.get(name, 0.0) + np.abs(p, dtype=np.float64).sum()
+        errors.append(params[moment].astype(np.float64) / params["float32"] - 1)
+    # An ulp of v is at most 2**-8 or 2**-3 of it. Rounding up or down at random has a variance of at most a quarter of
+    # its square, and at most an ulp times the distance to where v was, (1 - alpha) |g**2 - v|: 0.97 (1 - alpha) v where
+    # g is normally distributed. Errors fade as v does, so that 1 / (1 - alpha**2) of them add up.
+    ulp = 2.0**-8 if moment == "uint16" else 2.0**-3
+    bound = alpha / 2 * np.sqrt(ulp * min(ulp / 4, 0.97 * (1 - alpha)) / (1 - alpha**2))
+    assert np.sqrt(np.mean(np.square(errors))) < bound
+    # 1 / sqrt(1 + x) is on average 1 + 3/8 x**2, and x is twice the step's error; noise is far below that here.
+    assert abs(lengths[moment] / lengths["float32"] - 1) < 3 / 2 * bound**2 + 4 * bound / np.sqrt(
+        count * size * (1 - alpha)
+    )
