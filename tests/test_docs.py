@@ -84,3 +84,11 @@ def test_page_lists_every_preset_with_its_defaults():
                 found = [words[1] for words in cells if words and words[0] == f"`{key}`"]
                 want = ["required"] if default is REQUIRED else [] if default is None else [default]
                 assert [x if x == "required" else float(x) for x in found] == want, (name, key)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_page_cites_the_source_of_every_preset(name):
+    page = (ROOT / "docs/understand/eps.md").read_text()
+    cited = [word.strip("(),.:;") for word in PRESETS[name].source.split() if re.search(r"\d|/|\.py", word)]
+    assert cited
+    assert [text for text in cited if text not in page] == []
