@@ -242,8 +242,9 @@ def of_the_class_on_a_card(result: dict[str, Any]) -> list[str]:
         times = " / ".join(duration(row[key]["median"]) for key in ("host_seconds", "device_seconds"))
         body.append((f"{row['what']}, {how}", times, *(ratios.get(who, "") for who in TORCH)))
     versions = part["versions"]
+    what = f"a step of a class for torch, float32, on an {versions['device']}: host / device"
     return [
-        *table((f"a step of a class for torch, float32, on an {versions['device']}: host / device", DROP_IN, *TORCH), body),
+        *table((what, DROP_IN, *TORCH), body),
         "",
         "Medians. Host: until the call returns, with an idle device. Device: the kernels alone, by CUDA events. In the "
         f"columns of torch: its time divided by that of {DROP_IN}, bold where torch is faster. *Replay*: a CUDA graph, "
