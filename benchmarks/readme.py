@@ -114,6 +114,9 @@ def of_the_project(result: dict[str, Any]) -> list[str]:
         "With quartiles: [`benchmarks/results/cpu.md`](../../benchmarks/results/cpu.md);"
         " how it is measured: [`benchmarks/README.md`](../../benchmarks/README.md).",
         "",
+        "The start of a program, by `python -m benchmarks.startup` "
+        "([`startup.md`](../../benchmarks/results/startup.md)):",
+        "",
         *startup_lines(json.loads((RESULTS / "startup.json").read_text())["startup"]),
     ]
 
