@@ -14,7 +14,7 @@ NAME = "rmsprop-gpu"  # on no index: pip install NAME would find nothing, or som
 
 
 class MissingExtraError(ImportError):
-    """A library is not installed that an extra of this package brings, or it is too old.
+    """A library that an extra of this package brings is not installed, or too old.
 
     It is an `ImportError`. Its text names the extra and the command that installs it.
 
