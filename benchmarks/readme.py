@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # of the rivals; all of them stand in the page of results
 CARD = "gpu-nvidia-h200/summary"
+LOOP, HOST = "gpu-nvidia-h200/workloads", "gpu-nvidia-h200/cuda-host"
+FEW_BYTES = "few-bytes-nvidia-h200.txt"
+CUPY = ("cupy elementwise", "cupy fuse")
 SHORT = ("one-1000", "many-300", "resnet50", "gpt2")  # of the workloads, in the README
 SHORT_OF_CARD = ("plain float32", "clipped by the norm", "ResNet-50's 161 tensors", "3,000 tensors of 256")
 END = "<!-- end of figures -->"
@@ -45,9 +49,10 @@ def main() -> None:
 
 def sections() -> list[tuple[Path, str, list[str]]]:
     """What stands in each page between the marks of a committed result."""
-    names = "cpu", "cpu-in-torch", CARD
-    cpu, in_torch, card = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
+    names = "cpu", "cpu-in-torch", CARD, LOOP, HOST
+    cpu, in_torch, card, loop, host = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
     readme, benchmarks, measured = ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "measured"
+    low_precision = ROOT / "docs" / "howto" / "low_precision.md"
     return [
         (readme, "cpu", in_short(cpu)),
         (readme, CARD, of_the_card(card, SHORT_OF_CARD)),
@@ -55,6 +60,9 @@ def sections() -> list[tuple[Path, str, list[str]]]:
         (measured / "torch.md", "cpu-in-torch", of_the_class_for_torch(in_torch)),
         (measured / "torch.md", CARD, of_the_class_on_a_card(card)),
         (measured / "gpu.md", CARD, of_the_card(card)),
+        (measured / "gpu.md", LOOP, in_a_loop(loop)),
+        (measured / "gpu.md", HOST, of_the_host(host)),
+        (low_precision, FEW_BYTES, of_few_bytes((RESULTS / FEW_BYTES).read_text())),
         (benchmarks, "cpu", of_the_benchmarks(cpu)),
         (benchmarks, "cpu-in-torch", wishes(in_torch, DROP_IN)),
     ]
@@ -62,7 +70,8 @@ def sections() -> list[tuple[Path, str, list[str]]]:
 
 def replaced(text: str, name: str, lines: list[str]) -> str:
     """The text with other lines between the marks of this result."""
-    first = f"<!-- figures of benchmarks/results/{name}.json -->"
+    file = name if name.endswith(".txt") else f"{name}.json"
+    first = f"<!-- figures of benchmarks/results/{file} -->"
     pattern = re.compile(f"{re.escape(first)}.*?{re.escape(END)}", re.DOTALL)
     made, count = pattern.subn(lambda _: "\n".join([first, *lines, END]), text)
     if count != 1:
@@ -104,6 +113,9 @@ def of_the_project(result: dict[str, Any]) -> list[str]:
         *conditions(result),
         "With quartiles: [`benchmarks/results/cpu.md`](../../benchmarks/results/cpu.md);"
         " how it is measured: [`benchmarks/README.md`](../../benchmarks/README.md).",
+        "",
+        "The start of a program, by `python -m benchmarks.startup` "
+        "([`startup.md`](../../benchmarks/results/startup.md)):",
         "",
         *startup_lines(json.loads((RESULTS / "startup.json").read_text())["startup"]),
     ]
@@ -165,10 +177,58 @@ def of_the_card(summary: dict[str, Any], only: Sequence[str] = ()) -> list[str]:
     ]
     return [
         *table(
-            (f"a step on an {summary['device'].split(',')[0]}", "elements", "time", "GB/s", "of a copy's speed"), body
+            (f"a step on an {summary['device'].split(',')[0]}", "elements", "device time", "GB/s", "of a copy's speed"),
+            body,
         ),
         "",
+        "Device time is that of the kernels alone, by CUDA events, without the host's call. "
         f"`{summary['command']}`, {summary['date'][:10]}.",
+    ]
+
+
+def in_a_loop(result: dict[str, Any]) -> list[str]:
+    """Steps on a card one behind the other, beside those of others."""
+    shown = (TORCH[0], *CUPY)
+    body = []
+    for name, one in result["workloads"].items():
+        rows = timed(one["results"])
+        ratios = (short_ratio(x, rows.get(x)) for x in (*shown, AGAIN))
+        body.append((f"{name}: {counts(one)}", duration(rows[OURS]["seconds"]["median"]), *ratios))
+    return [
+        *table((f"a step in a loop, {result['device']['name'].split(',')[0]}", OURS, *shown, "ours again"), body),
+        "",
+        "In the columns of others: their time divided by ours; bold where they are faster. "
+        f"CuPy {result['versions']['cupy-cuda13x']}, torch {result['versions']['torch']}, {result['date'][:10]}: "
+        f"[`workloads.md`](../../benchmarks/results/{LOOP}.md).",
+    ]
+
+
+def of_the_host(result: dict[str, Any]) -> list[str]:
+    """What a call of `step` costs the host of a card."""
+    body = [(row["tensors"], row["gradients"], f"{row['us']['step'][1]:.0f} us") for row in result["rows"]]
+    return [
+        *table(("a step over CuPy arrays", "gradient arrays", "host time"), body),
+        "",
+        f"`{result['command']}`, {result['device'].split(',')[0]}, {result['machine']['cpu']}: "
+        f"[`cuda-host.md`](../../benchmarks/results/{HOST}.md).",
+    ]
+
+
+def of_few_bytes(text: str) -> list[str]:
+    """Steps in formats of fewer bytes on a card, of the first size."""
+    first, _, rest = text.partition("elements ")
+    lines = rest.split("elements ")[0].splitlines()
+    body = []
+    for dtype, arguments, time, speed in re.findall(r"(\S+) +(\{.*?\}) +(\S+ us) +(\S+) GB/s", "\n".join(lines)):
+        words = [f"`{key}={value!r}`" for key, value in ast.literal_eval(arguments).items()]
+        body.append((dtype, ", ".join(words), time, speed))
+    card = re.search(r"on one (.*?):", first)
+    return [
+        *table(("parameters", "arguments", f"device time, {card[1] if card else ''}", "GB/s"), body),
+        "",
+        f"A plain step over one tensor of {int(lines[0]):,} elements, by CUDA events around steps in a row: "
+        f"[the record, with a smaller tensor](../../benchmarks/results/{FEW_BYTES}). It is another run than those of "
+        "[On a GPU](../measured/gpu.md), so that the time of the same step differs a little.",
     ]
 
 
@@ -185,13 +245,14 @@ def of_the_class_on_a_card(result: dict[str, Any]) -> list[str]:
         times = " / ".join(duration(row[key]["median"]) for key in ("host_seconds", "device_seconds"))
         body.append((f"{row['what']}, {how}", times, *(ratios.get(who, "") for who in TORCH)))
     versions = part["versions"]
+    what = f"a step of a class for torch, float32, on an {versions['device']}: host / device"
     return [
-        *table((f"a step, float32, on an {versions['device']}: host / device", DROP_IN, *TORCH), body),
+        *table((what, DROP_IN, *TORCH), body),
         "",
-        "Medians, of the host until the call returns and of the device alone; in the columns of torch its time divided "
-        f"by that of {DROP_IN}, bold where it is less. What is replayed was captured with capturable, whose counters "
-        "lie on the device and are counted there; the host only launches the graph, which is of neither class. Where a "
-        "step is more than 1,000 launches, torch for-loop's of many tensors, the device waits for the host. "
+        "Medians. Host: until the call returns, with an idle device. Device: the kernels alone, by CUDA events. In the "
+        f"columns of torch: its time divided by that of {DROP_IN}, bold where torch is faster. *Replay*: a CUDA graph, "
+        "captured with `capturable=True`; its step counters lie on the device, and the host only launches the graph. "
+        "Where a step is more than 1,000 launches (torch for-loop, many tensors), the device waits for the host. "
         f"torch {versions['torch']}, {result['date']}: `{result['command']}`, "
         f"[all of it](../../benchmarks/results/{CARD}.md).",
     ]

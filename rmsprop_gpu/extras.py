@@ -14,7 +14,17 @@ NAME = "rmsprop-gpu"  # on no index: pip install NAME would find nothing, or som
 
 
 class MissingExtraError(ImportError):
-    """A library of an extra is not installed."""
+    """A library that an extra of this package brings is not installed, or too old.
+
+    It is an `ImportError`. Its text names the extra and the command that installs it.
+
+    Examples
+    --------
+    >>> try:
+    ...     from rmsprop_gpu.torch import RMSprop
+    ... except MissingExtraError as error:
+    ...     assert "it comes with the extra torch: " in str(error) and "pip install" in str(error)
+    """
 
 
 @contextmanager

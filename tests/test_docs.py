@@ -75,6 +75,36 @@ def test_public_classes_and_their_methods_have_an_example(module):
     } == {}
 
 
+def referenced():
+    """The names on the reference page, in full."""
+    text = (ROOT / "docs/reference/index.md").read_text()
+    for part in text.split("currentmodule:: ")[1:]:
+        module, *lines = part.partition("```")[0].splitlines()
+        yield from (f"{module}.{line.strip()}" for line in lines if line.strip() and ":" not in line)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_reference_lists_every_public_name(module):
+    if module.endswith((".torch", ".distributed")):
+        pytest.importorskip({"torch": "torch", "distributed": "mpi4py"}[module.split(".")[1]])
+    names = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
+    assert names - set(referenced()) == set()
+
+
+RETURNED = [name for name in referenced() if name.rpartition(".")[0] not in (*PUBLIC, "rmsprop_gpu.reference")]
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_what_is_returned_and_raised_has_an_example(name):
+    module, _, name = name.rpartition(".")
+    assert ">>> " in inspect.getdoc(getattr(importlib.import_module(module), name))
+
+
+def test_the_reference_has_what_methods_return_and_raise():
+    wanted = {"ParamGroup", "Explanation", "LoadReport", "CheckpointError", "MissingExtraError"}
+    assert {name.rpartition(".")[2] for name in RETURNED} == wanted
+
+
 def test_page_lists_every_preset_with_its_defaults():
     rows = dict(re.findall(r"^\| `(\w+)`.*?\| (.*)$", (ROOT / "docs/understand/eps.md").read_text(), re.MULTILINE))
     for name, preset in PRESETS.items():
@@ -84,3 +114,11 @@ def test_page_lists_every_preset_with_its_defaults():
                 found = [words[1] for words in cells if words and words[0] == f"`{key}`"]
                 want = ["required"] if default is REQUIRED else [] if default is None else [default]
                 assert [x if x == "required" else float(x) for x in found] == want, (name, key)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_page_cites_the_source_of_every_preset(name):
+    page = (ROOT / "docs/understand/eps.md").read_text()
+    cited = [word.strip("(),.:;") for word in PRESETS[name].source.split() if re.search(r"\d|/|\.py", word)]
+    assert cited
+    assert [text for text in cited if text not in page] == []

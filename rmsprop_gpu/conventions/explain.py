@@ -17,7 +17,16 @@ Hyper = Mapping[str, Any]
 
 
 class Explanation(str):
-    """A text that is shown as it is in a terminal, and as mathematics in a notebook."""
+    """What `explain` returns: a str that a terminal shows as it is, and a notebook as mathematics.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> text = RMSProp(np.ones(3)).explain()  # as the last line of a notebook's cell: equations
+    >>> text.splitlines()[2].strip()
+    'u = g / (sqrt(v) + 1e-08)'
+    """
 
     __slots__ = ()
 

@@ -31,11 +31,25 @@ class Changes:
 
 
 class ParamGroup(MutableMapping[str, Any]):
-    """The hyperparameters of a group, and under ``"params"`` its arrays; behaves as the dict that torch has here.
+    """A parameter group, an entry of ``opt.param_groups``: its hyperparameters, and under ``"params"`` its arrays.
 
-    An assignment is validated at once, and takes effect at the next step; a wrong one changes nothing. The keys are
-    fixed. ``"params"`` and ``"initial_scale"``, which only the start of the state can follow, cannot be assigned.
-    Keys that others have put into the group (a ``"name"``, what a scheduler needs) are kept, and no step reads them.
+    It behaves as torch's dict does. An assignment is validated at once and takes effect at the next step; a wrong one
+    changes nothing. Keys can be neither added nor deleted. ``"params"``, and what the state was made for
+    (``"initial_scale"``, ``"square_avg_dtype"``, ...), cannot be changed. Other keys that the group was given, such as
+    a ``"name"`` or a scheduler's ``"initial_lr"``, are kept, and no step reads them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> opt = RMSProp([{"params": {"w": np.ones(2)}, "momentum": 0.9}, {"params": {"b": np.ones(3)}}], lr=0.01)
+    >>> group = opt.param_groups[0]
+    >>> group["momentum"], group["lr"], len(group["params"])
+    (0.9, 0.01, 1)
+    >>> group["lr"] = 1e-3  # of this group; opt.lr = 1e-3 is for all
+    >>> group["alpha"] = 1.5
+    Traceback (most recent call last):
+    ValueError: alpha is 1.5; wanted a number with 0 <= alpha < 1
     """
 
     def __init__(
@@ -80,7 +94,17 @@ class ParamGroup(MutableMapping[str, Any]):
         self._changes.rates = True
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Several at once: all of them, or with an error none."""
+        """Assign several hyperparameters at once: all of them or, if one is wrong, none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> group = RMSProp(np.ones(3)).param_groups[0]
+        >>> group.update(lr=1e-3, momentum=0.9)
+        >>> group["lr"], group["momentum"]
+        (0.001, 0.9)
+        """
         self._changes.turn.refuse("an assignment")
         changes = {}
         for name, value in dict(*args, **kwargs).items():

@@ -47,7 +47,25 @@ class Described(NamedTuple):
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, or not whole, or newer."""
+    """A checkpoint cannot be read: it is no checkpoint of this package, damaged, cut off or of a newer version.
+
+    It is a `ValueError`. Nothing has been loaded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from rmsprop_gpu import RMSProp
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "opt.safetensors"
+    ...     _ = path.write_bytes(b"something else")
+    ...     try:
+    ...         _ = RMSProp(np.ones(3)).load(path)
+    ...     except CheckpointError as error:
+    ...         print("opt.safetensors" in str(error))
+    True
+    """
 
 
 def write_arrays(path: FilePath, metadata: Mapping[str, str], entries: Sequence[Entry], tell: Progress | None) -> None:

@@ -24,7 +24,20 @@ VERSION = 1  # of what state_dict returns
 
 
 class LoadReport(NamedTuple):
-    """What `load_state_dict` found: names that only the optimizer has, and names that only the dict has."""
+    """What `load` and `load_state_dict` return: the names of parameters that were not loaded.
+
+    ``missing`` lists those that only the optimizer has, ``unexpected`` those that only the saved state has. Both are
+    empty unless ``strict=False``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> saved = RMSProp({"w": np.ones(2), "old": np.ones(2)}).state_dict()
+    >>> report = RMSProp({"w": np.ones(2), "new": np.ones(2)}).load_state_dict(saved, strict=False)
+    >>> report.missing, report.unexpected
+    (['new'], ['old'])
+    """
 
     missing: list[str]
     unexpected: list[str]

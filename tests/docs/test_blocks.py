@@ -28,7 +28,7 @@ SAYS = {
     "docs/start/ten_lines.md": ["2 problems, nothing was changed", "(256, 128)"],
     "docs/howto/arrays.md": ["['params.Dense_0.kernel', 'params.Dense_0.bias']"],
     "docs/howto/gradients.md": ["1 nan [", "15.8113"],  # the norm of a thousand halves
-    "docs/howto/many_processes.md": ["3 steps, on 1 ranks", "3\n"],
+    "docs/howto/many_processes.md": ["| 8 | 182 MiB | 360 MiB |", "3 steps, on 1 ranks", "3\n"],
     "docs/howto/profile.md": ["RMSProp over 2 tensors, 4,001,000 elements", "momentum / plain", "1,000,000"],
     "docs/understand/one_pass.md": ["20 bytes per element"],
     "docs/understand/a_step.md": ["update_kernel[float32, momentum]"],
@@ -50,6 +50,8 @@ def test_blocks_run(page, library, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     if library == ("mpi4py" if page.stem == "many_processes" else None):
         assert [text for text in SAYS.get(named(page), []) if text not in said] == []
+    shown = page.read_text().splitlines()
+    assert [line for line in said.splitlines() if line.startswith("| ") and line not in shown] == []  # rows of a table
     if library == "cupy" and page.stem == "cuda_graphs":
         assert int(scope["opt"].state[0]["step"]) == 4  # one eager, three replays
 
