@@ -27,7 +27,8 @@ from benchmarks.report import (
     to_ours,
 )
 from benchmarks.startup import startup_lines
-from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, DROP_IN, FUSED, OPTAX, OURS, TORCH
+from benchmarks.step_error import CODED, NEAREST, WIDER
+from benchmarks.workloads import AGAIN, BITSANDBYTES, C_OPENMP, COMPILED, DROP_IN, FORMATS, FUSED, OPTAX, OURS, TORCH
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
@@ -35,6 +36,7 @@ SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # of the rivals; al
 CARD = "gpu-nvidia-h200/summary"
 LOOP, HOST = "gpu-nvidia-h200/workloads", "gpu-nvidia-h200/cuda-host"
 FEW_BYTES = "few-bytes-nvidia-h200.txt"
+ON_CPU, ERRORS = "cpu-bytes", "step-error"
 CUPY = ("cupy elementwise", "cupy fuse")
 SHORT = ("one-1000", "many-300", "resnet50", "gpt2")  # of the workloads, in the README
 SHORT_OF_CARD = ("plain float32", "clipped by the norm", "ResNet-50's 161 tensors", "3,000 tensors of 256")
@@ -49,8 +51,10 @@ def main() -> None:
 
 def sections() -> list[tuple[Path, str, list[str]]]:
     """What stands in each page between the marks of a committed result."""
-    names = "cpu", "cpu-in-torch", CARD, LOOP, HOST
-    cpu, in_torch, card, loop, host = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
+    names = "cpu", "cpu-in-torch", CARD, LOOP, HOST, ON_CPU, ERRORS
+    cpu, in_torch, card, loop, host, formats, errors = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in names
+    )
     readme, benchmarks, measured = ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "measured"
     low_precision = ROOT / "docs" / "howto" / "low_precision.md"
     return [
@@ -62,6 +66,8 @@ def sections() -> list[tuple[Path, str, list[str]]]:
         (measured / "gpu.md", CARD, of_the_card(card)),
         (measured / "gpu.md", LOOP, in_a_loop(loop)),
         (measured / "gpu.md", HOST, of_the_host(host)),
+        (low_precision, ON_CPU, of_formats(formats)),
+        (low_precision, ERRORS, of_step_errors(errors)),
         (low_precision, FEW_BYTES, of_few_bytes((RESULTS / FEW_BYTES).read_text())),
         (benchmarks, "cpu", of_the_benchmarks(cpu)),
         (benchmarks, "cpu-in-torch", wishes(in_torch, DROP_IN)),
@@ -211,6 +217,49 @@ def of_the_host(result: dict[str, Any]) -> list[str]:
         "",
         f"`{result['command']}`, {result['device'].split(',')[0]}, {result['machine']['cpu']}: "
         f"[`cuda-host.md`](../../benchmarks/results/{HOST}.md).",
+    ]
+
+
+def of_formats(result: dict[str, Any]) -> list[str]:
+    """Steps in formats of fewer bytes on the CPU, and bitsandbytes' steps."""
+    (rows,) = (timed(one["results"]) for one in result["workloads"].values())
+    moved = {OURS: 20.0, **{name: x for name, (_, _, x) in FORMATS.items()}}
+    body = []
+    for name in (OURS, *FORMATS, *BITSANDBYTES):
+        ratio = "1" if name == OURS else digits(1 / rows[name]["ratio_to"][OURS]["median"])
+        by_bytes = digits(moved[OURS] / moved[name]) if name in moved else ""
+        said = "float32" if name == OURS else name.removeprefix(f"{OURS}, ")
+        body.append((said, duration(rows[name]["seconds"]["median"]), ratio, by_bytes))
+    return [
+        *table(("a step over 25 M elements, on the CPU", "time", "times as fast as float32", "by bytes"), body),
+        "",
+        "![Times of formats, and what their bytes alone would take](../../benchmarks/results/cpu-bytes-formats.png)",
+        "",
+        f"*dithered* is `bf16_stochastic_round=True`, *remainder* is `store_param_remainders=True`; the gradients of "
+        f"bfloat16 parameters are bfloat16. {result['machine']['cpu']}, {plural(result['threads'], 'thread')}, "
+        f"bitsandbytes {result['versions']['bitsandbytes']}, {result['date'][:10]}: "
+        "[`cpu-bytes.md`](../../benchmarks/results/cpu-bytes.md).",
+    ]
+
+
+def of_step_errors(result: dict[str, Any]) -> list[str]:
+    """How far steps are from those of a float32 state."""
+    shown = {
+        "narrow": "normally distributed",
+        "digits": "of a network that learns digits",
+        WIDER: f"{WIDER} in a block",
+    }
+    body = []
+    for stream, said in shown.items():
+        for alpha, formats in result["steps"][stream].items():
+            cells = (f"{x['ratio']:.3f} ({x['rms']:.2g})" for x in (formats[name] for name in (*CODED, NEAREST)))
+            body.append((said, alpha, *cells))
+    return [
+        *table(("gradients", "`alpha`", '`"uint16"`', '`"uint8"`', NEAREST), body),
+        "",
+        "The mean length of a step divided by float32's, and in brackets the root mean square of the relative error, "
+        'on the same gradients. *8 bits to nearest* is the grid of `"uint8"` without stochastic rounding. '
+        "[More gradients, bitsandbytes, and whole trainings](../../benchmarks/results/step-error.md).",
     ]
 
 
