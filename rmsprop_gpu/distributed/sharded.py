@@ -407,7 +407,7 @@ class ShardedRMSProp(Sharded, RMSProp):
     Notes
     -----
     Rajbhandari et al., "ZeRO", SC 2020, stage 1. torch's ``ZeroRedundancyOptimizer`` keeps whole tensors on a rank, so
-    that the largest of them limits what is saved, and loads on no other number of ranks.
+    that the largest of them limits how much memory is saved, and collects its state on one rank to save it.
 
     NumPy's arrays travel by MPI and are added up in the order of the ranks, halves in float32 and rounded once:
     parameters, state and norms are those of one process that steps with ``g0 + g1 + ...`` and ``grad_scale=N``, to the
