@@ -276,8 +276,8 @@ def of_few_bytes(text: str) -> list[str]:
         *table(("parameters", "arguments", f"device time, {card[1] if card else ''}", "GB/s"), body),
         "",
         f"A plain step over one tensor of {int(lines[0]):,} elements, by CUDA events around steps in a row: "
-        f"[the record, with a smaller tensor](../../benchmarks/results/{FEW_BYTES}). It is another run than those of "
-        "[On a GPU](../measured/gpu.md), so that the time of the same step differs a little.",
+        f"[the record, with a smaller tensor](../../benchmarks/results/{FEW_BYTES}). The figures "
+        "[On a GPU](../measured/gpu.md) are from another run; the same step differs a little.",
     ]
 
 
