@@ -192,7 +192,7 @@ class Bound:
                 self.broken = side.broken
                 if written and not self.broken:
                     self.broken = (
-                        f"{error}. But other parameters were updated before in this step: restore all of them, then "
+                        f"{error}. But other parameters were updated earlier in this step: restore all of them, then "
                         "load_state_dict makes the optimizer usable again"
                     )
                     raise RuntimeError(self.broken) from error

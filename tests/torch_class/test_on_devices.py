@@ -725,7 +725,7 @@ def test_a_launch_that_fails_beside_updated_parameters_says_so(device):
 
     launch, steps._calls[-1] = steps._calls[-1], fail
     fail.kernel = "update_kernel"
-    with pytest.raises(RuntimeError, match="other parameters were updated before in this step: restore all of them"):
+    with pytest.raises(RuntimeError, match="other parameters were updated earlier in this step: restore all of them"):
         opt.step()
     steps._calls[-1] = launch
     opt.param_groups[0]["alpha"] = 0.9  # bound anew, and still broken
@@ -749,7 +749,7 @@ def test_a_launch_that_fails_before_the_host_s_leaves_both(device):
     fail.kernel = "update_kernel"
     launch, steps._calls[-1] = steps._calls[-1], fail
     kept = here.detach().clone()
-    with pytest.raises(RuntimeError, match="nothing was updated, the optimizer is usable as it was before"):
+    with pytest.raises(RuntimeError, match="nothing was updated, and the optimizer can still be used"):
         opt.step()
     assert torch.equal(here, kept)
     steps._calls[-1] = launch
