@@ -44,7 +44,7 @@ def test_host_and_device_arrays_cannot_be_mixed():
         AdaGrad({"a": cupy.ones(3, F4), "b": np.ones(3, F4), "c": cupy.ones(2)})
     text = str(info.value)
     assert 'params["a"] (on cuda:0), params["c"] (on cuda:0); params["b"] (in host memory)' in text
-    with pytest.raises(TypeError, match=r"square_avg is a numpy.ndarray in host memory, but param lies on cuda:0"):
+    with pytest.raises(TypeError, match=r"square_avg is a numpy.ndarray in host memory, but param is on cuda:0"):
         rmsprop_update(cupy.ones(3), cupy.ones(3), np.zeros(3), lr=0.1)
 
 

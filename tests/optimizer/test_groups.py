@@ -95,7 +95,7 @@ WRONG = {
         ValueError,
         ['no_decay[1] is "bias"', "there are conv.weight,"],
     ),
-    "another array": ([np.ones(4)], ValueError, ["no_decay[0] is a numpy.ndarray, which is no parameter here"]),
+    "another array": ([np.ones(4)], ValueError, ["no_decay[0] is a numpy.ndarray, which is not a parameter here"]),
     "one string": ("conv.bias", TypeError, ["no_decay is a str; wanted a list of names"]),
     "a mapping": ({"conv.bias": True}, TypeError, ["no_decay is a dict"]),
     "a number": (3, TypeError, ["no_decay is an int"]),

@@ -80,7 +80,7 @@ def test_numbers_and_other_arguments_cannot_be_captured(stream):
         opt, grads, found = RMSProp(arrays(0), **ALL), arrays(1), scalar(0)
         opt.step(grads)
         before = everything(opt)
-        other = "the last step had other arguments than this; take the same one before"
+        other = "the last step had other arguments; take the same step first"
         refused(lambda: opt.step(grads, found_inf=found), other, stream)
         refused(lambda: opt.step(grads, zero_grads=True), other, stream)
         opt.step(grads, grad_scale=2.0, found_inf=True)

@@ -697,7 +697,7 @@ def test_what_is_decided_for_a_step_as_a_whole_wants_one_device(device):
     here.grad, there.grad = torch.ones(5), device.of(torch.ones(5))
     opt = RMSprop([here, there], global_clipnorm=1.0)
     with pytest.raises(
-        ValueError, match=r"global_clipnorm is 1\.0 and the parameters lie on devices \['cpu', 'cuda:0'\]"
+        ValueError, match=r"global_clipnorm is 1\.0 and the parameters are on devices \['cpu', 'cuda:0'\]"
     ):
         opt.step()
     assert not opt.state

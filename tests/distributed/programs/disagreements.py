@@ -339,7 +339,7 @@ def check_a_step_within_a_step_is_refused():
 
     opt = twins.opt
     opt.lr = schedule
-    twins.refuses(RuntimeError, "a step was asked for inside a step of the same optimizer")
+    twins.refuses(RuntimeError, "a step was requested inside a step, load or save of the same")
     for one in (twins.opt, twins.twin):
         one.lr = 0.1
     twins.goes_on()
@@ -370,7 +370,7 @@ def check_handlers_within_a_step_are_refused():
     transport.gather = gather
     signal.signal(signal.SIGUSR1, before)
     assert len(found) == 3 * ODD
-    assert all("asked for inside a step of the same optimizer" in text for text in found)
+    assert all("requested inside a step, load or save of the same" in text for text in found)
     twins.goes_on()
 
 
