@@ -15,7 +15,7 @@ class Torn:
         self._why = why
 
     def refuse(self) -> None:
-        raise RuntimeError(f"{self._why}; load it again before anything else")
+        raise RuntimeError(f"{self._why}: load it again before anything else")
 
 
 class Turn(dict[int, object]):
