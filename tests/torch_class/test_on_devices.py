@@ -623,17 +623,17 @@ def test_what_a_graph_could_not_keep_is_refused(device):
         it.stream.synchronize()
         assert all(map(torch.equal, it.params, kept))
 
-    refused("its tensors are not those of a step before")
+    refused("its tensors are not those of an earlier step")
     it.opt.step()
     it.take(tensors(2))
     refused("the addresses of its gradients")
     it.take(tensors(1))
     it.opt.step()
     it.opt.param_groups[0]["lr"] = 0.5
-    refused("its numbers are others than those of the last step")
+    refused("its numbers differ from those of the last step")
     it.opt.param_groups[0]["lr"] = it.lr
     it.opt.grad_scale = device.of(torch.tensor(2.0))
-    refused("its tensors are not those of a step before")  # they count elsewhere
+    refused("its tensors are not those of an earlier step")  # they count elsewhere
     del it.opt.grad_scale
     it.opt.step()
     assert it.capture()
@@ -709,7 +709,7 @@ def test_what_grad_scaler_tells_is_for_one_device(device):
         p.grad = device.of(torch.ones(5)) if device.place(p) == 0 else device.on_the_second(torch.ones(5))
     opt = RMSprop(params, fused=True)
     opt.found_inf = device.of(torch.tensor(0.0))
-    with pytest.raises(RuntimeError, match="want all parameters on one device; they lie on cuda:0, cuda:1"):
+    with pytest.raises(RuntimeError, match="need all parameters on one device; they are on cuda:0, cuda:1"):
         opt.step()
 
 
