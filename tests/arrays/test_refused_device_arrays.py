@@ -63,7 +63,7 @@ NOT_GRADS = {
     "unaligned": (
         lambda: cupy.ndarray((3, 4), F4, cupy.zeros(64, np.uint8).data + 2),
         ValueError,
-        "is not aligned to its 4-byte elements, as CUDA wants it",
+        "is not aligned to its 4-byte elements, as CUDA requires",
     ),
 }
 
