@@ -161,7 +161,7 @@ def test_keys_of_others_come_with_a_load_and_stay_without_one():
 
 
 REFUSED = {
-    **dict.fromkeys(["betas", "rho", "dampening", "beta_1", "b1", "foreach"], "is a hyperparameter, but none here"),
+    **dict.fromkeys(["betas", "rho", "dampening", "beta_1", "b1", "foreach"], "is a hyperparameter, but not here"),
     "momentun": "close to 'momentum'",
     "weightdecay": "close to 'weight_decay'",
     "alfa": "close to 'alpha'",
