@@ -1,4 +1,4 @@
-"""``python -m benchmarks.readme``: the figures of the README and of pages, from the committed results."""
+"""``python -m benchmarks.readme``: write the figures in the README and in pages from the committed results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from benchmarks.workloads import AGAIN, C_OPENMP, COMPILED, DROP_IN, FUSED, OPTA
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
-SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # of the rivals; all of them stand in the page of results
+SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # the rivals shown; the page of results has all of them
 CARD = "gpu-nvidia-h200/summary"
 SHORT = ("one-1000", "many-300", "resnet50", "gpt2")  # of the workloads, in the README
 SHORT_OF_CARD = ("plain float32", "clipped by the norm", "ResNet-50's 161 tensors", "3,000 tensors of 256")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def sections() -> list[tuple[Path, str, list[str]]]:
-    """What stands in each page between the marks of a committed result."""
+    """The lines between the marks of each committed result, by page."""
     names = "cpu", "cpu-in-torch", CARD
     cpu, in_torch, card = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
     readme, benchmarks, measured = ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "measured"
@@ -117,7 +117,7 @@ def cells(results: dict[str, Any]) -> tuple[str, ...]:
 
 
 def losses(result: dict[str, Any]) -> list[str]:
-    """Who is faster than we are, where, and by how much."""
+    """Which contenders are faster than we are, where, and by how much."""
     found: dict[str, list[str]] = {}
     for workload, one in result["workloads"].items():
         for name, row in one["results"].items():
@@ -208,7 +208,7 @@ def two_sided(ratio: float) -> str:
 
 
 def of_the_benchmarks(result: dict[str, Any]) -> list[str]:
-    """What the project wants of itself, and what came out."""
+    """The project's goals, and what came out."""
     return [
         "The whole of the last run: [results/cpu.md](results/cpu.md). What the project wants of it:",
         "",
@@ -221,7 +221,7 @@ def of_the_benchmarks(result: dict[str, Any]) -> list[str]:
 
 
 def wishes(result: dict[str, Any], who: str) -> list[str]:
-    """What is wanted of one of ours."""
+    """The goals for one of our contenders."""
     return table(("workload", "of", "against", "wanted", "got", "met"), [row for row in bars(result) if row[1] == who])
 
 
