@@ -39,7 +39,7 @@ class Ranks:
     def share_cores(self) -> None:
         """Give Numba and NumPy's BLAS this rank's share of the cores; NUMBA_NUM_THREADS takes precedence.
 
-        With one thread per core in each rank, the spinning threads of one rank would keep those of another from running.
+        With one thread per core in each rank, the spinning threads of one rank would keep another's from running.
         """
         with extra("demo"):
             from threadpoolctl import ThreadpoolController  # comes with scikit-learn
