@@ -262,7 +262,7 @@ def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool =
     before, label = len(problems), tensor.grad_label
     here, there = device_of(array), tensor.device
     if here != there and (array.size or here is None or there is None):  # an empty array may be on any device
-        found = f"{label} is {a(type(x))} {place(device_of(array))}, but the parameter lies {place(tensor.device)}"
+        found = f"{label} is {a(type(x))} {place(device_of(array))}, but the parameter is {place(tensor.device)}"
         problems.add(TypeError, f"{found}; wanted a gradient there, since nothing is copied implicitly")
     wanted = dtypes.grad_dtypes(tensor.layout.dtype)
     if array.dtype.name not in wanted or not array.dtype.isnative:

@@ -37,6 +37,6 @@ def _is_said(name: str, value: Any, h: Mapping[str, Any]) -> bool:
     """Is a hyperparameter worth showing? lr, alpha and eps always are, others if they have an effect."""
     if name == "ema_momentum" and not h["use_ema"]:
         return False
-    if value == "float32":  # the format of its own
+    if value == "float32":  # its own format
         return False
     return name in ("lr", "alpha", "eps") or (value is not None and value is not False and value != 0)

@@ -88,7 +88,7 @@ def _signal(x: Any, name: str, devices: list[int], problems: Problems) -> tuple[
     if len(devices) > 1:
         problems.add(ValueError, f"{name} is an array, and the parameters are on devices {devices}; wanted a number")
     elif device_of(array) != (devices[0] if devices else None):
-        problems.add(TypeError, f"{name} lies {place(device_of(array))}; wanted {wanted}")
+        problems.add(TypeError, f"{name} is {place(device_of(array))}; wanted {wanted}")
     known = _SCALES if name == "grad_scale" else tuple(_KINDS)
     if array.dtype.name not in known or not array.dtype.isnative or not is_aligned(array):
         problems.add(

@@ -30,7 +30,7 @@ class Row(NamedTuple):
     seed: int | None = None  # what its dither is made from, if there is any
 
 
-class Changed(Exception):  # noqa: N818  # no error: the tensors are bound anew
+class Changed(Exception):  # noqa: N818  # no error: the tensors are bound again
     """A tensor has changed since it was bound; nothing was written."""
 
 

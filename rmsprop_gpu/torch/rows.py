@@ -53,9 +53,9 @@ def is_plain(t: torch.Tensor) -> bool:
 def unusable(p: torch.Tensor) -> str | None:
     """Why our kernels cannot handle this parameter; None if they can."""
     if type(p) not in (torch.nn.Parameter, torch.Tensor):
-        return f"it is a {type(p).__qualname__}, a class of its own"
+        return f"it is a {type(p).__qualname__}, not a plain tensor"
     if not is_plain(p):
-        return f"it lies on {p.device} as {p.layout}"
+        return f"it is on {p.device} as {p.layout}"
     if p.dtype not in REALS:
         return f"its dtype is {p.dtype}"
     if not is_dense(p):
@@ -69,9 +69,9 @@ def unusable(p: torch.Tensor) -> str | None:
 def unusable_grad(p: torch.Tensor, grad: torch.Tensor) -> str | None:
     """Why our kernels cannot handle this gradient of a parameter that they can handle."""
     if type(grad) is not torch.Tensor and type(grad) is not torch.nn.Parameter:
-        return f"its gradient is a {type(grad).__qualname__}, a class of its own"
+        return f"its gradient is a {type(grad).__qualname__}, not a plain tensor"
     if grad.layout != torch.strided or grad.device != p.device:
-        return f"its gradient lies on {grad.device} as {grad.layout}"
+        return f"its gradient is on {grad.device} as {grad.layout}"
     if grad.shape != p.shape:
         return f"its gradient has shape {tuple(grad.shape)}"
     if grad.dtype != p.dtype and not (p.dtype == torch.float32 and grad.dtype in HALVES):

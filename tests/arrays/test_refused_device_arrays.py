@@ -52,7 +52,7 @@ NOT_GRADS = {
     "NumPy": (
         lambda: np.ones((3, 4), F4),
         TypeError,
-        "is a numpy.ndarray in host memory, but the parameter lies on cuda",
+        "is a numpy.ndarray in host memory, but the parameter is on cuda",
     ),
     "scalar": (lambda: F4(1), TypeError, "is a numpy.float32"),
     "dtype": (lambda: cupy.ones((3, 4)), TypeError, "has dtype float64, but the parameter has float32"),
