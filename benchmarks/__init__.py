@@ -1,1 +1,1 @@
-"""How fast a step is, against what people use today: ``python -m benchmarks`` (see README.md)."""
+"""How fast a step is, compared with what people use today: ``python -m benchmarks`` (see README.md)."""

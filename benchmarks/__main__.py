@@ -24,10 +24,10 @@ RESULTS = Path(__file__).with_name("results")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line."""
+    """argparse with one-line error messages."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end."""
+        """Print what is wrong and exit."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
@@ -91,7 +91,7 @@ def make_parser() -> Parser:
 
 
 def checked(convert: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
-    """An argparse type: None or a ValueError of `convert` becomes a line that says what was wanted."""
+    """An argparse type: None or a ValueError from `convert` becomes a line that says what was wanted."""
 
     def convert_or_complain(word: str) -> Any:
         try:
@@ -106,7 +106,7 @@ def checked(convert: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
 
 
 def find_device(wanted: str) -> dict[str, str]:
-    """The kind and the name of what is measured; RuntimeError where a GPU is wanted and none works."""
+    """The kind and the name of the measured device; RuntimeError if a GPU is requested and none works."""
     if wanted != "cpu":
         from rmsprop_gpu.arrays.selector import cuda_devices
 
@@ -121,7 +121,7 @@ def find_device(wanted: str) -> dict[str, str]:
 
 
 def is_whole(options: argparse.Namespace) -> bool:
-    """Is everything measured? A part must not replace the whole by accident."""
+    """Is everything measured? A partial run must not replace a complete one by accident."""
     names = {name for contenders in CONTENDERS.values() for name in contenders}
     return set(options.workloads) == set(WORKLOADS) and set(options.contenders) == names
 
@@ -129,7 +129,7 @@ def is_whole(options: argparse.Namespace) -> bool:
 def run(
     options: argparse.Namespace, words: Sequence[str], device: dict[str, str], save: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Measure everything that was asked for, in the order in which it is listed in the code; save after each part."""
+    """Measure everything that was requested, in the order of the lists in the code; save after each part."""
     rounds = 1 if options.rehearse else options.rounds
     conditions = Conditions(device["kind"], rounds, options.threads, options.rehearse)
     result: dict[str, Any] = {
@@ -151,7 +151,7 @@ def run(
 
 
 def run_workload(workload: Workload, wanted: Sequence[str], conditions: Conditions) -> dict[str, Any]:
-    """A workload's part of the result."""
+    """The part of the result for one workload."""
     say(workload.title)
     allowed = [name for name in wanted if workload.has(name)]
     contenders = [name for name in CONTENDERS[conditions.device] if name in allowed]
@@ -169,7 +169,7 @@ def run_workload(workload: Workload, wanted: Sequence[str], conditions: Conditio
 
 
 def scaling(workload: str, contenders: Sequence[str], conditions: Conditions) -> dict[str, Any]:
-    """The same with 1, 2, 4, ... threads, as long as those are fewer."""
+    """The same with 1, 2, 4, ... threads, as long as that is fewer."""
     found = {}
     for threads in (2**i for i in range(conditions.threads.bit_length()) if 2**i < conditions.threads):
         say(f"  with {threads} thread{'s' * (threads > 1)}")
@@ -184,7 +184,7 @@ def compact(result: dict[str, Any]) -> str:
 
 
 def show(result: dict[str, Any], file: Path | None) -> None:
-    """Print the page; write it and its pictures beside the JSON, if there is one."""
+    """Print the page; write it and its pictures beside the JSON, if there is a file."""
     page = markdown(result)
     print(page, end="")
     if file is None:
@@ -195,7 +195,7 @@ def show(result: dict[str, Any], file: Path | None) -> None:
 
 
 def draw_plots(result: dict[str, Any], folder: Path) -> None:
-    """Pictures of a run, where matplotlib is installed."""
+    """Draw the pictures of a run, if matplotlib is installed."""
     try:
         from benchmarks.plots import draw
 

@@ -1,6 +1,6 @@
-"""``python -m benchmarks.busy``: what a step costs where other processes want the cores too, and how its threads wait.
+"""``python -m benchmarks.busy``: what a step costs when other processes want the cores too, by how its threads wait.
 
-Each figure is of fresh processes, in turns; results go to ``results/busy.json`` and ``.md``.
+Each figure comes from fresh processes, in turns; results go to ``results/busy.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from benchmarks.startup import conditions
 
 RESULTS = Path(__file__).with_name("results")
 TURNS = 5
-SECONDS = 0.25  # a turn, for each size
+SECONDS = 0.25  # per turn and size
 SIZES = (32_768, 65_536, 131_072, 300_000, 1_000_000, 5_000_000)
-WAYS: dict[str, dict[str, str]] = {  # how threads wait: what is in the environment
+WAYS: dict[str, dict[str, str]] = {  # how threads wait: environment variables
     "rmsprop_gpu": {},
     "all threads, whatever the size": {"BENCHMARK_SERIAL_BELOW": "0"},
     "one thread": {"NUMBA_NUM_THREADS": "1"},
@@ -34,7 +34,7 @@ WAYS: dict[str, dict[str, str]] = {  # how threads wait: what is in the environm
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     "workqueue": {"NUMBA_THREADING_LAYER": "workqueue"},
 }
-# Other processes a core, and milliseconds of other work between two steps, as a loop has that trains a small network.
+# Other processes per core, and milliseconds of other work between two steps, as in a loop that trains a small network.
 MACHINES = {
     "idle, one step behind the other": (0, 0.0),
     "idle, 1 ms of other work between steps": (0, 1.0),
@@ -46,7 +46,7 @@ OURS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "NUMBA_NUM_THREADS", "NUMBA_THREADI
 
 
 def main() -> None:
-    """Measure and write, or be one of the processes that are measured."""
+    """Measure and write, or be one of the measured processes."""
     if len(sys.argv) > 1:
         print(json.dumps(step_times(float(sys.argv[1]))))
         return
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def step_times(gap: float) -> list[float]:
-    """Mean seconds of a step of each size, with so many milliseconds of other work before each."""
+    """Mean seconds of a step of each size, with this many milliseconds of other work before each."""
     from rmsprop_gpu import RMSProp
     from rmsprop_gpu.kernels import cpu_drive
 
@@ -79,14 +79,14 @@ def step_times(gap: float) -> list[float]:
 
 
 def work(milliseconds: float) -> None:
-    """Something else on this thread."""
+    """Do something else on this thread."""
     end = time.perf_counter() + milliseconds / 1e3
     while time.perf_counter() < end:
         pass
 
 
 def measure() -> dict[str, dict[str, list[float]]]:
-    """By machine and way the seconds of a step of each size: medians over turns."""
+    """The seconds of a step of each size, by machine and way: medians over turns."""
     found: dict[str, dict[str, list[float]]] = {}
     for name, (others, gap) in MACHINES.items():
         with loaded(others * cores()):
@@ -106,7 +106,7 @@ def run(variables: dict[str, str], gap: float) -> list[float]:
 
 @contextmanager
 def loaded(processes: int) -> Iterator[None]:
-    """So many other processes that want a core each."""
+    """Run this many other processes that want a core each."""
     others = [multiprocessing.Process(target=_spin, daemon=True) for _ in range(processes)]
     for other in others:
         other.start()
@@ -124,7 +124,7 @@ def _spin() -> None:
 
 
 def legend() -> list[str]:
-    """What the tables say."""
+    """How to read the tables."""
     return [
         "The mean time of a step of RMSProp over one tensor of float32, by its elements: the median of "
         f"{TURNS} processes. `rmsprop_gpu` is the package as it comes. The others differ in one thing: "
@@ -135,7 +135,7 @@ def legend() -> list[str]:
 
 
 def tables(busy: dict[str, dict[str, list[float]]]) -> list[str]:
-    """One for each machine."""
+    """One table per machine."""
     head = ("", *(f"{size:,}" for size in SIZES))
     lines: list[str] = []
     for name, ways in busy.items():

@@ -1,4 +1,4 @@
-"""Does a contender compute RMSProp? Judged against the float64 oracle before anything is timed."""
+"""Does a contender compute RMSProp? It is checked against the float64 oracle before anything is timed."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def seeded_data(size: int) -> tuple[Array, Array]:
 
 
 def split(array: Array, shapes: Sequence[Shape]) -> list[Array]:
-    """Views of a flat array, one a shape."""
+    """Views of a flat array, one per shape."""
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(np.split(array, ends[:-1]), shapes, strict=True)]
 
 
 def disagreement(running: Running, contender: Contender, grad: Array, workload: Workload) -> str | None:
-    """Step three times; say how the updates differ from the oracle's, or None.
+    """Step three times; return how the updates differ from the oracle's, or None.
 
-    Each step is judged from the parameters that the contender had before it; the state is the oracle's own.
+    Each step is checked from the parameters that the contender had before it; the state is the oracle's own.
     """
     assert contender.rule is not None
     hyper = rounded({**hyper_of(contender.rule), **workload.hyper, **contender.switches})
     most = hyper.pop("global_clipnorm", None)
-    for name in ("skip_nonfinite", "use_ema"):  # of finite gradients; beside the parameters
+    for name in ("skip_nonfinite", "use_ema"):  # no effect here: gradients are finite, and averages are separate
         hyper.pop(name, None)
     step = functools.partial(getattr(load_reference(), contender.rule), **hyper)
     tolerance = Tolerance(hyper, step, clipped=most is not None)
@@ -73,7 +73,7 @@ def disagreement(running: Running, contender: Contender, grad: Array, workload: 
 
 
 class Tolerance:
-    """How far float32 may be from the oracle, beside the 1 ulp of storing the parameter; u = UNIT is one rounding.
+    """How far float32 may be from the oracle, besides the 1 ulp of storing the parameter; u = UNIT is one rounding.
 
     Plain: v is two products, the decay and a sum, so its relative error is 2u, 4u, 6u after steps 1, 2, 3. The root
     halves that and adds u; eps, the division (optax: an inverse and a product) and lr add u each, or 2u:
@@ -120,7 +120,7 @@ class Tolerance:
         self.sizes: Double | float = 0.0
 
     def of_step(self, param: Double, grad: Double, state: Mapping[str, Double] | None) -> Double:
-        """What is allowed for the step that the oracle would take from here."""
+        """The tolerance for the step that the oracle would take from here."""
         direction = np.abs(self.direction(param, grad, state)[0] - param)  # times lr
         self.sizes = self.momentum * self.sizes + direction
         size = self.momentum * self.sizes + direction if self.nesterov else self.sizes
@@ -139,7 +139,7 @@ class Tolerance:
 
 
 def hyper_of(rule: str) -> dict[str, float]:
-    """What the benchmark gives to everybody."""
+    """The hyperparameters that all contenders get."""
     return {"lr": LR, "eps": EPS} | ({"alpha": ALPHA, "one_minus_alpha": 1 - ALPHA} if rule == "rmsprop" else {})
 
 

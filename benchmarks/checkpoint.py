@@ -1,8 +1,8 @@
 """``python -m benchmarks.checkpoint``: saving and loading a state of 1 GB, beside ``cp`` of the same bytes, synced.
 
-``cp`` writes over a copy, where a save keeps the file before until the new one is whole. In turns, in one process; and
-by how much the process grows meanwhile. Results go to ``results/checkpoint.json`` and ``.md``; ``--to FOLDER`` says on
-which disk.
+``cp`` overwrites a copy, while a save keeps the old file until the new one is complete. In turns, in one process; it
+also measures how much the process grows meanwhile. Results go to ``results/checkpoint.json`` and ``.md``; ``--to
+FOLDER`` chooses the disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rmsprop_gpu import RMSProp
 
 RESULTS = Path(__file__).with_name("results")
 ROUNDS = 9
-SIZES = (100_000_000, 24_900_000, *[1000] * 100)  # elements of tensors: with momentum 8 bytes of state for each
+SIZES = (100_000_000, 24_900_000, *[1000] * 100)  # elements per tensor: with momentum, 8 bytes of state per element
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Seconds of each way, by round, and bytes that the process grew by at most."""
+    """Seconds of each way, by round, and the most bytes by which the process grew."""
     params = {f"w{i}": np.ones(n, np.float32) for i, n in enumerate(SIZES)}
     opt = RMSProp(params, momentum=0.9)
     opt.step(params | {name: x.copy() for name, x in params.items()})
@@ -77,7 +77,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 def resident(*, peak: bool) -> int:
-    """Bytes of the process in memory, now or at most."""
+    """Bytes of the process in memory, now or at the peak."""
     name = "VmHWM:" if peak else "VmRSS:"
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
     return 1024 * int(line.split()[1])

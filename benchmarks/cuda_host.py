@@ -1,7 +1,7 @@
 """``python -m benchmarks.cuda_host``: what a step on a device costs the host.
 
-The time of ``opt.step(grads)`` alone; the device is waited for after every 20th step, outside of it, so that no queue
-grows. On the virtual device set VGPU_LAZY=1: a launch then only enqueues, as on a GPU; the driver's part differs.
+It times ``opt.step(grads)`` alone. After every 20th step it waits for the device, untimed, so that the queue does not
+grow. On the virtual device set VGPU_LAZY=1: a launch then only enqueues, as on a GPU; the driver's part differs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rmsprop_gpu import RMSProp
 
 RESULTS = Path(__file__).with_name("results")
 SAMPLES = 2000
-QUEUE = 20  # steps between two waits for the device, whose kernels may run on this processor and empty its caches
+QUEUE = 20  # steps between two waits for the device, whose kernels may run on this processor and evict its caches
 BOUNDS = {"one tensor": 15, "161 tensors": 120}  # us, of steps with unchanged gradients
 
 
@@ -40,7 +40,7 @@ def times(call: Callable[[], None], settle: Callable[[], None]) -> list[float]:
 
 
 def measure(shapes: Sequence[tuple[int, ...]], sets: int) -> dict[str, Any]:
-    """A step over tensors of these shapes, with so many sets of gradients in turn, and its parts."""
+    """A step over tensors of these shapes, with this many sets of gradients in turn, and its parts."""
     import cupy
 
     params = [cupy.zeros(shape, np.float32) for shape in shapes]
@@ -90,7 +90,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure, write, print; the exit status is 1 where a bound is missed."""
+    """Measure, write, print; the exit status is 1 if a bound is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_host", description="What a step costs the host.")
     parser.add_argument("--to", type=Path, default=RESULTS, metavar="FOLDER",
                         help="where cuda-host.json and .md go (default: benchmarks/results)")  # fmt: skip

@@ -1,6 +1,6 @@
 """``python -m benchmarks.few_bytes``: how long a step takes on a CUDA device in each format of fewer bytes.
 
-By CUDA events around 30 steps that are enqueued one behind the other; medians of seven such rounds.
+Measured with CUDA events around 30 steps enqueued one after another; medians of seven such rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIZES = (67_108_864, 16_777_216)
 STEPS, ROUNDS = 30, 7
 UINT16, UINT8 = {"square_avg_dtype": "uint16"}, {"square_avg_dtype": "uint8"}
 REST, ROUND = {"store_param_remainders": True}, {"bf16_stochastic_round": True}
-# Of each its parameters, the bytes that a step moves per element, and its arguments.
+# The dtype of the parameters, the bytes that a step moves per element, and the arguments.
 FORMATS: list[tuple[str, float, dict[str, Any]]] = [
     ("float32", 20, {}),
     ("float32", 16, UINT16),

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.in_torch``: what the class for torch costs beside its pass over memory, and in an iteration.
+"""``python -m benchmarks.in_torch``: what the class for torch costs besides its pass over memory, and in an iteration.
 
-How long steps take whose gradients lie where they lay, or elsewhere each time, and the first one after every parameter
-was replaced; what a step allocates; and whole iterations of small networks with torch's class and with ours. On one
-thread, a process for each class and round, in turns; results go to ``results/in-torch.json`` and ``.md``.
+It measures steps whose gradients stay at the same addresses, or move each time, and the first step after every
+parameter was replaced; what a step allocates; and whole iterations of small networks with torch's class and with ours.
+It uses one thread and one process per class and round, in turns; results go to ``results/in-torch.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def microseconds(call: Callable[[], object], between: Callable[[], object], repe
 
 
 def host_costs(cls: Any) -> tuple[float, float, float]:
-    """A step over small tensors: of the same gradients, of others each time, and of parameters that moved."""
+    """A step over small tensors: with the same gradients, with others each time, and with parameters that moved."""
     import torch
 
     params = [torch.nn.Parameter(torch.ones(ELEMENTS)) for _ in range(TENSORS)]
@@ -139,7 +139,7 @@ def host_costs(cls: Any) -> tuple[float, float, float]:
 
 
 def allocated(cls: Any) -> float:
-    """The most bytes of tensors that live at one time beside those before, in a step of ResNet-50."""
+    """The most bytes of additional tensors alive at one time, in a step of ResNet-50."""
     import torch
 
     params = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES["resnet50"]["shapes"]]
@@ -158,7 +158,7 @@ def allocated(cls: Any) -> float:
 
 
 def agent() -> tuple[Any, Any, Any]:
-    """A network as agents have them, states and what is wanted."""
+    """A network typical of agents, with states and targets."""
     import torch
     from torch import nn
 
@@ -168,7 +168,7 @@ def agent() -> tuple[Any, Any, Any]:
 
 
 def cnn() -> tuple[Any, Any, Any]:
-    """That of ``notebooks/04_in_torch.ipynb``, images, and what is wanted of its ten outputs."""
+    """The network of ``notebooks/04_in_torch.ipynb``, with images, and targets for its ten outputs."""
     import torch
     from torch import nn
 

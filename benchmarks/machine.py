@@ -1,4 +1,4 @@
-"""What it was measured on: enough to compare, nothing that names this machine or a folder on it."""
+"""The machine of a measurement: enough to compare, but nothing that names this machine or a folder on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CUDA_PACKAGES = ("numpy", "numba", "numba-cuda", "cuda-core", "cupy-cuda13x", "c
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system; None for what this system does not tell."""
+    """Processor, cores, memory and system; None for what this system does not report."""
     memory = find(r"MemTotal:\s+(\d+) kB", "/proc/meminfo")
     distribution = find(r'PRETTY_NAME="(.+)"', "/etc/os-release")
     return {
@@ -80,12 +80,12 @@ def find(pattern: str, path: str) -> str | None:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load() -> float | None:
-    """Processes that wanted a core in the last minute: far from 0, the times are those of a busy machine."""
+    """Processes that wanted a core in the last minute: if far from 0, the times are from a busy machine."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 

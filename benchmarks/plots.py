@@ -1,4 +1,4 @@
-"""Pictures made from the JSON of a run. They stand on opaque white, so that they read on light and dark pages."""
+"""Pictures made from the JSON of a run, on opaque white, so that they are readable on light and dark pages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A colour and a marker a contender in all pictures: torch is orange, JAX and we are blue, the rest grey. They are
+# One colour and marker per contender in all pictures: torch is orange, JAX and we are blue, the rest grey. They are
 # tableau-colorblind10 and two darker ones; within a hue the lightness differs. CuPy is to a device what NumPy is to the
 # host, and no picture has both. Quartiles are a line across the marker, which makes a "+" of a "|".
 STYLES = {
@@ -184,7 +184,7 @@ def subject(workload: dict[str, Any]) -> str:
 
 
 def sizes(figure: Figure, result: dict[str, Any]) -> bool:
-    """The bytes of the streams a second, by the size of one tensor."""
+    """The bytes of the streams per second, by the size of one tensor."""
     single = {
         one["elements"]: timed(one["results"])
         for one in sorted(result["workloads"].values(), key=lambda one: one["elements"])
@@ -214,7 +214,7 @@ def sizes_title(by_size: Mapping[int, Rows]) -> str:
 
 
 def scaling(figure: Figure, result: dict[str, Any]) -> bool:
-    """The bytes of the streams a second, by the number of threads, a picture for each workload that has them."""
+    """The bytes of the streams per second, by the number of threads, one picture per workload that has them."""
     measured = [one for one in result["workloads"].values() if one.get("scaling")]
     if not measured:
         return False
@@ -275,7 +275,7 @@ def formats(figure: Figure, result: dict[str, Any]) -> bool:
 
 
 def lines(axes: Axes, rows_by_x: Mapping[int, Rows], names: tuple[str, ...]) -> None:
-    """GB/s against x, a line for each of the names that has values. Ours is thick, and hides nobody."""
+    """GB/s against x, one line for each name that has values. Ours is thick, and hides none of the others."""
     for name in names:
         speeds = {x: rows[name].get("gigabytes_per_second") for x, rows in rows_by_x.items() if name in rows}
         speeds = {x: speed for x, speed in speeds.items() if speed is not None}

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.readme``: the figures of the README and of pages, from the committed results."""
+"""``python -m benchmarks.readme``: write the figures in the README and in pages from the committed results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from benchmarks.workloads import AGAIN, BITSANDBYTES, C_OPENMP, COMPILED, DROP_I
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
-SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # of the rivals; all of them stand in the page of results
+SHOWN = (*TORCH, COMPILED, FUSED, OPTAX, "numpy", C_OPENMP)  # the rivals shown; the page of results has all of them
 CARD = "gpu-nvidia-h200/summary"
 LOOP, HOST = "gpu-nvidia-h200/workloads", "gpu-nvidia-h200/cuda-host"
 FEW_BYTES = "few-bytes-nvidia-h200.txt"
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def sections() -> list[tuple[Path, str, list[str]]]:
-    """What stands in each page between the marks of a committed result."""
+    """The lines between the marks of each committed result, by page."""
     names = "cpu", "cpu-in-torch", CARD, LOOP, HOST, ON_CPU, ERRORS
     cpu, in_torch, card, loop, host, formats, errors = (
         json.loads((RESULTS / f"{name}.json").read_text()) for name in names
@@ -135,7 +135,7 @@ def cells(results: dict[str, Any]) -> tuple[str, ...]:
 
 
 def losses(result: dict[str, Any]) -> list[str]:
-    """Who is faster than we are, where, and by how much."""
+    """Which contenders are faster than we are, where, and by how much."""
     found: dict[str, list[str]] = {}
     for workload, one in result["workloads"].items():
         for name, row in one["results"].items():
@@ -318,7 +318,7 @@ def two_sided(ratio: float) -> str:
 
 
 def of_the_benchmarks(result: dict[str, Any]) -> list[str]:
-    """What the project wants of itself, and what came out."""
+    """The project's goals, and what came out."""
     return [
         "The whole of the last run: [results/cpu.md](results/cpu.md). What the project wants of it:",
         "",
@@ -331,7 +331,7 @@ def of_the_benchmarks(result: dict[str, Any]) -> list[str]:
 
 
 def wishes(result: dict[str, Any], who: str) -> list[str]:
-    """What is wanted of one of ours."""
+    """The goals for one of our contenders."""
     return table(("workload", "of", "against", "wanted", "got", "met"), [row for row in bars(result) if row[1] == who])
 
 

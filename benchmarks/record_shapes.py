@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def sources() -> dict[str, tuple[str, Callable[[], nn.Module]]]:
-    """Of each model: in words where its shapes come from, and how to build it."""
+    """For each model: where its shapes come from, in words, and how to build it."""
     models, transformers = torchvision_models(), f"transformers {metadata.version('transformers')}"
     torchvision = f"torchvision {metadata.version('torchvision')}"
     return {
@@ -57,7 +57,7 @@ def sources() -> dict[str, tuple[str, Callable[[], nn.Module]]]:
 
 
 def torchvision_models() -> Any:
-    """torchvision.models, also where torchvision's operators were compiled for another torch than is here."""
+    """torchvision.models, even if torchvision's operators were compiled for a different torch."""
     import torch
 
     try:
@@ -85,7 +85,7 @@ def gpt2() -> nn.Module:
 
 
 def shapes_of(model: nn.Module) -> list[list[int]]:
-    """Of what is trained, in the model's order; a tensor that it uses twice comes once."""
+    """The shapes of trained tensors, in the model's order; a tensor that is used twice is listed once."""
     return [list(parameter.shape) for parameter in model.parameters() if parameter.requires_grad]
 
 

@@ -26,7 +26,7 @@ from benchmarks.scaling_page import page
 
 RESULTS = Path(__file__).with_name("results")
 ELEMENTS, STEPS, TURNS, ROUNDS = 1 << 24, 7, 3, 9
-LIMIT = 120  # seconds of a job
+LIMIT = 120  # seconds per job
 RANKS = (1, 2, 3, 4)
 # How ranks reach each other here. TCP goes over the loopback interface, which counts.
 WAYS = {
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measured() -> dict[str, Any]:
-    """All that is measured; the rest is the model's."""
+    """Everything that is measured; the rest comes from the model."""
     start = machine()
     jobs = [(way, ranks) for way in WAYS for ranks in RANKS if ranks > 1 or way == "shared memory"]
     turns = [[run(ranks, WAYS[way], ELEMENTS, STEPS) for way, ranks in jobs] for _ in range(TURNS)]
@@ -79,7 +79,7 @@ def measured() -> dict[str, Any]:
 
 
 def run(ranks: int, variables: dict[str, str], elements: int, steps: int, *words: str) -> dict[str, Any]:
-    """What a fresh job of so many ranks finds, which share the cores; in a process group, with a time limit."""
+    """The findings of a new job with this many ranks, which share the cores; in a process group, with a time limit."""
     beside = Path(sys.executable).with_name("mpiexec")
     environment = {**os.environ, "NUMBA_NUM_THREADS": str(max(1, cores() // ranks)), **variables}
     command = [str(beside) if beside.exists() else "mpiexec", "-n", str(ranks), sys.executable, "-m", "mpi4py"]
@@ -97,7 +97,7 @@ def run(ranks: int, variables: dict[str, str], elements: int, steps: int, *words
 
 
 def merged(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One job of several turns: all of their times, the median of what is one number a turn."""
+    """Several turns as one job: all of their times, and the median of what is one number per turn."""
     first = turns[0]
     found: dict[str, Any] = {}
     for name, value in first.items():
@@ -107,14 +107,14 @@ def merged(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def speed_of_the_card() -> float:
-    """Bytes/s of a plain step of 67 M elements on an H200, as it is recorded."""
+    """Bytes/s of a plain step of 67 M elements on an H200, as recorded."""
     rows = json.loads(H200_RECORD.read_text())["parts"]["speed"]["result"]["rows"]
     row = next(row for row in rows if row["what"] == "plain float32" and row["elements"] == 1 << 26)
     return float(row["bytes"] / row["seconds"]["median"])
 
 
 def rehearsal() -> list[str]:
-    """A line for each kind of job, of few elements: that it runs, and what it sends of the model's bytes."""
+    """A line for each kind of job, with few elements: that it runs, and what fraction of the model's bytes it sends."""
     lines = []
     for way, variables in WAYS.items():
         found = run(2, variables, 1 << 20, 2)

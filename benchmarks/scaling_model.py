@@ -1,13 +1,13 @@
-"""What a sharded step costs, by a model: messages and bytes, ring or tree, latency and bandwidth; memory a rank.
+"""What a sharded step costs, by a model: messages and bytes, ring or tree, latency and bandwidth; memory per rank.
 
-N ranks, S bytes of gradients (4 an element), B bytes/s that a rank sends and receives, A seconds a message:
+N ranks, S bytes of gradients (4 per element), B bytes/s that a rank sends and receives, A seconds per message:
 
     ring    (N - 1) A + (N - 1) / N S / B
     tree    log2(N) A + (N - 1) / N S / B
 
-is a reduce-scatter or an all-gather; an all-reduce is one of each. Of k buckets the latency counts k times. Packing and
-unpacking move 16 bytes per element through memory, and two buckets are under way, so that the slower of copies and
-communication counts. An update moves `Optimizer.moved` bytes per element, of which a rank does an N-th.
+is the time of a reduce-scatter or an all-gather; an all-reduce is one of each. With k buckets the latency counts k
+times. Packing and unpacking move 16 bytes per element through memory, and two buckets are in transit, so the slower of
+copies and communication counts. An update moves `Optimizer.moved` bytes per element, of which a rank does one N-th.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-LEAST, LEAST_A_RANK = 32 << 20, 1 << 20  # bytes of a bucket, as in rmsprop_gpu.distributed
+LEAST, LEAST_A_RANK = 32 << 20, 1 << 20  # bytes per bucket, as in rmsprop_gpu.distributed
 GRADIENT = 4  # bytes per element
-WHOLE = 8  # bytes per element of parameter and gradient, which every rank has
+WHOLE = 8  # bytes per element for parameter and gradient, which every rank has
 COPIED = 16  # bytes per element that packing and unpacking move: a read and a write each
 GPUS_A_NODE = 8
 

@@ -1,4 +1,4 @@
-"""One process: one contender on one workload. It checks, and then warms up and runs bursts of steps when asked."""
+"""One process: one contender on one workload. It checks it, then warms up and runs bursts of steps on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REHEARSED_TENSORS, REHEARSED_SIZE = 4, 1000
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a workload is measured."""
+    """The conditions under which a workload is measured."""
 
     device: str  # "cpu" or "cuda"
     rounds: int
@@ -35,7 +35,7 @@ class Conditions:
 
 
 def serve(connection: Connection, contender: str, workload: str, conditions: Conditions) -> None:
-    """Send {}, or {"left_out": reason}; then answer "warm up" with facts for the row, "burst" with seconds a step."""
+    """Send {}, or {"left_out": reason}; then answer "warm up" with facts for the row, "burst" with seconds per step."""
     begin_process(conditions.threads)
     steps = 1
     with contextlib.suppress(OSError):  # nobody listens any more
@@ -53,10 +53,10 @@ def serve(connection: Connection, contender: str, workload: str, conditions: Con
 
 
 def begin_process(threads: int) -> None:
-    """Lead a group of processes, to end with all compilers we start; keep to as many cores as there are threads."""
+    """Lead a process group, to end together with all compilers we start; use only as many cores as threads."""
     if hasattr(os, "setsid"):
         os.setsid()
-    if hasattr(os, "sched_setaffinity"):  # before libraries are loaded: some start one thread a core that they see
+    if hasattr(os, "sched_setaffinity"):  # before libraries are loaded: some start one thread per core that they see
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
@@ -68,7 +68,7 @@ def requests(connection: Connection) -> Iterator[Any]:
 
 
 def prepare(contender: str, workload: str, conditions: Conditions) -> Running:
-    """The contender, set up, compiled and shown to be right."""
+    """The contender, set up, compiled and checked."""
     chosen, work = CONTENDERS[conditions.device][contender], WORKLOADS[workload]
     if conditions.rehearse:
         work = shrunk(work)
@@ -94,7 +94,7 @@ def task_of(workload: Workload, threads: int, param: Array, grad: Array) -> Task
 
 
 def shrunk(workload: Workload) -> Workload:
-    """A few small tensors in the place of the workload's own."""
+    """The workload with a few small tensors instead of its own."""
     sizes = [min(math.prod(shape), REHEARSED_SIZE) for shape in workload.shapes[:REHEARSED_TENSORS]]
     return replace(workload, shapes=tuple((size,) for size in sizes))
 
@@ -109,7 +109,7 @@ def reason(error: Exception) -> str:
 
 
 def burst(running: Running, steps: int) -> float:
-    """Seconds a step. The first step is not timed: it wakes threads and fetches what other processes evicted."""
+    """Seconds per step. The first step is not timed: it wakes threads and fetches what other processes evicted."""
     running.step()
     running.sync()
     start = time.perf_counter()
@@ -120,7 +120,7 @@ def burst(running: Running, steps: int) -> float:
 
 
 def steps_a_burst(running: Running, wanted_seconds: float) -> int:
-    """How many steps take about so long, at least 1. The trial bursts are the warm-up."""
+    """How many steps take about this long, at least 1. The trial bursts are the warm-up."""
     steps = 3
     while (seconds := burst(running, steps)) * steps < wanted_seconds / 4:
         steps *= 4
@@ -128,12 +128,12 @@ def steps_a_burst(running: Running, wanted_seconds: float) -> int:
 
 
 def extra_memory(running: Running) -> int | None:
-    """By how many bytes memory rises during a step; None where nothing can tell."""
+    """By how many bytes memory rises during a step; None if that is unknown."""
     return running.extra_memory() if running.extra_memory else rise_of_resident_set(running)
 
 
 def rise_of_resident_set(running: Running) -> int | None:
-    """By how many bytes the resident set rises during a step, to about a megabyte; None where the system cannot tell.
+    """By how many bytes the resident set rises during a step, to about a megabyte; None if the system cannot tell.
 
     Freed memory that malloc keeps would hide temporaries, so it is given back first.
     """

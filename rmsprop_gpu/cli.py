@@ -1,4 +1,4 @@
-"""The command ``rmsprop-gpu``: ``info``, what works; ``cache``, kept kernels; ``inspect``, a checkpoint; ``demo``."""
+"""The command ``rmsprop-gpu``: ``info`` (what works), ``cache`` (kernels), ``inspect`` (a checkpoint), ``demo``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .state.container import CheckpointError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line."""
+    """argparse with one-line error messages."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return OK
         status: int = options.run(options)
         return status
-    except BrokenPipeError:  # whoever read has enough
+    except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (RefusedError, MissingExtraError, OSError) as error:
@@ -61,7 +61,7 @@ def make_parser() -> Parser:
     commands.add_parser("info", help=text, description=f"{text}.", allow_abbrev=False).set_defaults(run=info)
     text = "compiled kernels on disk: where they are, how many, how large"
     cache = commands.add_parser("cache", help=text, description=f"{text}.", allow_abbrev=False)
-    cache.add_argument("--clear", action="store_true", help="delete them; they are compiled again when they are needed")
+    cache.add_argument("--clear", action="store_true", help="delete them; they are compiled again when needed")
     cache.set_defaults(run=run_cache)
     text = "what is in a checkpoint that opt.save wrote, a file or a folder"
     look = commands.add_parser("inspect", help=text, description=f"{text}; no array is read.", allow_abbrev=False)
@@ -75,7 +75,7 @@ def make_parser() -> Parser:
 
 
 def info(_: argparse.Namespace) -> int:
-    """What is installed, which backends work and on what, how many threads; only NumPy and Numba are needed."""
+    """Show what is installed, which backends work on which devices, how many threads; needs only NumPy and Numba."""
     rows = [("rmsprop-gpu", __version__), ("python", f"{platform.python_version()} on {platform.platform()}")]
     rows += [(name, installed(name) or "not installed") for name in ("numpy", "numba", "llvmlite", "numba-cuda")]
     cupy = [f"{found} ({name})" for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if (found := installed(name))]
@@ -90,14 +90,14 @@ def info(_: argparse.Namespace) -> int:
 
 
 def kernels() -> list[tuple[str, str]]:
-    """What compiles and links for CUDA, and whether it does: by the smallest kernel there is."""
+    """What compiles and links for CUDA, and whether it works, tested on the smallest possible kernel."""
     from .kernels import cuda_code, cuda_fit  # they import Numba's CUDA target
 
     return [("linked by", cuda_fit.linker()), ("kernels", cuda_code.trial() or "are compiled, linked and loaded")]
 
 
 def installed(name: str) -> str | None:
-    """The version of a distribution, which is not imported."""
+    """The version of a distribution, found without importing it."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -105,7 +105,7 @@ def installed(name: str) -> str | None:
 
 
 def threads() -> list[tuple[str, str]]:
-    """How many threads run, and on which layer; a step large enough to need them shows that they do."""
+    """How many threads run, and on which layer; starting them shows that they work."""
     param = np.zeros(1 << 17, np.float32)
     try:
         number = numba.get_num_threads()  # starts them
@@ -120,7 +120,7 @@ def threads() -> list[tuple[str, str]]:
 
 
 def run_cache(options: argparse.Namespace) -> int:
-    """Say what is kept, or delete it."""
+    """Show what is kept, or delete it."""
     if not options.clear:
         print(kept())
     elif disk.folder() is None:
@@ -132,7 +132,7 @@ def run_cache(options: argparse.Namespace) -> int:
 
 
 def kept() -> str:
-    """Where compiled kernels are kept, and how many they are."""
+    """Where compiled kernels are kept, and how many there are."""
     directory, found = disk.folder(), disk.usage()
     if directory is None:
         return "off (RMSPROP_GPU_CACHE=0)" if os.environ.get("RMSPROP_GPU_CACHE") == "0" else "off: there is no home"
@@ -141,16 +141,16 @@ def kept() -> str:
 
 
 def can_be_written(directory: Path) -> bool:
-    """May files be made in this folder, or it be made where it is not there yet?"""
+    """Can files be created in this folder, or the folder itself if it does not exist yet?"""
     try:
         there = next(path for path in (directory, *directory.parents) if path.exists())
         return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    except OSError:  # a folder above it that may not be searched
+    except OSError:  # a parent folder that we may not search
         return False
 
 
 def mebibytes(size: int) -> str:
-    """Bytes as people read them."""
+    """Bytes in a readable unit."""
     return f"{size / 2**20:.1f} MiB"
 
 
@@ -158,7 +158,7 @@ def mebibytes(size: int) -> str:
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Tables of what is in a checkpoint."""
+    """Print tables of what is in a checkpoint."""
     try:
         with checkpoint.opened(options.path) as saved:
             text, coding = "\n".join(described(saved)), sys.stdout.encoding or "utf-8"
@@ -169,7 +169,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def described(saved: Mapping[str, Any]) -> list[str]:
-    """The lines of a state dict whose arrays are in a file, or in several."""
+    """The lines that describe a state dict whose arrays are in one file or several."""
     arrays = [
         (shown(f"{key}/{name}"), str(x.dtype), str(x.shape), f"{x.nbytes:,}")
         for key, buffers in saved["state"].items()
@@ -192,12 +192,12 @@ def described(saved: Mapping[str, Any]) -> list[str]:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The rows of a table, its columns below each other."""
+    """The rows of a table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def shown(x: object) -> str:
-    """A value on one line, as it is written; nothing in it speaks to the terminal."""
+    """A value on one line, as written; any control characters for the terminal are escaped."""
     text = x if isinstance(x, str) else repr(x)
     return text if text.isprintable() else ascii(text)

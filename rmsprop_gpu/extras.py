@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-NAME = "rmsprop-gpu"  # on no index: pip install NAME would find nothing, or somebody else's
+NAME = "rmsprop-gpu"  # on no index: pip install NAME would find nothing, or someone else's package
 
 
 class MissingExtraError(ImportError):
@@ -29,16 +29,16 @@ class MissingExtraError(ImportError):
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Name the extra, and the command that installs it, where an import inside fails."""
+    """If an import inside fails, name the extra and the command that installs it."""
     try:
         yield
     except ImportError as error:
-        why = " ".join(str(error).split())  # some have several lines
+        why = " ".join(str(error).split())  # some messages have several lines
         raise MissingExtraError(f"{why}; it comes with the extra {name}: {command(name)}") from None
 
 
 def command(*names: str, upgrade: bool = False) -> str:
-    """What installs these extras, from where this package was installed; in words if that is no longer there."""
+    """The command to install these extras from this package's own source; in words if that no longer exists."""
     pip, extras = "pip install -U" if upgrade else "pip install", f"[{','.join(names)}]"
     source = _source()
     url, path = source.get("url", ""), _path(source)
@@ -54,7 +54,7 @@ def command(*names: str, upgrade: bool = False) -> str:
 
 
 def _source() -> dict[str, Any]:
-    """Where this package was installed from, as installers write it (PEP 610); empty if that is not known."""
+    """Where this package was installed from, as recorded by installers (PEP 610); empty if unknown."""
     try:
         text = distribution(NAME).read_text("direct_url.json")
         found = json.loads(text) if text else {}
@@ -65,7 +65,7 @@ def _source() -> dict[str, Any]:
 
 def _path(source: dict[str, Any]) -> Path | None:
     """The folder or file that a source is; None if it is elsewhere."""
-    from urllib.request import url2pathname  # slow to import, and only an error wants it
+    from urllib.request import url2pathname  # slow to import, and needed only for errors
 
     url = urlsplit(source.get("url", ""))
     return Path(url2pathname(url.path)) if url.scheme == "file" else None

@@ -1,4 +1,4 @@
-"""The user's hyperparameters, validated at the edge, and what they mean to a kernel: a Variant and a row of scalars."""
+"""The user's hyperparameters, validated on entry, and what they mean to a kernel: a Variant and a row of scalars."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "ema_momentum": ("a number with 0 <= ema_momentum <= 1", lambda x: 0 <= x <= 1),
 }
 CLIPS = ("clipvalue", "clipnorm", "global_clipnorm")
-# A decision of the step as a whole, the same in all groups.
+# Decided for the step as a whole, so the same in all groups.
 SHARED = ("global_clipnorm", "skip_nonfinite")
 _FLAGS = (
     "centered",
@@ -44,10 +44,10 @@ _FLAGS = (
     "store_param_remainders",
     "bf16_stochastic_round",
 )
-# How a second moment may be stored.
+# How the second moment may be stored.
 FORMATS = ("float32", "uint16", "uint8")
 _MOMENTS = ("square_avg_dtype", "sum_dtype")
-# What the state is made for, which cannot change under it.
+# What the state is made for, which cannot change afterwards.
 FIXED = (*_MOMENTS, "store_param_remainders")
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 # The hyperparameters of each optimizer, in the order of its arguments.
@@ -62,21 +62,21 @@ ADAGRAD = tuple(
     if name not in ("alpha", "momentum", "centered", "nesterov", "lr_in_momentum", "bias_correction")
 )  # fmt: skip
 ALL = (*RMSPROP, "sum_dtype")
-# What state dicts may lack that were written before it was there.
+# What may be missing from older state dicts, written before it existed.
 _STORED = {"store_param_remainders": False, "bf16_stochastic_round": False, "seed": 0}
 SINCE = {
     "use_ema": False, "ema_momentum": 0.99,
     "square_avg_dtype": "float32", "sum_dtype": "float32", **_STORED,
 }  # fmt: skip
-# What one tensor's update does not have is off.
+# Off in the update of a single tensor, which does not have them.
 NEUTRAL = {
     "initial_scale": 0.0, "bias_correction": False, "skip_nonfinite": False, "use_ema": False, "ema_momentum": 0.0,
     "square_avg_dtype": "float32", "sum_dtype": "float32", **_STORED,
-}  # fmt: skip  # None where not named
+}  # fmt: skip  # None if not listed
 
 
 class Asked(NamedTuple):
-    """What a step's own arguments ask of its kernels."""
+    """What a step's own arguments require of its kernels."""
 
     told: bool = False
     scaled: bool = False
@@ -87,9 +87,9 @@ NOTHING_ASKED = Asked()
 
 
 def number(name: str, value: object, like: str | None = None) -> float | None:
-    """A hyperparameter that is one real number, of whatever library, as a float; None where that means "off".
+    """A hyperparameter that is one real number, from any library, as a float; None where that means "off".
 
-    What is none of ours is checked like one that is.
+    A name that is not ours is checked like the one that it is `like`.
     """
     wanted, allowed = _NUMBERS[like or name]
     if value is None and (name in CLIPS or name == "weight_decay"):
@@ -99,9 +99,9 @@ def number(name: str, value: object, like: str | None = None) -> float | None:
         raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted {wanted}")
     try:
         x = float(found)
-    except OverflowError:  # a whole number or fraction beyond all floats
+    except OverflowError:  # an integer or fraction too large for a float
         x = math.inf if found > 0 else -math.inf
-    except ValueError:  # a signaling NaN of Decimal
+    except ValueError:  # a signaling Decimal NaN
         x = math.nan
     if not allowed(x):
         raise ValueError(f"{name} is {written(value)}; wanted {wanted}")
@@ -111,7 +111,7 @@ def number(name: str, value: object, like: str | None = None) -> float | None:
 
 
 def written(value: object) -> str:
-    """The repr of a value; Python refuses that of an integer of thousands of digits."""
+    """The repr of a value; Python refuses the repr of an integer with thousands of digits."""
     try:
         return repr(value)
     except ValueError:
@@ -119,7 +119,7 @@ def written(value: object) -> str:
 
 
 def shown(value: Any) -> str:
-    """A hyperparameter where people read of it: a schedule by its name."""
+    """A hyperparameter as shown to people: a schedule by its name."""
     return getattr(value, "__qualname__", None) or type(value).__qualname__ if callable(value) else repr(value)
 
 
@@ -130,7 +130,7 @@ def _flag(name: str, value: object) -> bool:
 
 
 def checked(name: str, value: object) -> Any:
-    """One hyperparameter, validated; a callable is a schedule where `name` is ``lr``."""
+    """One hyperparameter, validated; a callable is a schedule if `name` is ``lr``."""
     if name == "lr" and callable(value):
         return value
     if name in _MOMENTS:
@@ -141,7 +141,7 @@ def checked(name: str, value: object) -> Any:
 
 
 def _format(name: str, value: object) -> str:
-    """The name of a format, given by that or as a dtype."""
+    """The name of a format, given by name or as a dtype."""
     found: object = value
     if not isinstance(value, str) and value is not None:
         with suppress(TypeError):
@@ -161,17 +161,17 @@ def _seed(value: object) -> int:
 
 
 def moment_dtype(h: Mapping[str, Any]) -> str:
-    """How the second moment is stored with these hyperparameters, of either optimizer."""
+    """How the second moment is stored with these hyperparameters, for either optimizer."""
     return str(h.get("square_avg_dtype") or h.get("sum_dtype") or "float32")
 
 
 def rate_alone(x: object) -> float | None:
-    """A learning rate as most come, without the questions that `number` asks; None where it takes those."""
+    """A learning rate of the common kind, without the checks in `number`; None if it needs those."""
     return float(x) if isinstance(x, float) and 0 <= x < math.inf else None
 
 
 def lr_at(lr: float | Schedule, step: int) -> float:
-    """The learning rate of a step, asked of a schedule and validated where it is one."""
+    """The learning rate of a step; a schedule is called and its answer validated."""
     if not callable(lr):
         return lr
     x = lr(step)
@@ -184,14 +184,14 @@ def lr_at(lr: float | Schedule, step: int) -> float:
 
 
 class Rates(NamedTuple):
-    """The two of a step's scalars that follow the learning rate, in float64."""
+    """The two scalars of a step that depend on the learning rate, in float64."""
 
     lr: float
     lr_times_decay: float
 
 
 def rates(h: Mapping[str, Any], lr: float) -> Rates:
-    """What a step at this learning rate has, with the other hyperparameters as they are."""
+    """Both scalars for a step at this learning rate, with the other hyperparameters unchanged."""
     return Rates(lr, lr * h["weight_decay"] if h["decoupled_weight_decay"] else 0.0)
 
 
@@ -202,30 +202,30 @@ def finite(rates: Rates) -> bool:
 
 
 def check_clips(h: Mapping[str, Any]) -> None:
-    """Refuse more than one clip of the same gradient."""
+    """Refuse more than one kind of clipping for the same gradient."""
     on = [f"{name}={h[name]!r}" for name in CLIPS if h[name]]
     if len(on) > 1:
         raise ValueError(f"{' and '.join(on)} are given; wanted at most one of {', '.join(CLIPS)}")
 
 
 def check_shared(hypers: Sequence[Mapping[str, Any]], devices: Sequence[Any]) -> None:
-    """Refuse what only a step as a whole can have, where groups differ in it or devices would have to wait."""
+    """Refuse options of the step as a whole if groups differ in them or devices would have to wait."""
     for name in SHARED:
         found = [h[name] or None for h in hypers]
         if any(x != found[0] for x in found):
             raise ValueError(
-                f"the groups differ in {name}: {found}; wanted the same in all, it is decided for the step"
+                f"the groups differ in {name}: {found}; wanted the same in all, since it applies to the whole step"
             )
         if found[0] and len(devices) > 1:
-            raise ValueError(f"{name} is {found[0]!r} and the parameters lie on devices {devices}; wanted one device")
+            raise ValueError(f"{name} is {found[0]!r} and the parameters are on devices {devices}; wanted one device")
 
 
 def variant(
     h: Mapping[str, Any], adagrad: bool, asked: Asked = NOTHING_ASKED, dtype: np.dtype[Any] | None = None
 ) -> Variant:
-    """The compile-time switches, normalised: what has no effect is off, so that it shares its kernel.
+    """The compile-time switches, normalised: what has no effect is off, so that kernels are shared.
 
-    Of parameters of a dtype: what is there for bfloat16 leaves others alone.
+    They are for parameters of one dtype: what exists only for bfloat16 does not affect others.
     """
     moment, bf16 = moment_dtype(h), dtype is not None and dtype.name == "bfloat16"
     eps, decay, momentum = h["eps"] != 0, bool(h["weight_decay"]), bool(h.get("momentum"))
@@ -261,8 +261,8 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
     Raises
     ------
     ValueError
-        A number that means something else once it is rounded: an `eps` that becomes 0, an `alpha` that becomes 1,
-        anything finite that becomes infinite.
+        If rounding changes the meaning of a number: an `eps` that becomes 0, an `alpha` that becomes 1, anything finite
+        that becomes infinite.
     """
     alpha, moving = h.get("alpha", 0.0), rates(h, lr)
     exact = Scalars(
@@ -292,7 +292,7 @@ def scalars(h: Mapping[str, Any], lr: float, dtype: np.dtype[Any]) -> np.ndarray
         raise ValueError(f"alpha is {alpha!r}, which is 1 in {dtype}; wanted alpha < 1 after rounding")
     largest = float(np.finfo(dtype).max)
     for name, value in {**exact._asdict(), "initial_scale": h["initial_scale"]}.items():
-        if value > largest and name not in CLIPS:  # an infinite clip is none
+        if value > largest and name not in CLIPS:  # an infinite clip means no clipping
             said = "lr * weight_decay" if name == "lr_times_decay" else name
             raise ValueError(f"{said} is {value!r}, which is infinite in {dtype}; wanted a smaller number")
     return row

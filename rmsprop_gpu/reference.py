@@ -1,7 +1,7 @@
-"""RMSProp and AdaGrad in float64 NumPy, one line an equation.
+"""RMSProp and AdaGrad in float64 NumPy, one line per equation.
 
-This is the mathematics, written to be read; the kernels are judged by it. It imports nothing of this package, changes
-nothing in place, and knows nothing of speed. Tieleman and Hinton, lecture 6.5 (2012); Graves, arXiv:1308.0850 (2013);
+This is the mathematics, written to be read; the kernels are tested against it. It imports nothing from this package,
+changes nothing in place, and ignores speed. Tieleman and Hinton, lecture 6.5 (2012); Graves, arXiv:1308.0850 (2013);
 Duchi, Hazan and Singer, JMLR 12 (2011).
 """
 
@@ -27,7 +27,7 @@ def effective_gradient(
 
 
 def clip_factor(grads: Sequence[Array], most: float = np.inf) -> float:
-    """What shortens these gradients, which have one norm together, to a norm of `most`."""
+    """The factor that shortens these gradients, taken together, to a norm of `most`."""
     norm = float(np.sqrt(sum(np.sum(g**2) for g in grads)))
     return 1.0 if norm <= most else most / norm
 
@@ -38,7 +38,7 @@ def moving_average(average: Array, value: Array, alpha: float, one_minus_alpha: 
 
 
 def second_moment(square_avg: Array, grad_avg: Array | None = None, bias_weight: Array | float = 1.0) -> Array:
-    """What stands under the root, without eps: v, centered v - m^2 (never below 0), divided by the bias weight."""
+    """The value under the root, without eps: v, or centered v - m^2 (never below 0), divided by the bias weight."""
     d = square_avg if grad_avg is None else np.maximum(square_avg - grad_avg**2, 0.0)
     return d / bias_weight
 

@@ -84,8 +84,8 @@ def test_without_a_compiler_a_step_is_refused_and_what_needs_none_works(module, 
     said = run(JIT_OFF.format(module=module, before=before[when]), **off).splitlines()
     assert len(said) == 4
     assert set(said) == {
-        "Numba's compiler is off (NUMBA_DISABLE_JIT is set, or was when rmsprop_gpu was imported), without which no "
-        "kernel runs; unset it in a new process, or take rmsprop_gpu.reference, the same mathematics in plain Python"
+        "Numba's compiler is off (NUMBA_DISABLE_JIT is set, or was when rmsprop_gpu was imported), and no kernel runs "
+        "without it; unset it in a new process, or use rmsprop_gpu.reference, the same mathematics in plain Python"
     }
 
 

@@ -37,10 +37,10 @@ from benchmarks.machine import is_virtual
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 LIMIT = 540  # seconds: more than all parts together
-LEAST = 10  # seconds with which a part is still started
-PATIENCE = 60  # seconds, until it is known whether there is a device
+LEAST = 10  # the fewest seconds with which a part is still started
+PATIENCE = 60  # seconds to find out whether there is a device
 
-# What is told first: what all else stands on, then what is asked most. The tools for those who come to look come last.
+# First what everything else depends on, then what is asked most often. Tools for a closer look come last.
 PARTS = (
     *(versions.PART, bits.PART, uploads.PART, TESTS),
     *(speed.PART, BENCHMARKS, HOST, torch.PART, chunks.PART),
@@ -55,9 +55,9 @@ print(cuda_device())
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the command line; 0 where every part has its result, or lacks its tool."""
+    """Run the command line; 0 if every part has its result or lacks its tool."""
     start = time.monotonic()
-    for number in (signal.SIGINT, signal.SIGTERM):  # where they are ignored, so they would be in the parts
+    for number in (signal.SIGINT, signal.SIGTERM):  # if they were ignored here, they would be ignored in the parts
         signal.signal(number, signal.default_int_handler)
     options = make_parser().parse_args(words)
     chosen = [part for part in PARTS if part.name in options.only]
@@ -99,14 +99,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def command(options: argparse.Namespace) -> str:
-    """The command line, but for where the results go."""
+    """The command line, without where the results go."""
     words = ["--only", *options.only] if len(options.only) < len(PARTS) else []
     words += ["--limit", f"{options.limit:g}"] if options.limit != LIMIT else []
     return shlex.join(["python", "-m", "benchmarks.gpu", *words, *["--rehearse"] * options.rehearse])
 
 
 def find_device() -> tuple[str | None, str]:
-    """The device in words, or None and why there is none. A process of its own asks: it may crash, or hang."""
+    """The device in words, or None and why there is none. A separate process asks, since it may crash or hang."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", FIND],
@@ -126,7 +126,7 @@ def find_device() -> tuple[str | None, str]:
 
 
 def environment() -> dict[str, str]:
-    """Of each process: the checkout first, and the toolkit, where no variable says where it is."""
+    """The environment of each process: the checkout first on the path, and the toolkit, if no variable names it."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     found = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     if not {"CUDA_HOME", "CUDA_PATH"} & set(os.environ) and Path(CUDA).is_dir():
@@ -135,7 +135,7 @@ def environment() -> dict[str, str]:
 
 
 def run_parts(chosen: Sequence[Part], run: Run, summary: dict[str, Any], start: float) -> None:
-    """One after the other; the summary is written anew after each."""
+    """Run one after another; the summary is rewritten after each."""
 
     def save(now: str) -> None:
         summary.update(state=now, seconds=round(time.monotonic() - start, 1))
@@ -161,20 +161,20 @@ def run_parts(chosen: Sequence[Part], run: Run, summary: dict[str, Any], start: 
 
 
 def allowance(part: Part, later: Sequence[Part], left: float) -> float:
-    """The seconds of a part: its own, and as many again of those that the parts before have left over."""
+    """The seconds for a part: its own, plus up to as many again from the time that earlier parts have left over."""
     spare = left - sum(other.seconds for other in later)
     return min(max(part.seconds, min(spare, 2 * part.seconds)), left - processes.GRACE)
 
 
 def run_part(part: Part, run: Run, limit: float, left: float) -> dict[str, Any]:
-    """Its row, whatever it does."""
+    """The row of a part, whatever happens in it."""
     if part.needs_device and not run.device:
         return left_out("", NO_DEVICE)
     if why := part.missing():
         return left_out(why)
     if left < LEAST:
         return left_out(f"{max(left, 0):.0f} s were left", NO_TIME)
-    for name in part.files:  # of a run before
+    for name in part.files:  # from an earlier run
         (run.folder / name).unlink(missing_ok=True)
     kernels = {} if "RMSPROP_GPU_CACHE_DIR" in os.environ else {"RMSPROP_GPU_CACHE_DIR": str(run.work / "kernels")}
     variables = {**environment(), **kernels, **part.environment}

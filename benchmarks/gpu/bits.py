@@ -1,4 +1,4 @@
-"""Part: steps on the device and on the CPU, bit for bit."""
+"""Part: are steps on the device and on the CPU bit-identical?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """NumPy's, or that of ml_dtypes."""
+    """NumPy's dtype, or that of ml_dtypes."""
     import ml_dtypes
 
     return np.dtype(getattr(ml_dtypes, name, name))
@@ -58,7 +58,7 @@ class Draw:
 
 
 def compare(dtype: str, case: str, size: int) -> dict[str, int]:
-    """Take steps on both; how many numbers of parameters and state differ, and of how many."""
+    """Take steps on both; return how many numbers in parameters and state differ, and how many there are."""
     import cupy
 
     import rmsprop_gpu
@@ -79,7 +79,7 @@ def compare(dtype: str, case: str, size: int) -> dict[str, int]:
 
 
 def differing(got: np.ndarray, want: np.ndarray) -> int:
-    """How many numbers are not the same bits; any NaN equals any NaN."""
+    """How many numbers are not bit-identical; any NaN equals any NaN."""
     got, want = np.atleast_1d(got), np.atleast_1d(want)
     kind = f"u{want.dtype.itemsize}"
     return int(((got.view(kind) != want.view(kind)) & ~(np.isnan(got) & np.isnan(want))).sum())
@@ -94,7 +94,7 @@ def measure(record: Record, rehearse: bool) -> None:
 
 
 def headline(result: Result) -> str:
-    """How many cases are the same."""
+    """How many cases are bit-identical."""
     rows = result["rows"]
     same, total = sum(row.get("differ") == 0 for row in rows), sum(row.get("of", 0) for row in rows)
     bad = [f"{row['dtype']} {row['case']}" for row in rows if row.get("differ") != 0]
@@ -107,14 +107,14 @@ def headline(result: Result) -> str:
 
 
 def lines(result: Result) -> list[str]:
-    """How many numbers differ: a row a dtype, a column a case."""
+    """How many numbers differ: one row per dtype, one column per case."""
     found = {(row["dtype"], row["case"]): cell(row) for row in result["rows"]}
     body = [(dtype, *(found.get((dtype, case), "not run") for case in CASES)) for dtype in DTYPES]
     return ["Numbers that differ:", "", *table(("dtype", *CASES), body)]
 
 
 def cell(row: dict[str, Any]) -> str:
-    """A difference is bold."""
+    """The text of a cell; differences are bold."""
     if "failed" in row:
         return f"**failed**: {row['failed']}"
     return f"{row['differ']} of {row['of']:,}" if row["differ"] == 0 else f"**{row['differ']:,} of {row['of']:,}**"

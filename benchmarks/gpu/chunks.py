@@ -11,12 +11,12 @@ from benchmarks.report import digits, table
 
 MEGA = (1, 4, 16, 64)  # times 2^20 elements
 LENGTHS = {256: (512, 1024, 2048, 4096, 8192), 128: (512, 1024), 512: (2048, 4096), 1024: (4096, 8192)}
-BYTES = 20  # an element
+BYTES = 20  # per element
 CHOSEN = "as chosen"
 
 
 def compiled_anew(threads: int) -> None:
-    """Let kernels be made for so many threads: that is compiled into them."""
+    """Have kernels compiled for this many threads, which is a constant in them."""
     from rmsprop_gpu.kernels import compiling, cuda, cuda_code
 
     theirs = {cuda.__name__, cuda_code.__name__}
@@ -25,14 +25,14 @@ def compiled_anew(threads: int) -> None:
 
 
 def in_chunks_of(length: int) -> None:
-    """Let all batches that are made from now on have chunks of so many elements."""
+    """Give all batches made from now on chunks of this many elements."""
     from rmsprop_gpu.kernels import cuda
 
     cuda.chunk_of = lambda dtype: length
 
 
 def step(clock: Clock, size: int, repeats: int) -> dict[str, Any]:
-    """The seconds of a step over so many elements."""
+    """The seconds of a step over this many elements."""
     from rmsprop_gpu import RMSProp
 
     param, grad = normal(size), normal(size)
@@ -41,7 +41,7 @@ def step(clock: Clock, size: int, repeats: int) -> dict[str, Any]:
 
 
 def measure(record: Record, rehearse: bool) -> None:
-    """The package's choice first, then each other for each size."""
+    """Measure the package's choice first, then every other one, for each size."""
     from rmsprop_gpu.kernels import cuda
 
     clock, repeats, unit = Clock(rehearse), 3 if rehearse else 15, MI >> 10 if rehearse else MI
@@ -58,7 +58,7 @@ def measure(record: Record, rehearse: bool) -> None:
 
 
 def rates(result: Result) -> dict[int, dict[tuple[int, Any], float]]:
-    """GB/s by elements, and there by threads and chunk."""
+    """GB/s by elements, then by threads and chunk."""
     found: dict[int, dict[tuple[int, Any], float]] = {}
     for row in result["rows"]:
         if "seconds" in row:
@@ -79,7 +79,7 @@ def headline(result: Result) -> str:
 
 
 def lines(result: Result) -> list[str]:
-    """GB/s: a row a way, a column a size, the best of a size in bold."""
+    """GB/s: one row per way, one column per size, the best for a size in bold."""
     by_size = rates(result)
     ways = list(dict.fromkeys((row["threads"], row["chunk"]) for row in result["rows"]))
     body = [(str(t), str(chunk), *(cell(by_way, (t, chunk)) for by_way in by_size.values())) for t, chunk in ways]
@@ -89,7 +89,7 @@ def lines(result: Result) -> list[str]:
 
 
 def cell(by_way: dict[tuple[int, Any], float], way: tuple[int, Any]) -> str:
-    """The best is bold."""
+    """The text of a cell; the best is bold."""
     if way not in by_way:
         return ""
     text = digits(by_way[way])
@@ -102,7 +102,7 @@ PART = measured(
     25,
     headline=headline,
     lines=lines,
-    environment={"RMSPROP_GPU_CACHE": "0"},  # a kernel's key knows nothing of threads
+    environment={"RMSPROP_GPU_CACHE": "0"},  # a kernel's key does not contain threads
 )
 
 if __name__ == "__main__":

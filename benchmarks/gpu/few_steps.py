@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu.few_steps``: a few steps, for tools that look at each launch and make it slow."""
+"""``python -m benchmarks.gpu.few_steps``: a few steps, for tools that inspect each launch and slow it down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Three steps of each optimizer that is asked for."""
+    """Take three steps with each requested optimizer."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.few_steps")
     parser.add_argument("--elements", type=int, default=100_003, help="of the largest tensor")
     parser.add_argument("--plain", action="store_true", help="plain RMSProp only")

@@ -16,7 +16,7 @@ from benchmarks.worker import reason
 
 
 class Record:
-    """Facts, and rows of which each was found or failed by itself."""
+    """Facts, and rows, each of which was found or failed on its own."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -24,7 +24,7 @@ class Record:
         self.failed = False
 
     def fact(self, name: str, find: Callable[[], Any]) -> None:
-        """Something that may be unknown: then it is said why, and nothing has failed."""
+        """Record something that may be unknown: then the reason is recorded, and nothing has failed."""
         try:
             self._add(name, find())
         except Exception as error:
@@ -32,7 +32,7 @@ class Record:
             self._add(name, None)
 
     def row(self, keys: dict[str, Any], find: Callable[..., dict[str, Any]], *given: Any, **more: Any) -> None:
-        """What `find` finds beside these keys, or why it found nothing."""
+        """Record what `find` finds for these keys, or why it found nothing."""
         start = time.perf_counter()
         try:
             row = {**keys, **find(*given, **more)}
@@ -45,13 +45,13 @@ class Record:
 
     def _add(self, name: str, value: Any) -> None:
         self.found[name] = value
-        part = self._file.with_suffix(".part")  # whoever is stopped here leaves what was there before
+        part = self._file.with_suffix(".part")  # if stopped here, the old file stays
         part.write_text(json.dumps(self.found))
         os.replace(part, self._file)
 
 
 def main(measure: Callable[[Record, bool], None]) -> None:
-    """The command line of a part; the exit status is 1 where a row has failed."""
+    """The command line of a part; the exit status is 1 if a row has failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path, help="where the findings go")
     parser.add_argument("--rehearse", action="store_true", help="small sizes")

@@ -1,4 +1,4 @@
-"""A part of the run: which command it is, how long it may take, and what to make of what it leaves."""
+"""A part of the run: its command, its time limit, and how to read its output."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ class Run:
     """What all parts of a run share."""
 
     folder: Path  # where everything ends
-    work: Path  # for what nobody needs afterwards
+    work: Path  # for temporary files
     rehearse: bool  # small sizes, for a device that computes slowly
     device: bool = True  # is there one that works?
 
     def log(self, part: Part) -> Path:
-        """What a part has said."""
+        """The log of a part."""
         return self.folder / "logs" / f"{part.name}.txt"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One process. Nothing of it but `command` runs on the device, and nothing here loads CUDA."""
+    """One process. Only `command` runs on the device, and nothing here loads CUDA."""
 
     name: str
     title: str
     seconds: int  # at most
     command: Callable[[Run], list[str]]
-    result: Callable[[Run], Result | None]  # what it has found, however it ended; None: nothing
-    headline: Callable[[Result], str]  # in a line
+    result: Callable[[Run], Result | None]  # what it has found, however it ended; None if nothing
+    headline: Callable[[Result], str]  # the result in one line
     lines: Callable[[Result], list[str]] = lambda result: []  # a section of the summary, in Markdown
     missing: Callable[[], str | None] = lambda: None  # why it cannot run here
     environment: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[str, ...] = ()  # that it leaves in the folder, beside its log
+    files: tuple[str, ...] = ()  # that it leaves in the folder, besides its log
     needs_device: bool = True
 
 
@@ -57,7 +57,7 @@ def measured(name: str, title: str, seconds: int, **more: Any) -> Part:
 
 
 def read(file: Path) -> Result | None:
-    """The JSON of a file; None where there is none."""
+    """The JSON in a file; None if there is none."""
     try:
         found: Result = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -72,5 +72,5 @@ def tool(name: str) -> str | None:
 
 
 def not_installed(name: str) -> Callable[[], str | None]:
-    """The reason where a tool is absent."""
+    """The reason if a tool is absent."""
     return lambda: None if tool(name) else f"{name} is not installed"

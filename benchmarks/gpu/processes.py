@@ -1,4 +1,4 @@
-"""A process that is given so many seconds, and ends with all that it has started."""
+"""A process with a time limit, which ends together with everything that it has started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE = 5  # seconds from the wish that it end to its end by force, and from there until it is given up
+GRACE = 5  # seconds between asking it to end and killing it, and then until giving up
 TIME_LIMIT, INTERRUPTED = "time limit", "interrupted"
 
 
@@ -26,10 +26,10 @@ class Ended:
 
 
 def run(command: Sequence[str], seconds: float, log: Path, cwd: Path, environment: Mapping[str, str]) -> Ended:
-    """Run a command; all that it says goes to the log, below the command itself.
+    """Run a command; all its output goes to the log, below the command itself.
 
-    When its time is over, or at Ctrl-C, its group of processes gets the signal of Ctrl-C, so that it may write what it
-    has, and is killed a few seconds later.
+    When its time is over, or on Ctrl-C, its process group gets the signal of Ctrl-C, so that it may write what it has,
+    and is killed a few seconds later.
     """
     start = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def run(command: Sequence[str], seconds: float, log: Path, cwd: Path, environmen
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own: Ctrl-C is for us
+                start_new_session=True,  # its own process group: Ctrl-C is for us
             )
         except OSError as error:
             print(error, file=file)
@@ -66,12 +66,12 @@ def run(command: Sequence[str], seconds: float, log: Path, cwd: Path, environmen
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """To the process and all of its group."""
+    """Send a signal to the process and its whole group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
 def last_line(log: Path) -> str:
-    """The last thing that was said, but for the command; empty if nothing was."""
+    """The last line of output, apart from the command; empty if there is none."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[1:]]
     return next((line for line in reversed(lines) if line), "")

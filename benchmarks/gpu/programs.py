@@ -14,7 +14,7 @@ from benchmarks.workloads import AGAIN, COPY, OURS
 
 XML = "tests.xml"
 REHEARSED_TESTS = "tests/steps/test_refresh.py"
-TESTS_AT_ONCE = 12  # processes, each with a context of its own on the device
+TESTS_AT_ONCE = 12  # processes, each with its own context on the device
 A_TEST = 90  # seconds at most
 WORKLOADS = ("one-25m", "resnet50", "many-300", "one-1000")
 CONTENDERS = (OURS, AGAIN, "cupy elementwise", "cupy fuse", "torch foreach", "torch fused adagrad", COPY)
@@ -24,7 +24,7 @@ CONTENDERS = (OURS, AGAIN, "cupy elementwise", "cupy fuse", "torch foreach", "to
 
 
 def tests(run: Run) -> list[str]:
-    """All of them: one that is broken must not hide the others."""
+    """Run all of them: a broken one must not hide the others."""
     words = ["-m", "pytest", "-m", "gpu", "-q", "--maxfail=40", "--tb=short", "-rfE", "--durations=8"]
     words += ["-p", "no:cacheprovider", "-p", "no:benchmark", f"--junitxml={run.folder / XML}"]
     if find_spec("xdist"):
@@ -35,7 +35,7 @@ def tests(run: Run) -> list[str]:
 
 
 def tests_found(run: Run) -> Result | None:
-    """Of the XML that pytest leaves, even where it was interrupted."""
+    """Read the XML that pytest leaves, even if it was interrupted."""
     try:
         suites = list(ElementTree.parse(run.folder / XML).getroot().iter("testsuite"))
     except (OSError, ElementTree.ParseError):
@@ -53,7 +53,7 @@ def tests_found(run: Run) -> Result | None:
 
 
 def first_line(text: str) -> str:
-    """Or nothing."""
+    """The first line of a text, or nothing."""
     return next(iter(text.splitlines()), "")
 
 
@@ -80,7 +80,7 @@ def workloads(run: Run) -> list[str]:
 
 
 def workloads_headline(result: Result) -> str:
-    """Our time on each, beside the fastest of the others."""
+    """Our time on each workload, beside the fastest of the others."""
     said = []
     for name, workload in result["workloads"].items():
         ours = workload["results"].get(OURS, {})
@@ -93,13 +93,13 @@ def workloads_headline(result: Result) -> str:
 
 
 def reasons(result: Result) -> dict[str, str]:
-    """Why contenders were left out, by their names; one reason each."""
+    """Why contenders were left out, by name; one reason each."""
     rows = [pair for workload in result["workloads"].values() for pair in workload["results"].items()]
     return {who: row["left_out"] for who, row in rows if "left_out" in row}
 
 
 def beside(rows: dict[str, Any]) -> str:
-    """The fastest rival's time / ours, and what part of a copy's speed ours is."""
+    """The fastest rival's time / ours, and our speed as a fraction of a copy's."""
     rivals = {name: row["ratio_to"][OURS]["median"] for name, row in rows.items()
               if name not in (AGAIN, COPY) and OURS in row.get("ratio_to", {})}  # fmt: skip
     fraction = rows[OURS].get("fraction_of_copy")
@@ -111,7 +111,7 @@ def beside(rows: dict[str, Any]) -> str:
 
 
 def workloads_lines(result: Result) -> list[str]:
-    """Everybody's time / ours, by workload; the whole is in workloads.md."""
+    """Each contender's time / ours, by workload; all details are in workloads.md."""
     absent = [f"* {who}: {why}" for who, why in reasons(result).items()]
     if result.get("rehearsal"):
         return ["Only checked, in a rehearsal: `workloads.md`.", "", *absent]

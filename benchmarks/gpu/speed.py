@@ -15,7 +15,7 @@ from benchmarks.workloads import RESNET50
 MEGA = (1, 2, 4, 8, 16, 64, 256)  # times 2^20 elements
 LARGE = 64
 PLAIN = "plain float32"
-# Beside plain float32 of each size: how long, what is asked for, the bytes that an element takes.
+# Besides plain float32 of each size: extra elements, the arguments, the bytes per element.
 OTHERS: dict[str, tuple[int, dict[str, Any], int]] = {
     "plain float32, one element more": (1, {}, 20),
     "momentum, centered": (0, {"momentum": 0.9, "centered": True}, 36),
@@ -32,7 +32,7 @@ class Speed:
         self._clock, self._repeats, self._rehearse = Clock(rehearse), 3 if rehearse else 20, rehearse
 
     def size(self, mega: int) -> int:
-        """Elements: so many times 2^20, or 2^10 in a rehearsal."""
+        """Elements: this many times 2^20, or 2^10 in a rehearsal."""
         return mega * (MI >> 10 if self._rehearse else MI)
 
     def step(self, params: list[Any], grads: list[Any], bytes_per_element: int, **given: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Speed:
         return {"elements": elements, "bytes": 2 * half, "seconds": seconds, "copy_seconds": self._copy(half)}
 
     def _copy(self, nbytes: int) -> dict[str, float]:
-        """The seconds of a copy of so many bytes by the driver."""
+        """The seconds of a copy of this many bytes by the driver."""
         import cupy
 
         source, target = cupy.zeros(nbytes, "uint8"), cupy.zeros(nbytes, "uint8")
@@ -59,11 +59,11 @@ class Speed:
         return self.step([normal(size, dtype)], [normal(size, dtype)], bytes_per_element, **given)
 
     def misaligned(self, size: int) -> dict[str, Any]:
-        """The parameter begins at an address that no vector may."""
+        """Measure a parameter whose address is not aligned for vectors."""
         return self.step([normal(size + 1)[1:]], [normal(size)], 20)
 
     def zeros(self, size: int) -> dict[str, Any]:
-        """All gradients and averages are 0: the slow ways of root and quotient."""
+        """Measure with all gradients and averages 0: the slow paths of root and division."""
         return self.step([normal(size)], [normal(size) * 0], 20)
 
     def many(self, sizes: list[int]) -> dict[str, Any]:

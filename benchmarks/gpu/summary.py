@@ -1,4 +1,4 @@
-"""What all parts have found: ``summary.md``, to be read first, and ``summary.json``, which holds all numbers."""
+"""What all parts have found: ``summary.md``, to be read first, and ``summary.json`` with all numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAID = 240  # characters of a last line
 
 
 def outcome(part: Part, run: Run, ended: Ended, limit: float) -> dict[str, Any]:
-    """A part's row: its result, or why there is none; both, where it came so far and no further."""
+    """A part's row: its result, or why there is none; or both, if it was stopped halfway."""
     result, unread = attempt(lambda: part.result(run))
     headline, unreadable = attempt(lambda: None if result is None else part.headline(result))
     why = [why_it_ended(ended, limit)] if ended.status != 0 or ended.stopped else []
@@ -59,7 +59,7 @@ def left_out(why: str, state: str = LEFT_OUT) -> dict[str, Any]:
 
 
 def attempt(find: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What it finds, and why it found nothing. A part may leave anything; the others are to be read all the same."""
+    """What it finds, and why it found nothing. A part may leave anything; the others must still be readable."""
     try:
         return find(), None
     except Exception as error:
@@ -67,7 +67,7 @@ def attempt(find: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def write(summary: Summary, parts: Sequence[Part], folder: Path) -> None:
-    """Both files, without the folders of this machine; whoever reads them meanwhile finds the last ones whole."""
+    """Write both files, without the folders of this machine; a reader at that time finds complete old ones."""
     cleaned = clean(summary)
     for name, text in (("summary.json", json.dumps(cleaned, indent=1)), ("summary.md", markdown(cleaned, parts))):
         part = folder / f"{name}.part"
@@ -76,7 +76,7 @@ def write(summary: Summary, parts: Sequence[Part], folder: Path) -> None:
 
 
 def clean(x: Any) -> Any:
-    """The same without folders in its strings."""
+    """The same object without folders in its strings."""
     if isinstance(x, dict):
         return {key: clean(value) for key, value in x.items()}
     if isinstance(x, list):
@@ -85,7 +85,7 @@ def clean(x: Any) -> Any:
 
 
 def tidy(file: Path) -> None:
-    """Take the folders of this machine, and its name, from a text."""
+    """Remove the folders of this machine, and its name, from a text file."""
     if file.exists():
         text = without_paths(file.read_text(errors="replace"))
         file.write_text(re.sub(r' hostname="[^"]*"', "", text))
@@ -113,7 +113,7 @@ def markdown(summary: Summary, parts: Sequence[Part]) -> str:
 
 
 def state(summary: Summary) -> str:
-    """Whether it came to its end."""
+    """Whether the run is complete."""
     rows = summary["parts"]
     with_result = sum(row["result"] is not None for row in rows.values())
     without = [name for name, row in rows.items() if row["result"] is None]
@@ -136,7 +136,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def cell(row: dict[str, Any]) -> str:
-    """What came of a part, in a line."""
+    """The outcome of a part, in one line."""
     mark = row["state"] if row["state"] == LEFT_OUT else f"**{row['state']}**"
     ended = ": ".join(filter(None, (mark, row["why"]))) if row["state"] != DONE else None
     return one_line("; ".join(filter(None, (row["headline"], ended))))

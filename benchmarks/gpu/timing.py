@@ -19,7 +19,7 @@ SPIN = """extern "C" __global__ void spin(long long cycles, int* out) {
 
 
 class Spin:
-    """A kernel that keeps a device busy for so many cycles of its clock, some 2,000 a microsecond."""
+    """A kernel that keeps a device busy for this many clock cycles, about 2,000 per microsecond."""
 
     def __init__(self) -> None:
         import cupy
@@ -31,9 +31,9 @@ class Spin:
 
 
 class Clock:
-    """Times by events. What is timed is enqueued behind a kernel that spins until the host is through with it.
+    """Times by events. What is timed is enqueued after a kernel that spins until the host has enqueued everything.
 
-    Else a launch of some microseconds would be measured with the time that the host takes for it.
+    Otherwise the time of a launch of a few microseconds would include the time that the host needs for it.
     """
 
     def __init__(self, rehearse: bool) -> None:
@@ -63,7 +63,7 @@ class Clock:
 
 
 def normal(size: int, dtype: str = "float32") -> Any:
-    """So many normal numbers on the device: a million of them, again and again."""
+    """Normal random numbers on the device: a million of them, repeated."""
     import cupy
 
     numbers = np.random.default_rng(1).standard_normal(min(size, MI)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Parts: Nsight Compute and compute-sanitizer over a few steps, where they are installed."""
+"""Parts: Nsight Compute and compute-sanitizer on a few steps, if they are installed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from benchmarks.gpu.part import Part, Result, Run, not_installed, tool
 from benchmarks.report import plural
 
 STEPS = (sys.executable, "-m", "benchmarks.gpu.few_steps")
-ELEMENTS = 1 << 26  # that Nsight Compute sees a launch over: beyond the caches
+ELEMENTS = 1 << 26  # in the launch for Nsight Compute: larger than the caches
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats", "SchedulerStats", "WarpStateStats")
 METRICS = ("Duration", "DRAM Throughput", "Memory Throughput", "Compute (SM) Throughput", "L2 Hit Rate",
            "Registers Per Thread", "Theoretical Occupancy", "Achieved Occupancy", "Local Memory Spilling Requests",
            "Issued Warp Per Scheduler", "Warp Cycles Per Issued Instruction", "SM Frequency")  # fmt: skip
-WRONG = 99  # the exit status of a sanitizer that has found something
+WRONG = 99  # the exit status of a sanitizer that found something
 
 
 def nsight(run: Run) -> list[str]:

@@ -27,12 +27,12 @@ SIZES: dict[str, list[int]] = {
 }
 WARM_UP = 3
 HOST_REPEATS, DEVICE_REPEATS = 50, 15
-MOST_CYCLES = 1 << 25  # some 17 ms: more than any step takes the host
+MOST_CYCLES = 1 << 25  # about 17 ms: more than any step takes on the host
 PATIENCE = 60  # seconds
 
 
 def why_not() -> str | None:
-    """Why torch's classes cannot be measured here. A process of its own asks: nothing is loaded here."""
+    """Why torch's classes cannot be measured here. A separate process asks: nothing is loaded here."""
     if not find_spec("torch"):
         return "torch is not installed"
     ask = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
@@ -44,9 +44,9 @@ def why_not() -> str | None:
 
 
 class Clock:
-    """Times of a call: of the host, and of the device alone, by torch's events behind a kernel that spins.
+    """Times of a call: on the host, and on the device alone, with torch's events after a kernel that spins.
 
-    See timing.Clock; with torch's own, so that no second library is beside it.
+    Like timing.Clock, but with torch's own tools, so that no second library is loaded.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Clock:
 
 
 def step_of(who: str, how: str, sizes: list[int]) -> Callable[[], object]:
-    """A step over tensors of these sizes on the card, after some that warm it up."""
+    """A step over tensors of these sizes on the card, after some warm-up steps."""
     import torch
 
     from rmsprop_gpu.torch import RMSprop
@@ -98,7 +98,7 @@ def step_of(who: str, how: str, sizes: list[int]) -> Callable[[], object]:
     opt = RMSprop(params, **given) if who == OURS else torch.optim.RMSprop(params, foreach=who == FOREACH, **given)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # as torch wants it before a capture
+    with torch.cuda.stream(stream):  # as torch requires before a capture
         for _ in range(WARM_UP):
             opt.step()
     torch.cuda.current_stream().wait_stream(stream)
@@ -111,7 +111,7 @@ def step_of(who: str, how: str, sizes: list[int]) -> Callable[[], object]:
         with torch.cuda.graph(graph):
             opt.step()
 
-        def call(opt: Any = opt) -> object:  # the graph reads what the optimizer holds
+        def call(opt: Any = opt) -> object:  # the graph reads memory that the optimizer holds
             return graph.replay()
 
     for _ in range(WARM_UP):
@@ -143,7 +143,7 @@ def measure(record: Record, rehearse: bool) -> None:
 
 
 def times_ours(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How many times as long as our step of that kind this one takes: of the host, and of the device."""
+    """This step's time as a multiple of our step of the same kind: on the host, and on the device."""
     same = {"what": row["what"], "who": OURS, "how": row["how"]}
     ours = next((x for x in rows if "failed" not in x and all(x[key] == same[key] for key in same)), None)
     if ours is None or "failed" in row:

@@ -1,4 +1,4 @@
-"""Part: whether what is uploaded behind a running kernel is what it was at the call, and whether the host waited."""
+"""Part: do uploads behind a running kernel have the data from the time of the call, and did the host wait?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.gpu.part import Result, measured
 from benchmarks.gpu.timing import Spin
 from benchmarks.report import duration, table
 
-SIZES = (8, 1 << 10, 64 << 10, (64 << 10) + 8, 1 << 20, 8 << 20)  # bytes; 64 KiB is where CUDA changes its ways
+SIZES = (8, 1 << 10, 64 << 10, (64 << 10) + 8, 1 << 20, 8 << 20)  # bytes; at 64 KiB CUDA changes its method
 BUSY, REHEARSED = 200_000_000, 1000  # cycles of the kernel in front, a tenth of a second
 OURS, FIRST = "the package's copy", "the package's copy, the first time"  # when it may allocate pinned memory
 PAGEABLE = "CUDA's copy of pageable memory"
@@ -22,7 +22,7 @@ STEPS, TENSORS = 3, 1000  # of three elements: 8 kB of addresses
 
 
 class Busy:
-    """A stream whose kernel runs for a while; `waited` says whether it has ended meanwhile."""
+    """A stream with a kernel that runs for a while; `waited` tells whether it ended meanwhile."""
 
     def __init__(self, rehearse: bool) -> None:
         import cupy
@@ -34,7 +34,7 @@ class Busy:
         cupy.cuda.Device().synchronize()
 
     def behind(self, call: Callable[[], object]) -> dict[str, Any]:
-        """The seconds of a call whose work comes behind the kernel, and whether the host waited for that."""
+        """The seconds of a call whose work comes after the kernel, and whether the host waited for that."""
         with self.stream:
             self._spin(self._cycles)
             runs = not self.stream.done
@@ -46,12 +46,12 @@ class Busy:
 
 
 def pageable_copy(target: Any, source: np.ndarray, stream: Any) -> None:
-    """What CUDA itself does with memory that is not pinned."""
+    """CUDA's own copy from memory that is not pinned."""
     target.data.copy_from_host_async(source.ctypes.data, source.nbytes, stream)
 
 
 def copied(busy: Busy, copy: Callable[[Any, np.ndarray, Any], None], nbytes: int) -> dict[str, Any]:
-    """Copy, overwrite what was copied, and see what arrived."""
+    """Copy, overwrite the source, and see what arrived."""
     import cupy
 
     source, target = np.arange(nbytes // 8, dtype=np.int64), cupy.empty(nbytes // 8, np.int64)
@@ -64,7 +64,7 @@ def copied(busy: Busy, copy: Callable[[Any, np.ndarray, Any], None], nbytes: int
 
 
 def stepped(busy: Busy) -> dict[str, Any]:
-    """Steps with another lr and new gradients each, all of them behind the kernel; the bits are those of the CPU."""
+    """Steps, each with another lr and new gradients, all after the kernel; checked to be bit-identical to the CPU."""
     import cupy
 
     from rmsprop_gpu import RMSProp
@@ -91,7 +91,7 @@ def stepped(busy: Busy) -> dict[str, Any]:
 
 
 def measure(record: Record, rehearse: bool) -> None:
-    """The package's own way, with copies and with whole steps, and CUDA's beside it."""
+    """Measure the package's own method, with copies and with whole steps, and CUDA's for comparison."""
     from rmsprop_gpu.steps.uploads import upload  # how a step sends addresses and numbers
 
     busy = Busy(rehearse)
@@ -103,7 +103,7 @@ def measure(record: Record, rehearse: bool) -> None:
 
 
 def is_wrong(row: dict[str, Any]) -> bool:
-    """Of the package's rows: is the data another's, or did the host wait where nothing is allocated?"""
+    """For the package's rows: is the data wrong, or did the host wait although nothing is allocated?"""
     waited = row.get("waited") is True and row["way"] != FIRST
     return row["way"] != PAGEABLE and (row.get("as_at_the_call") is not True or waited)
 

@@ -1,4 +1,4 @@
-"""Part: what it runs on, the card, its driver, and all that compiles for it."""
+"""Part: what it runs on: the card, its driver, and everything that compiles for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMI = (
 
 
 def nvidia_smi() -> dict[str, str]:
-    """What the driver says of the first card."""
+    """What the driver reports about the first card."""
     print(_said("nvidia-smi"))
     names, values = _said("nvidia-smi", f"--query-gpu={SMI}", "--format=csv").splitlines()[:2]
     return dict(zip(names.split(", "), values.split(", "), strict=True))
@@ -85,7 +85,7 @@ def kernel() -> dict[str, Any]:
 
 
 def measure(record: Record, rehearse: bool) -> None:
-    """Each by itself: what fails is what somebody will want to know of."""
+    """Measure each separately: whatever fails is what someone will want to know about."""
     for find in (nvidia_smi, machine, packages, compilers, cuda, properties, links_with_lto, kernel):
         record.fact(find.__name__, find)
         print(find.__name__, record.found[find.__name__], flush=True)

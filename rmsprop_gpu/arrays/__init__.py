@@ -1,4 +1,4 @@
-"""What counts as an array, where it lies, and which backend it belongs to.
+"""What counts as an array, where it is stored, and which backend it belongs to.
 
-Every other wing may import it; it imports nothing of ours. Every refusal about arrays is worded in `checks.py`.
+Every other wing may import it; it imports none of them. All error messages about arrays are in `checks.py`.
 """

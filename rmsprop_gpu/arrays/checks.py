@@ -1,4 +1,4 @@
-"""What counts as an array: of which library, dtype, layout, where. Every refusal about arrays is worded here."""
+"""What counts as an array: library, dtype, layout, place. All error messages about arrays are worded here."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .selector import is_cuda, is_masked, is_on_host
 
 
 def quoted(name: object) -> str:
-    """A name as a person would write it between brackets."""
+    """A name as one would write it between brackets."""
     if not isinstance(name, str):
         return repr(name)
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def is_sequence(x: Any) -> bool:
-    """Is this a sequence of things, rather than one array, a mapping or a text?"""
+    """Is this a sequence of things, rather than an array, a mapping or a string?"""
     return isinstance(x, (list, tuple)) or (
         isinstance(x, Iterable)
         and not isinstance(x, (np.ndarray, Mapping, str, bytes, set, frozenset))
@@ -44,7 +44,7 @@ def is_sequence(x: Any) -> bool:
 
 
 class Problems:
-    """What is wrong with a call: collected, so that one error names it all, and nothing is written before."""
+    """The problems of a call, collected so that one error names them all before anything is written."""
 
     def __init__(self) -> None:
         self._found: list[tuple[type[Exception], str]] = []
@@ -56,11 +56,11 @@ class Problems:
         return len(self._found)
 
     def take(self, error: Exception) -> None:
-        """Add what an error names, one by one, but for what is known."""
+        """Add the problems that an error names, except those already known."""
         self._found += [one for one in problems_of(error) if one not in self._found]
 
     def taking(self) -> _Taking:
-        """A context: add what is refused within, and go on behind it."""
+        """A context: add any errors raised inside, and continue after it."""
         return _Taking(self)
 
     def raise_any(self) -> None:
@@ -79,9 +79,9 @@ class Problems:
 
 
 class _Taking:
-    """No generator: since Python 3.12 the frames of a generator that swallows an error keep it in a cycle.
+    """Not a generator: since Python 3.12 the frames of a generator that swallows an error keep it in a cycle.
 
-    With it the frames that it came through, and the caller's gradients in them, until the garbage collector runs.
+    That keeps the frames it passed through, and the caller's gradients in them, until the garbage collector runs.
     """
 
     def __init__(self, problems: Problems) -> None:
@@ -98,29 +98,29 @@ class _Taking:
 
 
 def problems_of(error: Exception) -> list[tuple[type[Exception], str]]:
-    """What an error names, of `Problems` or another."""
+    """The problems that an error names, from `Problems` or elsewhere."""
     return getattr(error, "problems", None) or [(type(error), str(error))]
 
 
 @dataclass(eq=False)
 class Tensor:
-    """A parameter: the caller's array, how it lies, and how to speak of it and of its gradient."""
+    """A parameter: the caller's array, its layout, and how errors name it and its gradient."""
 
     key: str
     label: str
     grad_label: str
-    state_label: str  # before the name of a buffer
+    state_label: str  # precedes the name of a buffer
     array: Any
     view: Array  # the same memory, as NumPy's or CuPy's plain array
     layout: Layout
     address: int  # the lowest
-    device: int | None  # CUDA's number of it; None is the host's memory
-    of: str | None = None  # the key of the parameter that it is a part of, if it is one
-    start: int = 0  # and where in that it begins, in elements
+    device: int | None  # CUDA's number; None means host memory
+    of: str | None = None  # the key of the whole parameter, if this is a part of one
+    start: int = 0  # and where in it this part begins, in elements
 
     @property
     def header(self) -> Array:
-        """The array whose header a step looks at: the caller's own, which may change, or our view of another's."""
+        """The array whose header a step checks: the caller's own, which may change, or our view of it."""
         return self.array if isinstance(self.array, np.ndarray) else self.view
 
 
@@ -129,7 +129,7 @@ def place(device: int | None) -> str:
 
 
 def plain_array(x: Any, label: str, problems: Problems) -> Array | None:
-    """The memory of `x` as a plain NumPy array, or CuPy's where it lies on a device; anything else is a problem."""
+    """The memory of `x` as a plain NumPy array, or a CuPy array if it is on a device; anything else is a problem."""
     if is_masked(x):
         problems.add(TypeError, f"{label} is a masked array, whose mask would be ignored; wanted its .data")
         return None
@@ -147,7 +147,7 @@ def plain_array(x: Any, label: str, problems: Problems) -> Array | None:
 
 
 def a(kind: type) -> str:
-    """The name of a type behind its article."""
+    """The name of a type with its article."""
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
@@ -157,7 +157,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 def is_writeable(x: Any, array: Array) -> bool:
-    """May the memory of `x`, whose plain array is this, be written to?"""
+    """May the memory of `x`, given as this plain array, be written to?"""
     if isinstance(array, np.ndarray):
         return array.flags.writeable
     interface = None if x is array else getattr(x, "__cuda_array_interface__", None)
@@ -165,7 +165,7 @@ def is_writeable(x: Any, array: Array) -> bool:
 
 
 def check_param(x: object, label: str, problems: Problems) -> Array | None:
-    """A parameter or state array: of a dtype that is supported, native, aligned, writeable, dense."""
+    """A parameter or state array: it has to have a supported, native dtype, and be aligned, writeable and dense."""
     array = plain_array(x, label, problems)
     if array is None:
         return None
@@ -197,7 +197,7 @@ def make_tensor(
     array = check_param(x, label, problems)
     if array is None:
         return None
-    # The caller's object is kept itself: NumPy's arrays change in place, and it owns the memory.
+    # The caller's own object is kept: NumPy arrays can change in place, and it owns the memory.
     layout, address = layout_of(array), address_of(array)
     return Tensor(key, label, grad_label, state_label, x, array, layout, address, device_of(array))
 
@@ -215,7 +215,7 @@ def check_one_place(tensors: Iterable[Tensor], problems: Problems) -> None:
 
 
 def check_disjoint(labelled: Iterable[tuple[str, int, int]], problems: Problems) -> None:
-    """Name every array (label, lowest address, bytes) that shares memory with one before it."""
+    """Report every array (label, lowest address, bytes) that shares memory with an earlier one."""
     highest, owner = -1, ""
     for label, start, nbytes in sorted((x for x in labelled if x[2]), key=lambda x: x[1]):
         if start < highest:
@@ -225,7 +225,7 @@ def check_disjoint(labelled: Iterable[tuple[str, int, int]], problems: Problems)
 
 
 def check_unchanged(tensor: Tensor, problems: Problems, *, written: bool = True) -> None:
-    """Is the NumPy parameter what it was when the optimizer was built, and can it be `written` to?"""
+    """Check that a NumPy parameter is as it was when the optimizer was built, and can be `written` to."""
     array, layout = np.asarray(tensor.header), tensor.layout
     same = array.dtype == layout.dtype and array.dtype.isnative and layout.matches(array)
     if not same or address_of(array) != tensor.address:
@@ -241,29 +241,29 @@ def check_unchanged(tensor: Tensor, problems: Problems, *, written: bool = True)
 
 
 def check_unmoved(tensor: Tensor, problems: Problems) -> None:
-    """Is the memory of another library's parameter where it was when the optimizer was built?"""
+    """Check that another library's parameter has the same memory as when the optimizer was built."""
     if tensor.layout.size and tensor.array.data_ptr() != pointer_of(tensor.view):
-        found = f"{tensor.label} was changed in place: its memory is another"
+        found = f"{tensor.label} was changed in place: it has different memory"
         problems.add(ValueError, f"{found}; wanted that for which the optimizer was built")
 
 
 def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool = False) -> Array | None:
-    """A gradient of the parameter's shape and a dtype that is its, in any layout, in its place; to be `written` to?"""
+    """Check a gradient: the parameter's shape, place and one of its dtypes, any layout; may it be `written` to?"""
     if written and isinstance(x, np.generic):
         problems.add(
             TypeError, f"{tensor.grad_label} is {a(type(x))}; wanted an array, into which zeros can be written"
         )
         return None
     if isinstance(x, np.generic) and tensor.layout.shape == () and tensor.device is None:
-        x = np.asarray(x)  # what NumPy's arithmetic makes of 0-d arrays
+        x = np.asarray(x)  # NumPy's arithmetic turns 0-d arrays into scalars
     array = plain_array(x, tensor.grad_label, problems)
     if array is None:
         return None
     before, label = len(problems), tensor.grad_label
     here, there = device_of(array), tensor.device
-    if here != there and (array.size or here is None or there is None):  # nothing lies nowhere
-        found = f"{label} is {a(type(x))} {place(device_of(array))}, but the parameter lies {place(tensor.device)}"
-        problems.add(TypeError, f"{found}; wanted a gradient there, nothing is copied between them unasked")
+    if here != there and (array.size or here is None or there is None):  # an empty array may be on any device
+        found = f"{label} is {a(type(x))} {place(device_of(array))}, but the parameter is {place(tensor.device)}"
+        problems.add(TypeError, f"{found}; wanted a gradient there, since nothing is copied implicitly")
     wanted = dtypes.grad_dtypes(tensor.layout.dtype)
     if array.dtype.name not in wanted or not array.dtype.isnative:
         found = f"{label} has dtype {dtype_name(array.dtype)}, but the parameter has {tensor.layout.dtype}"
@@ -271,14 +271,14 @@ def check_grad(x: object, tensor: Tensor, problems: Problems, *, written: bool =
     if array.shape != tensor.layout.shape:
         problems.add(ValueError, f"{label} has shape {array.shape}, but the parameter has shape {tensor.layout.shape}")
     if tensor.device is not None and len(problems) == before and not is_aligned(array):
-        problems.add(ValueError, f"{label} is not aligned to its {array.itemsize}-byte elements, as CUDA wants it")
+        problems.add(ValueError, f"{label} is not aligned to its {array.itemsize}-byte elements, as CUDA requires")
     if written and not is_writeable(x, array):
         problems.add(ValueError, f"{label} is read-only; wanted an array into which zeros can be written")
     return array if len(problems) == before else None
 
 
 def check_read_apart(array: Array, label: str, others: Iterable[tuple[str, Array]], problems: Problems) -> None:
-    """Refuse what a step reads where it shares memory with what the step writes."""
+    """Refuse an array that a step reads if it shares memory with one that the step writes."""
     mine = shadow(array)
     for name, other in others:
         if np.shares_memory(mine, shadow(other)):
@@ -288,9 +288,9 @@ def check_read_apart(array: Array, label: str, others: Iterable[tuple[str, Array
 
 
 def check_grads_disjoint(labelled: Iterable[tuple[str, Any]], problems: Problems) -> None:
-    """Refuse gradients that share memory with each other, where they are written to; what is no array has none."""
+    """Refuse gradients that share memory if they will be written to; anything that is not an array has no memory."""
     arrays = [(label, plain_array(x, label, Problems())) for label, x in labelled]
-    apart: list[tuple[int, str, Array]] = []  # (end, label, array) of those before, as far as they reach to here
+    apart: list[tuple[int, str, Array]] = []  # (end, label, array) of earlier ones that reach this far
     for (start, end), label, x in sorted(
         ((interval_of(x), label, x) for label, x in arrays if x is not None and x.size), key=lambda entry: entry[0]
     ):

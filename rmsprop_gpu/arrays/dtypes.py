@@ -1,4 +1,4 @@
-"""Which dtypes parameters may have, and in which their arithmetic and their state are."""
+"""Which dtypes parameters may have, and the dtypes of their arithmetic and state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-NAMES = ("float32", "float64", "float16", "bfloat16")  # the last is that of ml_dtypes, which is never imported here
+NAMES = ("float32", "float64", "float16", "bfloat16")  # the last one is from ml_dtypes, which is never imported here
 
 
 def is_supported(dtype: np.dtype[Any]) -> bool:
@@ -15,17 +15,17 @@ def is_supported(dtype: np.dtype[Any]) -> bool:
 
 
 def grad_dtypes(dtype: np.dtype[Any]) -> tuple[str, ...]:
-    """The names of the dtypes that the gradient of a parameter may have: its own, and halves for float32.
+    """The names of the dtypes that a parameter's gradient may have: the parameter's own, and halves for float32.
 
-    Those are what mixed precision yields, and a half is a float32 without rounding. A wider gradient than the parameter
-    would be read at more bytes than its precision is worth, and float64 be fed what float32 left of a gradient: who
-    wants that says so by a cast.
+    Mixed precision produces these, and a half converts to float32 without rounding. A gradient wider than its parameter
+    would cost more bytes than its precision is worth, and a narrower one would feed float64 with what float32 left of
+    it: cast explicitly if you want that.
     """
     return ("float32", "float16", "bfloat16") if dtype == np.float32 else (dtype.name,)
 
 
 class Bfloat16:
-    """NumPy knows bfloat16 by ml_dtypes alone; this is its type, and an object of it its dtype, for who has neither."""
+    """NumPy has bfloat16 only through ml_dtypes; this class is a type, and its instance a dtype, if that is absent."""
 
     name, itemsize, isnative = "bfloat16", 2, True
 
@@ -41,22 +41,22 @@ _BFLOAT16: Any = Bfloat16()
 
 
 def named(name: str) -> np.dtype[Any]:
-    """The dtype of this name."""
+    """The dtype with this name."""
     dtype: np.dtype[Any] = _BFLOAT16 if name == "bfloat16" else np.dtype(name)
     return dtype
 
 
 def of(T: Any) -> np.dtype[Any]:
-    """The dtype of a type: NumPy's, ml_dtypes', or ours."""
+    """The dtype of a type from NumPy, from ml_dtypes, or ours."""
     dtype: np.dtype[Any] = _BFLOAT16 if T is Bfloat16 else np.dtype(T)
     return dtype
 
 
 def type_of(dtype: np.dtype[Any]) -> Any:
-    """The type by which kernels are known: one for bfloat16, whosever its dtype is."""
+    """The type that identifies kernels: a single one for bfloat16, wherever its dtype comes from."""
     return Bfloat16 if dtype.name == "bfloat16" else dtype.type
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of arithmetic and state: that of the parameter, but float32 for halves."""
+    """The dtype of arithmetic and state: the parameter's, but float32 for halves."""
     return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)

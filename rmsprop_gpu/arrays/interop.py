@@ -1,4 +1,4 @@
-"""Arrays of other libraries as NumPy's or CuPy's, in place, and copies from one place to another."""
+"""Other libraries' arrays as NumPy or CuPy arrays, without a copy; and copies from one place to another."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class UnusableError(TypeError):
 
 
 def host_array(x: Any) -> NDArray:
-    """The NumPy array over the memory of another library's array of the host, without a copy."""
+    """A NumPy array over the memory of another library's host array, without a copy."""
     try:
-        if hasattr(x, "block_until_ready"):  # of JAX, which may still be computing it
+        if hasattr(x, "block_until_ready"):  # from JAX, which may still be computing it
             x.block_until_ready()
-        if hasattr(x, "is_neg") and x.is_neg():  # of torch; DLPack knows nothing of it
+        if hasattr(x, "is_neg") and x.is_neg():  # from torch; DLPack cannot express it
             raise TypeError("its values are the negatives of its memory; wanted x.resolve_neg()")
         if getattr(x, "__array_interface__", None) is not None:
             return np.asarray(x, copy=False)
@@ -31,7 +31,7 @@ def host_array(x: Any) -> NDArray:
 
 
 def _way(x: Any) -> str:
-    """What to give instead of an array that does not hand out its memory, where that is known."""
+    """What to pass instead of an array that does not hand out its memory, if known."""
     if getattr(x, "requires_grad", False):
         return f"; wanted p.detach(), or {FOR_TORCH}"
     if getattr(x, "is_sparse", False):
@@ -42,9 +42,10 @@ def _way(x: Any) -> str:
 
 
 def cupy_array(x: Any) -> Any:
-    """The CuPy array over the memory of any array on a CUDA device: CuPy's own, or by an interface, without a copy.
+    """A CuPy array over the memory of any array on a CUDA device: CuPy's own, or made through an interface.
 
-    Work that the other library has enqueued on its stream comes first: the current stream waits for it, not the host.
+    Nothing is copied. Work that the other library has enqueued on its stream comes first: the current stream waits for
+    it, not the host.
     """
     missing = cuda_missing()
     if missing:
@@ -61,7 +62,7 @@ def cupy_array(x: Any) -> Any:
 
 
 def _over(cupy: Any, x: Any, interface: dict[str, Any]) -> Any:
-    """A CuPy array by the CUDA array interface; ``cupy.asarray`` would let the host wait for the other's stream."""
+    """A CuPy array made through the CUDA array interface; ``cupy.asarray`` would make the host wait for a stream."""
     if interface.get("mask") is not None:
         raise TypeError("it has a mask, which would be ignored")
     dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
@@ -88,14 +89,14 @@ def _over(cupy: Any, x: Any, interface: dict[str, Any]) -> Any:
 
 
 def copied(x: Any, device: int | None) -> Any:
-    """A copy of a NumPy or CuPy array in the memory of the host (None) or of a device."""
+    """A copy of a NumPy or CuPy array in host memory (None) or on a device."""
     if device is None and isinstance(x, np.ndarray):
         return x.copy(order="K")
     import cupy
 
     if not isinstance(x, np.ndarray) and device != x.data.device_id:
         with cupy.cuda.Device(x.data.device_id):
-            x = x.get(order="A")  # from device to device by the host: in order, and without peer access
+            x = x.get(order="A")  # between devices through the host: in order, and without peer access
     if device is None:
         return x
     with cupy.cuda.Device(device):

@@ -1,4 +1,4 @@
-"""How the elements of an array lie in memory, of the host or of a device: addresses, strides, density."""
+"""The layout of an array in memory, on the host or on a device: addresses, strides, density."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 NDArray: TypeAlias = np.ndarray[Any, Any]
-Array: TypeAlias = Any  # NumPy's, or CuPy's on a device
+Array: TypeAlias = Any  # NumPy's, or CuPy's for a device
 
 
 class Layout(NamedTuple):
-    """How the elements of a dense array lie in its one block of memory."""
+    """The layout of a dense array in its one block of memory."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -29,27 +29,27 @@ class Layout(NamedTuple):
         return self.size * self.dtype.itemsize
 
     def of(self, dtype: np.dtype[Any]) -> Layout:
-        """The same order of elements of another dtype."""
+        """The same order of elements with another dtype."""
         have, want = self.dtype.itemsize, dtype.itemsize
         strides = tuple(stride // have * want for stride in self.strides)
         return Layout(self.shape, strides, dtype, self.low // have * want)
 
     def matches(self, array: Array) -> bool:
-        """Do the elements of this array lie in the same order?"""
+        """Are the elements of this array in the same order?"""
         if array.shape != self.shape:
             return False
         pairs = zip(self.shape, self.strides, array.strides, strict=True)
         return self.size == 0 or all(n == 1 or want == got for n, want, got in pairs)
 
     def over(self, buffer: Array, offset: int) -> Array:
-        """An array of this layout in `buffer` (bytes), its lowest address `offset` bytes from the start."""
+        """An array with this layout in `buffer` (bytes), with its lowest address `offset` bytes from the start."""
         if isinstance(buffer, np.ndarray):
             return np.ndarray(self.shape, self.dtype, buffer, offset - self.low, self.strides)
         return type(buffer)(self.shape, self.dtype, buffer.data + (offset - self.low), self.strides)
 
 
 def reach(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
-    """From where to where elements reach, in bytes from the first: the lowest address, and the end."""
+    """The range of the elements, in bytes from the first one: the lowest address, and the end."""
     if 0 in shape:
         return 0, 0
     steps = [stride * (n - 1) for n, stride in zip(shape, strides, strict=True)]
@@ -61,7 +61,7 @@ def low_offset(array: Array) -> int:
 
 
 def interval_of(array: Array) -> tuple[int, int]:
-    """The lowest address, and the end."""
+    """The lowest address of an array, and its end."""
     low, end = reach(array.shape, array.strides, array.itemsize)
     return pointer_of(array) + low, pointer_of(array) + end
 
@@ -86,7 +86,7 @@ def device_of(array: Array) -> int | None:
 
 
 def is_dense(array: Array) -> bool:
-    """Is the memory of this array one block, each element once, in whatever order of dimensions and directions?"""
+    """Is the memory of this array one block, with each element once, in any order and direction of dimensions?"""
     if array.size == 0:
         return True
     expected = array.itemsize
@@ -103,7 +103,7 @@ def is_aligned(array: Array) -> bool:
 
 
 def shadow(array: Array) -> NDArray:
-    """A NumPy array at the addresses of any array, for questions about addresses; its elements are not touched."""
+    """A NumPy array at the addresses of any array, used only to examine these; its elements are not touched."""
     if isinstance(array, np.ndarray) or array.size == 0:
         return np.asarray(array) if isinstance(array, np.ndarray) else np.empty(0)
     low, end = interval_of(array)

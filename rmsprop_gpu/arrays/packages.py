@@ -1,11 +1,11 @@
-"""Which versions of the packages for CUDA fit, asked of what is installed; nothing is imported."""
+"""Do the installed versions of the packages for CUDA fit? Nothing is imported to find out."""
 
 from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, version
 
-# From here on, and up to there: as in the extras cuda12 and cuda13 (pyproject.toml).
+# The lowest and the highest versions, as in the extras cuda12 and cuda13 (pyproject.toml).
 FITTING: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
     "numba-cuda": ((0, 30, 4), (0, 31)),
     "cuda-core": ((1, 0), None),
@@ -15,7 +15,7 @@ FITTING: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
 
 
 def misfits(*names: str) -> list[str]:
-    """A line for each of these packages, or of all, whose version does not fit, with what installs one that does."""
+    """A line for each of these packages (all by default) with an unfit version, and the command that installs one."""
     found = []
     for name in names or FITTING:
         low, high = FITTING[name]

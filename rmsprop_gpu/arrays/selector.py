@@ -15,23 +15,23 @@ from ..extras import command
 from .packages import misfits
 
 DLPACK_CUDA = (2, 13)  # device types of DLPack: CUDA's own memory, and managed
-DLPACK_HOST = (1, 3)  # the host's own memory, and what CUDA has pinned of it
+DLPACK_HOST = (1, 3)  # the host's own memory, and memory pinned by CUDA
 
 
 def is_masked(x: object) -> bool:
-    """Is this a masked array? Asked of sys.modules: there is none where numpy.ma, which NumPy loads late, is not."""
+    """Is this a masked array? There is none unless numpy.ma, which NumPy loads late, is in sys.modules."""
     return "numpy.ma" in sys.modules and isinstance(x, np.ma.MaskedArray)
 
 
 def is_cuda(x: Any) -> bool:
-    """Does this array lie on a CUDA device? It is asked, no library is imported."""
+    """Is this array on a CUDA device? The array is asked, and no library is imported."""
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, getattr(cupy, "ndarray", ())):
         return True
     try:
         if getattr(x, "__cuda_array_interface__", None) is not None:
             return not isinstance(x, type)
-    except Exception:  # torch's for a CUDA tensor that requires grad: it has one, and does not hand it out
+    except Exception:  # torch raises for a CUDA tensor that requires grad: it has one, but does not hand it out
         return True
     try:
         return not isinstance(x, (type, np.ndarray)) and x.__dlpack_device__()[0] in DLPACK_CUDA
@@ -40,7 +40,7 @@ def is_cuda(x: Any) -> bool:
 
 
 def is_on_host(x: Any) -> bool:
-    """Is this an array of another library in host memory? It is asked, no library is imported."""
+    """Is this another library's array in host memory? The array is asked, and no library is imported."""
     if isinstance(x, (type, np.ndarray, np.generic)):
         return False
     try:
@@ -50,20 +50,20 @@ def is_on_host(x: Any) -> bool:
 
 
 def kind_of(x: object) -> str | None:
-    """``"cpu"``, ``"cuda"``, or None for what is no array that can be updated."""
+    """``"cpu"``, ``"cuda"``, or None for anything that is not an array that can be updated."""
     if isinstance(x, np.ndarray):
         return None if is_masked(x) else "cpu"
     return "cuda" if is_cuda(x) else "cpu" if is_on_host(x) else None
 
 
 def backend_of(array: object) -> str:
-    """The backend that updates this array: ``"cpu"`` for those in host memory, ``"cuda"`` for those on a CUDA device.
+    """The backend that updates this array: ``"cpu"`` if it is in host memory, ``"cuda"`` if it is on a CUDA device.
 
     Parameters
     ----------
     array : array
         NumPy's, CuPy's, Numba's, or any with ``__cuda_array_interface__``, ``__array_interface__`` or DLPack. It is
-        only looked at; nothing is copied, moved or imported.
+        only inspected; nothing is copied, moved or imported.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def backend_of(array: object) -> str:
 
 
 def cuda_missing() -> str | None:
-    """What CuPy arrays need and is not installed or does not load; None where nothing is missing."""
+    """What CuPy arrays need that is not installed or does not load; None if nothing is missing."""
     if not _is_installed("cupy"):
         return f"CuPy, which holds the arrays, is not installed; install {_extras()}"
     missing = compiler_missing() or packages_that_do_not_fit()
@@ -93,13 +93,13 @@ def cuda_missing() -> str | None:
     if "cupy" not in sys.modules:
         try:
             import cupy  # noqa: F401  # only whether it loads
-        except Exception as error:  # an ImportError, or what a broken driver makes of it
+        except Exception as error:  # an ImportError, or whatever a broken driver causes
             return _why_cupy_does_not_load(error)
     return None
 
 
 def compiler_missing() -> str | None:
-    """What the kernels for CUDA need, whoever holds the arrays, and is not installed; None where nothing is missing."""
+    """What CUDA kernels need, for any library's arrays, that is not installed; None if nothing is missing."""
     if not _is_installed("numba_cuda"):
         return f"numba-cuda, which compiles the kernels, is not installed; install {_extras()}"
     return packages_that_do_not_fit("numba-cuda", "cuda-core")
@@ -107,7 +107,7 @@ def compiler_missing() -> str | None:
 
 @cache
 def packages_that_do_not_fit(*names: str) -> str | None:
-    """What to install instead of these, or of all for CUDA; None where they fit."""
+    """What to install instead of these packages, or of all for CUDA; None if they fit."""
     return "; ".join(misfits(*names)) or None
 
 
@@ -121,8 +121,8 @@ def _why_cupy_does_not_load(error: Exception) -> str:
     said = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
     reason = said[-1] if said else type(error).__name__
     if "libcuda" in reason:
-        return f"there is no NVIDIA driver ({reason}); install one, CuPy and Numba bring the rest"
-    return f"CuPy does not load ({reason}); it wants the wheel that fits your CUDA version: {_extras()}"
+        return f"there is no NVIDIA driver ({reason}); install one; CuPy and Numba bring the rest"
+    return f"CuPy does not load ({reason}); it needs the wheel that fits your CUDA version: {_extras()}"
 
 
 def _extras() -> str:
@@ -130,12 +130,12 @@ def _extras() -> str:
 
 
 def cuda_devices() -> list[str]:
-    """A line for every CUDA device; the current one was found to work.
+    """A line for every CUDA device; the current one has been tested.
 
     Raises
     ------
     RuntimeError
-        Where it does not, with the reason and what to install.
+        If it does not work, with the reason and what to install.
     """
     missing = cuda_missing()
     if missing:
@@ -149,11 +149,11 @@ def cuda_devices() -> list[str]:
         raise RuntimeError(_why_no_device(runtime, error)) from None
     if not count:
         raise RuntimeError("there is no CUDA device (CUDA_VISIBLE_DEVICES may hide it)")
-    # Only the current one is asked for memory: that opens a context, of some hundred MiB, and takes its time.
+    # Memory is requested only on the current device: that opens a context of a few hundred MiB, and is slow.
     current = runtime.getDevice()
     try:
         free, _ = runtime.memGetInfo()
-        cupy.zeros(1, np.uint8)  # a device may be there and have no memory left
+        cupy.zeros(1, np.uint8)  # a device may exist but have no memory left
         return [_described(runtime, i, free if i == current else None) for i in range(count)]
     except Exception as error:  # CUDA's errors and CuPy's OutOfMemoryError have no common base
         others = "; CUDA_VISIBLE_DEVICES may choose another one" * (count > 1)
@@ -164,7 +164,7 @@ def cuda_devices() -> list[str]:
 
 
 def _described(runtime: ModuleType, i: int, free: int | None) -> str:
-    """A device by its properties, and by what is free of its memory if that is known."""
+    """A device's properties, and its free memory if that is known."""
     properties = runtime.getDeviceProperties(i)
     name, total = properties["name"].decode(), properties["totalGlobalMem"] / 2**30
     memory = f"{total:.1f} GiB" if free is None else f"{free / 2**30:.1f} of {total:.1f} GiB free"
@@ -181,7 +181,7 @@ def _why_no_device(runtime: ModuleType, error: Any) -> str:
 
 
 def cuda_versions() -> str:
-    """The CUDA version that the driver is for, and that of the runtime that CuPy brings; where CUDA works."""
+    """The CUDA versions of the driver and of CuPy's runtime; CUDA has to work."""
     from cupy.cuda import runtime
 
     return f"driver for {_version(runtime.driverGetVersion())}, runtime {_version(runtime.runtimeGetVersion())}"
@@ -192,9 +192,9 @@ def _version(number: int) -> str:
 
 
 def available_backends() -> dict[str, str]:
-    """What works here: ``{"cpu": "...", "cuda": "..."}``, where one does not, why not and what to install.
+    """What works here: ``{"cpu": "...", "cuda": "..."}``; if one does not, why not and what to install.
 
-    It imports CuPy where that is installed, and opens a context on the current device; the others are only described.
+    It imports CuPy if that is installed, and opens a context on the current device; other devices are only described.
 
     Examples
     --------
@@ -213,17 +213,17 @@ def _cores() -> int:
 
 
 def array_module(device: str = "auto") -> ModuleType:
-    """The module to make arrays with: CuPy where a CUDA device works, else NumPy.
+    """The module to make arrays with: CuPy if a CUDA device works, else NumPy.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
-        ``"cpu"`` and ``"cuda"`` insist.
+        ``"cpu"`` and ``"cuda"`` force the choice.
 
     Raises
     ------
     RuntimeError
-        ``"cuda"`` where it does not work, with the reason and what to install.
+        For ``"cuda"`` if it does not work, with the reason and what to install.
 
     Examples
     --------

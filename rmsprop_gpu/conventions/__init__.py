@@ -1,4 +1,4 @@
-"""Other frameworks' words, and ours as text: presets, and the update written out.
+"""Other frameworks' conventions, and ours as text: presets, and the update written out.
 
-`state`, `optimizer` and whatever stands above them may import it; `steps` may not.
+`state`, `optimizer` and the layers above them may import it; `steps` may not.
 """

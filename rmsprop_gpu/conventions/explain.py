@@ -1,6 +1,6 @@
 """What ``opt.explain()`` says: the update with its numbers, line by line, and how it differs from the default.
 
-The lines are Python, so that a test can run them: it holds them against ``reference.py``.
+The lines are Python, so that a test can run them and compare them with ``reference.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Explanation(str):
         return str(self)
 
     def _repr_markdown_(self) -> str:
-        """What Jupyter renders: the text, with its equations made LaTeX from themselves, so that both say the same."""
+        """What Jupyter renders: the text with its equations converted to LaTeX, so that both say the same."""
         blocks: list[str] = []
         equations: list[str] = []
         for line in [*self.splitlines(), ""]:
@@ -49,7 +49,7 @@ class Explanation(str):
 
 
 def explain(kind: type, hypers: Sequence[Hyper], steps: int, *, adagrad: bool) -> Explanation:
-    """The explanation of an optimizer of this class: a block for all groups that share their hyperparameters."""
+    """The explanation of an optimizer of this class: one block for all groups with the same hyperparameters."""
     groups: list[tuple[Hyper, list[int]]] = []
     for i, h in enumerate(hypers):
         same = [members for other, members in groups if other == h]
@@ -58,7 +58,7 @@ def explain(kind: type, hypers: Sequence[Hyper], steps: int, *, adagrad: bool) -
         else:
             groups.append((h, [i]))
     schedules = {id(h["lr"]): h["lr"] for h, _ in groups}
-    rates = {key: hyper.lr_at(lr, steps) for key, lr in schedules.items()}  # asked once, as in a step
+    rates = {key: hyper.lr_at(lr, steps) for key, lr in schedules.items()}  # called once, as in a step
     lines = []
     for h, members in groups:
         if len(groups) == 1:
@@ -74,7 +74,7 @@ def explain(kind: type, hypers: Sequence[Hyper], steps: int, *, adagrad: bool) -
 
 
 def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, str]]:
-    """The lines of a step, each with a note; a switch that is off leaves none."""
+    """The lines of a step, each with a note; a switch that is off adds none."""
     alpha, eps, decay, momentum = h.get("alpha", 0.0), h["eps"], h["weight_decay"], h.get("momentum")
     rest = f"{1 - alpha:.15g}"  # without the roundings of the subtraction
     inside = bool(momentum) and h["lr_in_momentum"]
@@ -108,7 +108,7 @@ def _update(h: Hyper, lr: float, step: int, adagrad: bool) -> list[tuple[str, st
     else:
         add(f"v = {alpha!r} * v + {rest} * g**2", "square_avg")
     if (moment := hyper.moment_dtype(h)) != "float32":
-        add("", f"v is stored in {moment[4:]} bits, rounded up or down at random")
+        add("", f"v is stored in {moment[4:]} bits, rounded stochastically")
     d = "v"
     if h.get("centered"):
         add(f"m = {alpha!r} * m + {rest} * g", "grad_avg")
@@ -151,7 +151,7 @@ def _aligned(lines: list[tuple[str, str]]) -> list[str]:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """Of the constructors of a class and its bases: a subclass may only pass arguments on."""
+    """The defaults of the constructors of a class and its bases: a subclass may just pass arguments on."""
     made = [vars(base)["__init__"] for base in reversed(cls.__mro__[:-1]) if "__init__" in vars(base)]
     parameters = {name: p for init in made for name, p in inspect.signature(init).parameters.items()}
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
@@ -250,7 +250,7 @@ WORDS: dict[str, Callable[[Hyper, float], str]] = {
     "ema_momentum": _only_with("use_ema", "how slowly the average of the parameters follows them"),
     "square_avg_dtype": lambda h, lr: _stored(h),
     "sum_dtype": lambda h, lr: _stored(h),
-    "store_param_remainders": lambda h, lr: "bfloat16 parameters move as float32 ones do: what they lack is kept",
-    "bf16_stochastic_round": lambda h, lr: "bfloat16 parameters are rounded at random, so that small steps count",
-    "seed": lambda h, lr: "what the rounding at random is made from",
+    "store_param_remainders": lambda h, lr: "bfloat16 parameters move like float32 ones: their missing bits are kept",
+    "bf16_stochastic_round": lambda h, lr: "bfloat16 parameters are rounded stochastically, so that small steps count",
+    "seed": lambda h, lr: "the seed of stochastic rounding",
 }

@@ -1,4 +1,4 @@
-"""Keys of a group that are no hyperparameters here: which of them are kept, and why another is refused."""
+"""Keys of a group that are not hyperparameters here: which are kept, and why others are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .. import hyper
 from .preset import LABELS, OURS
 from .presets import PRESETS
 
-# What changes a step of another optimizer in the frameworks that have a preset; what their RMSProp takes is in PRESETS.
+# Hyperparameters of other optimizers in the frameworks that have a preset; those of their RMSProp are in PRESETS.
 _OTHERS = {
     "torch": """betas amsgrad dampening lr_decay rho lambd t0 etas step_sizes momentum_decay initial_accumulator_value
         fused history_size tolerance_grad tolerance_change line_search_fn max_iter max_eval ns_coefficients ns_steps
@@ -26,15 +26,15 @@ _OTHERS = {
 _THEIRS = {name for preset in PRESETS.values() for name in preset.arguments if name not in LABELS}
 _HYPERPARAMETERS = {*hyper.ALL, *OURS, *_THEIRS, *" ".join(_OTHERS.values()).split()}
 
-# What torch's schedulers leave in a group; some of them are close to ours.
+# What torch's schedulers leave in a group; some names are close to ours.
 _SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 
 
 def refusal(name: object) -> str | None:
-    """Why a group cannot have this key beside its hyperparameters; None where it is kept and ignored.
+    """Why a group cannot have this key besides its hyperparameters; None if it is kept and ignored.
 
-    A key is kept that nobody's step reads. A hyperparameter, of ours or of a framework with a preset, would be ignored
-    where an effect was wanted, and so would a misspelt one of ours.
+    A key is kept if no optimizer's step reads it. A hyperparameter, ours or from a framework with a preset, would be
+    ignored although an effect was wanted, and so would a misspelling of ours.
 
     Examples
     --------
@@ -42,26 +42,26 @@ def refusal(name: object) -> str | None:
     ...     print(name, refusal(name))
     initial_lr None
     lr_scale None
-    betas which is a hyperparameter, but none here
-    momentun which is no hyperparameter, but close to 'momentum'
+    betas which is a hyperparameter, but not here
+    momentun which is not a hyperparameter, but close to 'momentum'
     """
     if not isinstance(name, str):
-        return "which is no name"
+        return "which is not a name"
     if name in _HYPERPARAMETERS:
-        return "which is a hyperparameter, but none here"
+        return "which is a hyperparameter, but not here"
     meant = None if name in _SCHEDULERS else _meant(name)
-    return meant and f"which is no hyperparameter, but close to {meant!r}"
+    return meant and f"which is not a hyperparameter, but close to {meant!r}"
 
 
 def _meant(name: str) -> str | None:
-    """The hyperparameter that this misspells."""
+    """The hyperparameter of which this is a misspelling."""
     letters = _letters(name)
     for one in _HYPERPARAMETERS:
         if _letters(one) == letters:
             return one
     ours = {_letters(one): one for one in hyper.ALL}
     words = [word for word in name.lower().replace("-", "_").split("_") if word]
-    # With a word more (lr_scale, warmup_momentum) it is another name, unless it is very close to one.
+    # With an additional word (lr_scale, warmup_momentum) it is a different name, unless it is very close to one.
     longer = any(_within(one.split("_"), words) for one in hyper.ALL)
     close = get_close_matches(letters, ours, 1, 0.85 if longer else 0.65)
     return ours[close[0]] if close else None
@@ -72,6 +72,6 @@ def _letters(name: str) -> str:
 
 
 def _within(part: list[str], words: list[str]) -> bool:
-    """Are the words this part with more around it?"""
+    """Do the words contain this part, with others around it?"""
     n = len(part)
     return len(words) > n and any(words[i : i + n] == part for i in range(len(words) - n + 1))

@@ -1,4 +1,4 @@
-"""LaTeX of the few forms of Python that the lines of an explanation have, made from the lines themselves."""
+"""LaTeX for the few forms of Python in the lines of an explanation, made from the lines themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CALLS = {
 def latex_line(line: str) -> str:
     """A line ``name = expression  # note`` as a line of an aligned equation."""
     code, _, note = line.partition("#")
-    plain = re.sub("[<>]", "", note.strip())  # <lambda> is no HTML
+    plain = re.sub("[<>]", "", note.strip())  # <lambda> is not HTML
     said = rf" && {_text(plain)}" if note else ""
     if not code.strip():
         return "&" + said
@@ -35,7 +35,7 @@ def latex_line(line: str) -> str:
 
 
 def _text(words: str) -> str:
-    r"""Words in an equation, with underscores between them: inside of \text, MathJax would show a backslash too."""
+    r"""Words in an equation, joined by underscores: inside \text, MathJax would show a backslash too."""
     return r"\_".join(rf"\text{{{part}}}" if part else "" for part in words.split("_"))
 
 

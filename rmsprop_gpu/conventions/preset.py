@@ -1,4 +1,4 @@
-"""One framework's RMSProp as data: its arguments, what they mean here, and how its errors speak."""
+"""One framework's RMSProp as data: its arguments, what they mean here, and how its errors are worded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class _Required:
-    """The default of an argument that has none."""
+    """Stands for the default of an argument that has none."""
 
     def __repr__(self) -> str:
         return "REQUIRED"
@@ -22,7 +22,7 @@ class _Required:
 
 REQUIRED: Final = _Required()
 
-# What others call our hyperparameters; a name that is not here means what it means to us.
+# Other frameworks' names for our hyperparameters; a name that is not listed has the same meaning as here.
 OURS = {
     "learning_rate": "lr",
     "rho": "alpha",
@@ -36,7 +36,7 @@ LABELS = ("name",)  # arguments that are text and have no effect on any step
 
 
 def _same(value: Any, allowed: Any) -> bool:
-    """Is a value the one that is allowed? A number may come as any library has it, but 0 is not False."""
+    """Is a value the allowed one? A number may be of any library's type, but 0 is not False."""
     if (number := one_real(allowed)) is not None:
         return bool(one_real(value) == number)
     return type(value) is type(allowed) and bool(value == allowed)
@@ -49,21 +49,21 @@ class Preset:
     Parameters
     ----------
     source : str
-        Where arguments and formula were read, with the version.
+        Where the arguments and the formula were taken from, with the version.
     arguments : mapping
-        From name to default, in the framework's order; `REQUIRED` where there is none.
+        From name to default, in the framework's order; `REQUIRED` if there is none.
     translate : callable
         From a dict of all arguments that are not in `neutral`, validated, to the arguments of `RMSProp`. It refuses
-        what goes wrong in combination.
+        invalid combinations.
     neutral : mapping
-        Arguments that have no counterpart here, from name to the values at which none is needed: those that leave the
-        trajectory as it is.
+        Arguments that have no counterpart here, from name to the values that need none: those that do not change the
+        trajectory.
     none : tuple of str
-        Arguments that also take None, which is not their default.
+        Arguments that also accept None, which is not their default.
     own : tuple of str
-        Arguments that mean nothing of ours, whatever `OURS` says of their name; `translate` checks them.
+        Arguments that match none of ours, whatever `OURS` has under their name; `translate` checks them.
     strangers : mapping
-        Arguments that it does not have and might be given, from name to what is wanted instead.
+        Arguments that it does not have but users might pass, from name to what is wanted instead.
     """
 
     source: str
@@ -75,7 +75,7 @@ class Preset:
     strangers: Mapping[str, str] = field(default_factory=dict)
 
     def rmsprop(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of `RMSProp` for this framework's; `name` is what the errors call it."""
+        """The arguments of `RMSProp` for this framework's; errors use `name`."""
         for key in given:
             if key not in self.arguments:
                 wanted = self.strangers.get(key) or f"it has {', '.join(self.arguments)}"
@@ -87,7 +87,7 @@ class Preset:
         return self.translate({key: self._checked(key, value) for key, value in arguments.items()})
 
     def effective(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that `translate` takes; those without a counterpart are refused unless they are neutral."""
+        """The arguments for `translate`; those without a counterpart are refused unless they are neutral."""
         arguments = {**self.arguments, **given}
         for key, allowed in self.neutral.items():
             value = arguments.pop(key)
@@ -99,12 +99,12 @@ class Preset:
         return arguments
 
     def built(self, name: str, given: Mapping[str, Any], make: Callable[..., T]) -> T:
-        """What `make` makes of the arguments of `RMSProp` for this framework's; its errors in the framework's words."""
+        """The result of `make` for this framework's arguments as `RMSProp`'s; errors use the framework's names."""
         ours = self.rmsprop(name, given)
         try:
             return make(**ours)
         except (TypeError, ValueError) as error:
-            text = self.in_its_words(str(error))  # what only the parameters decide
+            text = self.in_its_words(str(error))  # errors that depend on the parameters
             if text == str(error):
                 raise
             raise type(error)(text) from None
@@ -123,7 +123,7 @@ class Preset:
     def in_its_words(self, text: str) -> str:
         """An error about a hyperparameter, ``alpha is 2; wanted ...``, with the framework's names for ours.
 
-        Names are replaced before the value and behind it, and not inside, where the caller's own text may stand.
+        Names are replaced before and after the value, but not inside it, which may be the caller's own text.
         """
         theirs = {ours: key for key, ours in OURS.items() if key in self.arguments and key not in self.own}
         said, _, rest = text.partition(" is ")

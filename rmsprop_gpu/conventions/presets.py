@@ -1,6 +1,6 @@
-"""Every framework's RMSProp in its own words: the names and defaults of its arguments, and what they mean here.
+"""Every framework's RMSProp in its own terms: the names and defaults of its arguments, and what they mean here.
 
-An entry was read in the source that it names. To add one, add it to PRESETS, and its formula to
+Each entry was taken from the source that it names. To add one, add it to PRESETS, and its formula to
 ``tests/helpers/preset_formulas.py``.
 """
 
@@ -14,7 +14,7 @@ from .schedules import InverseTimeDecay
 
 
 def _ours(a: dict[str, Any], **always: Any) -> dict[str, Any]:
-    """The arguments under our names, and what the framework always does."""
+    """The arguments under our names, plus what the framework always does."""
     return {**{OURS.get(key, key): value for key, value in a.items()}, **always}
 
 
@@ -48,13 +48,13 @@ def _tf_keras_legacy(a: dict[str, Any]) -> dict[str, Any]:
             "then by norm, a step here clips once"
         )
     lr = a.pop("lr")
-    if lr is not None:  # the older name, which wins
+    if lr is not None:  # the older name, which takes precedence
         a["learning_rate"] = lr
     decay = hyper.number("decay", a.pop("decay"), like="lr")
     if decay:
         a["learning_rate"] = InverseTimeDecay(a["learning_rate"], decay)
-    a["epsilon"] = a["epsilon"] or 1e-7  # `epsilon or backend_config.epsilon()`: neither None nor 0 is 0 there
-    # With momentum it calls the kernel of TensorFlow 1, without it writes the formula out anew, in another form.
+    a["epsilon"] = a["epsilon"] or 1e-7  # `epsilon or backend_config.epsilon()`: None and 0 mean the default there
+    # With momentum it calls the kernel of TensorFlow 1; without, it has its own copy of the formula, in another form.
     return _ours(a, eps_in_sqrt=a["momentum"] > 0, lr_in_momentum=True)
 
 
@@ -68,7 +68,7 @@ def _optax(a: dict[str, Any]) -> dict[str, Any]:
     if a["centered"] and a["bias_correction"]:
         raise ValueError(
             "centered and bias_correction are True; wanted at most one of them: optax divides the first step by the "
-            "root of a variance that is 0, so that it is 0/0 or up to 1e8 learning rates. Here that step is at most "
+            "root of a variance that is 0, which gives 0/0 or up to 1e8 learning rates. Here that step is at most "
             f"lr / sqrt(alpha): RMSProp(params, {', '.join(f'{key}={hyper.shown(x)}' for key, x in ours.items())})"
         )
     return ours
@@ -110,7 +110,7 @@ PRESETS: dict[str, Preset] = {
             "differentiable": False,
         },
         _ours,
-        # The first two choose how torch runs the same formula: a step here is one pass and may be captured, always.
+        # The first two choose how torch runs the same formula: a step here is always one pass and can be captured.
         {"capturable": (False, True), "foreach": (None, False, True), "differentiable": (False,)},
     ),
     "keras": Preset(
@@ -140,7 +140,7 @@ PRESETS: dict[str, Preset] = {
             "name": (None,),
         },
         strangers={
-            "decay": "it is of tf.keras up to 2.10, the preset 'tf_keras_legacy'",
+            "decay": "it belongs to tf.keras up to 2.10, the preset 'tf_keras_legacy'",
             "inner_optimizer": "of a LossScaleOptimizer's get_config() its arguments are "
             'config["inner_optimizer"]["config"]',
         },
@@ -243,7 +243,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_of(name: object) -> Preset:
-    """The preset of this name; a ValueError where there is none."""
+    """The preset with this name; a ValueError if there is none."""
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; wanted one of {', '.join(PRESETS)}")
     return PRESETS[name]

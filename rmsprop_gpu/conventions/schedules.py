@@ -1,4 +1,4 @@
-"""Learning rates that change by themselves because an argument of a framework says so."""
+"""Learning rates that change because of a framework's argument."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..hyper import Schedule
 
 @dataclass(frozen=True)
 class InverseTimeDecay:
-    """``lr / (1 + decay * step)``: what `decay` is in tf.keras up to 2.10, whose `iterations` are our `steps`.
+    """``lr / (1 + decay * step)``: the `decay` of tf.keras up to 2.10, whose `iterations` are our `steps`.
 
     Parameters
     ----------
     lr : float or callable
-        The learning rate, or a schedule of it, as `RMSProp` takes it.
+        The learning rate, or a schedule of it, as for `RMSProp`.
     decay : float
         >= 0.
 

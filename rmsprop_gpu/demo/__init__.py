@@ -1,4 +1,4 @@
-"""A small network that learns handwritten digits: the training, its oracle, its report, its command line.
+"""A small network that learns handwritten digits: training, oracle, report and command line.
 
 Only `cli` may import it.
 """

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OK, FAILED, BAD_USE, INTERRUPTED = 0, 1, 2, 130
-STDOUT = "-"  # as the file of --json
-RANK_0_FIRST = 5.0  # seconds in which it says what all ranks have found, and ends them
+STDOUT = "-"  # as the argument of --json
+RANK_0_FIRST = 5.0  # seconds for rank 0 to report an error that all ranks have found, before the others end
 
 NUMBERS = {
     "alpha": "decay of the average of squared gradients",
@@ -49,7 +49,7 @@ FLAGS = {
 
 
 class RefusedError(Exception):
-    """What was asked cannot be done: a line for stderr and an exit status."""
+    """The request cannot be carried out: a line for stderr and an exit status."""
 
     def __init__(self, line: str, status: int = FAILED) -> None:
         super().__init__(line)
@@ -57,7 +57,7 @@ class RefusedError(Exception):
 
 
 def add_demo(commands: Any) -> None:
-    """Add the command to the others."""
+    """Add the command `demo` to the others."""
     text = "train a small network on scikit-learn's handwritten digits"
     demo = commands.add_parser("demo", help=text, description=f"{text}.", allow_abbrev=False)
     demo.set_defaults(run=run)
@@ -94,21 +94,21 @@ def add_demo(commands: Any) -> None:
 
 
 def count(word: str) -> int:
-    """A whole number above 0."""
+    """Parse a whole number above 0."""
     if not word.isdecimal() or int(word) == 0:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number above 0")
     return int(word)
 
 
 def seed(word: str) -> int:
-    """What scikit-learn accepts as a seed."""
+    """Parse a seed that scikit-learn accepts."""
     if not word.isdecimal() or int(word) >= 2**32:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 to {2**32 - 1}")
     return int(word)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, print, write; whatever can be refused is refused before the training."""
+    """Train, print and write; anything that can be refused is refused before the training."""
     if not options.sharded:
         return train(options, None)
     ranks = Ranks()
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace, ranks: Ranks | None) -> int:
-    """On one process, or as a rank among others, of which the first prints and writes."""
+    """Train in a single process, or as one of several ranks, of which the first prints and writes."""
     speaks = ranks is None or ranks.rank == 0
     training = make_run(options, ranks)
     if speaks:
@@ -146,14 +146,14 @@ def train(options: argparse.Namespace, ranks: Ranks | None) -> int:
                 break
     except KeyboardInterrupt:
         interrupted = True
-        if ranks or not training.history:  # no two ranks are interrupted at the same step
+        if ranks or not training.history:  # ranks are interrupted at different steps
             raise
 
     summary = training.summary()
     if speaks:
         tell(options, summary, console)
     if ranks:
-        ranks.comm.Barrier()  # what is written is written before any rank ends
+        ranks.comm.Barrier()  # everything is written before any rank ends
     done = f"after {len(training.history)} of {options.epochs} epochs"
     if interrupted:
         print(f"rmsprop-gpu: interrupted {done}", file=sys.stderr)
@@ -166,7 +166,7 @@ def train(options: argparse.Namespace, ranks: Ranks | None) -> int:
 
 
 def tell(options: argparse.Namespace, summary: dict[str, Any], console: Console) -> None:
-    """Print the final lines, write the files."""
+    """Print the final lines and write the files."""
     print_summary(summary, console, options.verbose)
     if options.json:
         text = json.dumps({"version": __version__, **summary})
@@ -174,7 +174,7 @@ def tell(options: argparse.Namespace, summary: dict[str, Any], console: Console)
         text = json.dumps(valid, indent=2) + "\n"
         if options.json == STDOUT:
             sys.stdout.write(text)
-            sys.stdout.flush()  # a reader that is gone is found here
+            sys.stdout.flush()  # notices here that a reader is gone
         else:
             Path(options.json).write_text(text)
     if options.plot:
@@ -182,7 +182,7 @@ def tell(options: argparse.Namespace, summary: dict[str, Any], console: Console)
 
 
 def make_run(options: argparse.Namespace, ranks: Ranks | None = None) -> Run:
-    """The run that the options ask for."""
+    """The run described by the options."""
     names = ("lr", *(name.replace("-", "_") for name in (*NUMBERS, *FLAGS)))
     hyper = {name: getattr(options, name) for name in names if name in options}
     if options.optimizer == "adagrad":
@@ -203,7 +203,7 @@ def make_run(options: argparse.Namespace, ranks: Ranks | None = None) -> Run:
 
 
 def without_effect(training: Run) -> Iterator[str]:
-    """A line for each switch that was given and changes nothing, in the words of `opt.explain()`."""
+    """A line for each given switch that changes nothing, in the words of `opt.explain()`."""
     group = training.opt.param_groups[0]
     for name in training.settings.hyper:
         if name in WORDS and (said := WORDS[name](group, training.lr)).startswith("without effect"):
@@ -211,12 +211,12 @@ def without_effect(training: Run) -> Iterator[str]:
 
 
 def option(name: str) -> str:
-    """How a hyperparameter is called on the command line."""
+    """The name of a hyperparameter on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Find before the training what would spoil its end."""
+    """Find, before the training, anything that would make writing the files fail after it."""
     if options.plot:
         with extra("demo"):
             from matplotlib.figure import Figure
@@ -224,7 +224,7 @@ def check_files(options: argparse.Namespace) -> None:
             figure = Figure(layout="constrained")
             figure.subplots()
             figure.savefig(BytesIO(), format=image_format(options.plot))
-        except Exception as error:  # of matplotlib, of what it calls
+        except Exception as error:  # from matplotlib, or from what it calls
             raise RefusedError(f"--plot {options.plot}: {' '.join(str(error).split())}", BAD_USE) from None
     results = None if options.json in (None, STDOUT) else Path(options.json)
     if options.plot and results and options.plot.absolute() == results.absolute():
@@ -241,7 +241,7 @@ def check_files(options: argparse.Namespace) -> None:
 
 
 def progress(training: Run, console: Console, quiet: bool) -> Iterator[Any]:
-    """The epochs, each with its line, above a bar where there is a terminal."""
+    """The epochs, each with a line, above a progress bar if there is a terminal."""
     from rich.progress import Progress
 
     with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:

@@ -1,4 +1,4 @@
-"""Figures of a notebook, with a text for whoever does not see them."""
+"""Figures in a notebook, with alternative texts for readers who cannot see them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..extras import extra
 
 
 def show(figure: Any, description: str) -> None:
-    """Show a figure of matplotlib in a notebook and close it.
+    """Show a matplotlib figure in a notebook and close it.
 
-    The description says what is drawn; the titles, which say what was found, follow it in the alternative text. It is
-    part of the HTML that is shown: of a plain PNG, an export by nbconvert leaves it out.
+    The description says what is drawn; the titles, which say what was found, follow it in the alternative text. The
+    text is part of the HTML that is shown, since nbconvert would drop the text of a plain PNG.
     """
     with extra("notebooks"):
         import matplotlib.pyplot as plt
@@ -28,6 +28,6 @@ def show(figure: Any, description: str) -> None:
 
 
 def _titles(figure: Any) -> list[str]:
-    """Of the figure and of its axes, wherever they stand."""
+    """The titles of the figure and of its axes."""
     found = [ax.get_title(place) for ax in figure.axes for place in ("left", "center", "right")]
     return [title.rstrip(":") for title in (figure.get_suptitle(), *found) if title]

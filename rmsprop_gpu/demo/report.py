@@ -1,4 +1,4 @@
-"""What is said at the end of the demo: a few lines, and the curves."""
+"""What the demo shows at the end: a few lines, and the curves."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def print_summary(s: dict[str, Any], console: Console, verbose: bool = False) ->
 
 
 def plot(s: dict[str, Any], path: Path) -> None:
-    """The curves of loss and accuracy, their finding as title."""
+    """Plot the curves of loss and accuracy, with the result as title."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -74,5 +74,5 @@ def plot(s: dict[str, Any], path: Path) -> None:
 
 
 def image_format(path: Path) -> str:
-    """What the name of a file says; png if it says nothing, as with matplotlib, but under that name."""
+    """The image format from the name of a file; png if it has no extension, as in matplotlib, but under that name."""
     return path.suffix[1:].lower() or "png"

@@ -1,7 +1,7 @@
-"""The demo over MPI ranks: each takes its part of every batch, and keeps its part of the state.
+"""The demo over MPI ranks: each handles its part of every batch, and keeps its part of the state.
 
-The gradients that are added up are those of the mean over the whole batch, so that any number of ranks trains as one
-process does, up to the order in which floats are added.
+The gradients that are added up are those of the mean over the whole batch, so any number of ranks trains like a single
+process, up to the order in which floats are added.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Ranks:
     Raises
     ------
     MissingExtraError
-        Where mpi4py is not installed, or finds no MPI.
+        If mpi4py is not installed, or finds no MPI.
     """
 
     def __init__(self) -> None:
-        from ..distributed.mpi import MPI  # it names the extra where there is no MPI
+        from ..distributed.mpi import MPI  # its error names the extra if there is no MPI
 
         self.comm: Any = MPI.COMM_WORLD
         self.rank, self.count = int(self.comm.rank), int(self.comm.size)
-        self._node: Any = self.comm.Split_type(MPI.COMM_TYPE_SHARED)  # those of this machine
+        self._node: Any = self.comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks on this machine
 
     def share_cores(self) -> None:
-        """Give Numba and NumPy's BLAS this rank's share of the cores; NUMBA_NUM_THREADS in the environment goes first.
+        """Give Numba and NumPy's BLAS this rank's share of the cores; NUMBA_NUM_THREADS takes precedence.
 
-        With a thread for each core in each rank, those of one rank spin while they keep those of another from running.
+        With one thread per core in each rank, the spinning threads of one rank would keep another's from running.
         """
         with extra("demo"):
-            from threadpoolctl import ThreadpoolController  # scikit-learn's
+            from threadpoolctl import ThreadpoolController  # comes with scikit-learn
         threads = share(self._node.allgather(_cores()), self._node.rank)
         if "NUMBA_NUM_THREADS" not in os.environ:
             numba.set_num_threads(min(threads, numba.get_num_threads()))
@@ -50,9 +50,9 @@ class Ranks:
         blas.limit(limits=min([threads, *(found["num_threads"] for found in blas.info())]))
 
     def device(self, wanted: str) -> str:
-        """Where this rank trains, by the demo's option; a GPU of its own is made the current one.
+        """Where this rank trains, according to the demo's option; a GPU of its own becomes the current one.
 
-        NCCL takes no two ranks on one GPU: without one for each, "auto" is the CPU, and "cuda" a RuntimeError.
+        NCCL does not allow two ranks on one GPU: without one for each, "auto" is the CPU, and "cuda" a RuntimeError.
         """
         number, place = (None, None) if wanted == "cpu" else _gpu(self._node.rank)
         places = self._node.allgather(place)
@@ -60,7 +60,7 @@ class Ranks:
         everywhere = self.comm.allreduce(alone) == self.count
         if wanted == "cpu" or (wanted == "auto" and not everywhere):
             return "cpu"
-        array_module("cuda")  # which says why it does not work
+        array_module("cuda")  # raises with the reason if it does not work
         if not everywhere:
             raise RuntimeError(f"{len(places)} ranks on this machine have {len(set(places))} GPUs; wanted one for each")
         import cupy
@@ -70,7 +70,7 @@ class Ranks:
 
 
 def share(cores: list[frozenset[int]], number: int) -> int:
-    """How many threads one of these processes should have, each of which may run on these cores."""
+    """How many threads one of these processes should have, given the cores on which each may run."""
     users = {core: sum(core in some for some in cores) for core in cores[number]}
     return max(1, int(sum(Fraction(1, n) for n in users.values())))
 
@@ -82,7 +82,7 @@ def _cores() -> frozenset[int]:
 
 
 def _gpu(rank: int) -> tuple[int, str] | tuple[None, None]:
-    """The GPU of a rank of this machine, in turn, and where it is plugged in; None where none works."""
+    """The GPU of a rank of this machine, in turn, and where it is plugged in; None if none works."""
     if available_backends()["cuda"].startswith("not available"):
         return None, None
     import cupy
@@ -92,12 +92,12 @@ def _gpu(rank: int) -> tuple[int, str] | tuple[None, None]:
 
 
 class ShardedRun(Run):
-    """One training on all ranks; what it raises, it raises on all of them, but for a device that one rank lacks."""
+    """One training on all ranks; errors are raised on all of them, except for a device that only one rank lacks."""
 
     def __init__(self, settings: Settings, ranks: Ranks) -> None:
         self._ranks = ranks
         super().__init__(replace(settings, device=ranks.device(settings.device)))
-        # What NCCL adds up has an order of its own, so that nobody knows which gradients were used.
+        # NCCL chooses its own order of adding up, so the gradients that were used are unknown.
         if self.oracle and (ranks.rank or (self.xp is not np and ranks.count > 1)):
             self.oracle = None
 
@@ -109,7 +109,7 @@ class ShardedRun(Run):
         return made(params, self._ranks.comm, average=False, **given)
 
     def _part(self, batch: slice) -> slice:
-        """The rows of this rank; of a small batch some ranks have none, whose gradients are zeros."""
+        """The rows of this rank; for a small batch some ranks have none, and gradients of zeros."""
         rank, count, rows = self._ranks.rank, self._ranks.count, batch.stop - batch.start
         return slice(batch.start + rank * rows // count, batch.start + (rank + 1) * rows // count)
 
@@ -117,7 +117,7 @@ class ShardedRun(Run):
         return float(self._ranks.comm.allreduce(loss))
 
     def _seen(self, grads: Params) -> Params:
-        """What the ranks' gradients add up to, in their order, on rank 0: what the oracle judges by."""
+        """The sum of the ranks' gradients, in rank order, on rank 0: the input of the oracle."""
         if not self.settings.check or (self.xp is not np and self._ranks.count > 1):
             return grads
         everyone = self._ranks.comm.gather({name: to_host(grad) for name, grad in grads.items()}) or [{}]
@@ -128,15 +128,15 @@ class ShardedRun(Run):
         return total
 
     def _time_three_lines(self, grads: Params, step: int) -> None:
-        """Not beside a step that is spent on exchanging most of all."""
+        """Do nothing: a step here is mostly communication, so the comparison means nothing."""
 
     def summary(self) -> dict[str, Any]:
-        """Collective: as of one process, of this rank's times, and whether the ranks have ended on the same bits."""
+        """Collective: as in a single process, with this rank's times, and whether all ranks ended bit-identical."""
         digest = hashlib.blake2b(b"".join(to_host(param).tobytes() for param in self.params.values())).digest()
         own = sum(x.nbytes for state in self.opt.state.values() for x in state.values())
         everyone = self._ranks.comm.allgather((digest, own))
         same = len({found for found, _ in everyone}) == 1
         states = [nbytes for _, nbytes in everyone]
-        # An element's bytes times those of a whole model say nothing of a rank that updates a part of it.
+        # Bytes per element times the elements of the whole model do not describe a rank that updates a part of it.
         apart = {"bytes_a_step": None, "bytes_moved": None, "gb_per_second": None}
         return {**super().summary(), **apart, "ranks": self._ranks.count, "same": same, "state_bytes": states}

@@ -1,7 +1,7 @@
-"""The main job: a small network learns handwritten digits, and the optimizer is timed and judged on the way.
+"""The main job: a small network learns handwritten digits, and the optimizer is timed and checked on the way.
 
-Plain array code over ``xp``, which is NumPy or CuPy. All random numbers come from NumPy, so that a seed means the same
-on both. scikit-learn, rich and matplotlib (the extra ``demo``) are imported where they are used.
+Plain array code over ``xp``, which is NumPy or CuPy. All random numbers come from NumPy, so a seed means the same on
+both. scikit-learn, rich and matplotlib (the extra ``demo``) are imported where they are used.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Array: TypeAlias = Any  # of NumPy or CuPy
 Params: TypeAlias = dict[str, Array]
 
 SIZES = (64, 128, 64, 10)
-LR = {"rmsprop": 3e-3, "adagrad": 3e-2}  # AdaGrad's rate dies by itself: with 3e-3 it ends at 95 %
-PLAIN = {"lr", "alpha", "eps", "initial_scale"}  # hyperparameters that three lines of NumPy have too
-LAST = 0.01  # of lr, where the cosine ends
-NOISE = 0.2  # drawn anew each epoch and added to the pixels (0 to 1), so that none is learnt by heart
+LR = {"rmsprop": 3e-3, "adagrad": 3e-2}  # AdaGrad's rate decays by itself: with 3e-3 it ends at 95 %
+PLAIN = {"lr", "alpha", "eps", "initial_scale"}  # hyperparameters that the three lines of NumPy also have
+LAST = 0.01  # fraction of lr at the end of the cosine
+NOISE = 0.2  # drawn again in each epoch and added to the pixels (0 to 1), so that none is memorized
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is asked for; `hyper` holds the optimizer's hyperparameters that differ from its defaults."""
+    """The settings of a run; `hyper` holds the optimizer's hyperparameters that differ from its defaults."""
 
     device: str = "auto"
     optimizer: str = "rmsprop"
@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Mean loss of the epoch's minibatches, as they were before their steps, and the accuracy on the test digits."""
+    """Mean loss of the epoch's minibatches, each before its step, and the accuracy on the test digits."""
 
     epoch: int
     loss: float
@@ -59,7 +59,7 @@ class Epoch:
 
 
 def make_params(xp: ModuleType, rng: np.random.Generator) -> Params:
-    """Weights by He et al. (2015, arXiv:1502.01852), biases 0, all of float32."""
+    """Weights as in He et al. (2015, arXiv:1502.01852), biases 0, all in float32."""
     params = {}
     for i, (n_in, n_out) in enumerate(pairwise(SIZES), 1):
         weight = rng.standard_normal((n_in, n_out)) * math.sqrt(2 / n_in)
@@ -69,7 +69,7 @@ def make_params(xp: ModuleType, rng: np.random.Generator) -> Params:
 
 
 def forward(xp: ModuleType, params: Params, images: Array) -> list[Array]:
-    """What goes into each layer, and at the end the logits."""
+    """The input of each layer, and finally the logits."""
     layers = len(SIZES) - 1
     values = [images]
     for i in range(1, layers + 1):
@@ -83,7 +83,7 @@ def loss_and_grads(
 ) -> tuple[Array, Params]:
     """Cross-entropy of the softmax, summed over the images, and the gradients of its mean.
 
-    Where these images are a part of a batch, `count` is how many it has in all.
+    If these images are part of a batch, `count` is the size of the whole batch.
     """
     *inputs, logits = forward(xp, params, images)
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -121,18 +121,18 @@ def cosine(lr: float, steps: int) -> Callable[[int], float]:
 
 
 def bytes_a_step(opt: RMSProp | AdaGrad, params: Params) -> int:
-    """What the model says: 20 bytes per element for plain float32."""
+    """The bytes per step according to the model: 20 bytes per element for plain float32."""
     variant = hyper.variant(opt.param_groups[0].hyper(), isinstance(opt, AdaGrad))
     return sum(param.size * bytes_per_element(variant, param.dtype) for param in params.values())
 
 
 def to_host(array: Array) -> Any:
-    """A copy in memory."""
+    """A copy in host memory."""
     return array.get() if hasattr(array, "get") else array.copy()
 
 
 def three_lines(xp: ModuleType, params: Params, grads: Params, averages: Params, lr: float, group: Any) -> None:
-    """A step as it is written without this package, no switches: what our time is shown beside."""
+    """A step as written without this package and without switches, to compare our time with."""
     alpha, eps = group.get("alpha"), group["eps"]
     for name, g in grads.items():
         v = averages[name]
@@ -144,12 +144,12 @@ def three_lines(xp: ModuleType, params: Params, grads: Params, averages: Params,
 
 
 class Run:
-    """One training: `epochs` trains, `summary` says what came of it, at any time.
+    """One training: `epochs` trains, and `summary` gives the results so far, at any time.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong hyperparameter; RuntimeError for a device that does not work. Nothing was loaded or compiled then.
+        For a wrong hyperparameter; RuntimeError for a device that does not work; before anything is loaded or compiled.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -162,7 +162,7 @@ class Run:
         self.history: list[Epoch] = []
         self._update_times: list[float] = []
         self._plain_times: list[float] = []
-        self._group = self.opt.param_groups[0]  # by which the three lines go, whatever `opt` becomes
+        self._group = self.opt.param_groups[0]  # used by the three lines, whatever `opt` becomes
         start = self._group.get("initial_scale", 0.0)
         self._plain = {name: param.copy() for name, param in self.params.items()}
         self._averages = {name: self.xp.full_like(param, start) for name, param in self.params.items()}
@@ -172,7 +172,7 @@ class Run:
         return make_optimizer(self.settings, params)
 
     def load(self) -> None:
-        """The digits: a stratified random fifth of them is kept for testing."""
+        """Load the digits: a stratified random fifth of them is kept for testing."""
         with extra("demo"):
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
@@ -188,20 +188,20 @@ class Run:
 
     @property
     def digits(self) -> tuple[int, int]:
-        """How many digits there are to learn from, and how many to be tested on."""
+        """How many digits there are to learn from, and how many to test on."""
         return len(self._train), len(self._test)
 
     def epochs(self) -> Iterator[Epoch]:
-        """Train, an epoch at a time."""
+        """Train, one epoch at a time."""
         self._compile()
         for epoch in range(1, self.settings.epochs + 1):
-            with np.errstate(all="ignore"):  # a run that diverges says so by its loss
+            with np.errstate(all="ignore"):  # a diverging run shows in its loss
                 done = Epoch(epoch, self._train_epoch(), self._accuracy())
             self.history.append(done)
             yield done
 
     def _compile(self) -> None:
-        """Take a step on copies, so that no step of the run is an odd one."""
+        """Take a step on copies, so that no step of the run includes compiling."""
         kept = disk.usage().kernels
         start = time.perf_counter()
         copies = {name: param.copy() for name, param in self.params.items()}
@@ -225,18 +225,18 @@ class Run:
             self._step(grads)
         return self._total(float(total)) / len(order)
 
-    # What ranks do otherwise, who share the work
+    # Overridden for ranks, which share the work
 
     def _part(self, batch: slice) -> slice:
-        """The rows of a batch that are learnt from here."""
+        """The rows of a batch that are used here."""
         return batch
 
     def _total(self, loss: float) -> float:
-        """What is lost everywhere."""
+        """The loss, summed over all ranks."""
         return loss
 
     def _seen(self, grads: Params) -> Params:
-        """The gradients that a step has used."""
+        """The gradients that a step used."""
         return {name: to_host(grad) for name, grad in grads.items()}
 
     def _step(self, grads: Params) -> None:
@@ -268,7 +268,7 @@ class Run:
         return float((read == self._test_labels).mean())
 
     def summary(self) -> dict[str, Any]:
-        """Everything that can be said about the run so far, of plain numbers, strings, lists and dicts."""
+        """Everything about the run so far, in plain numbers, strings, lists and dicts."""
         times, last, moved = self._update_times, self.history[-1], bytes_a_step(self.opt, self.params)
         group = {name: x for name, x in self.opt.param_groups[0].items() if name != "params"}
         return {
@@ -291,7 +291,7 @@ class Run:
             "update_seconds": sum(times),
             "update_seconds_median": statistics.median(times),
             "three_lines_seconds_median": statistics.median(self._plain_times) if self._plain_times else None,
-            "switches": sorted(set(self.settings.hyper) - PLAIN),  # that the three lines do not have
+            "switches": sorted(set(self.settings.hyper) - PLAIN),  # those that the three lines do not have
             "bytes_a_step": moved,
             "bytes_moved": moved * len(times),
             "gb_per_second": moved * len(times) / sum(times) / 1e9,

@@ -1,6 +1,6 @@
-"""Past one machine: an optimizer whose state is sharded over processes, on MPI and NCCL.
+"""Beyond one process: an optimizer whose state is sharded over processes, with MPI and NCCL.
 
-`demo` may import it; nothing below. What reads the folders that it saves is `state/folder.py`.
+`demo` may import it; no layer below may. The folders that it saves are read by `state/folder.py`.
 """
 
 from ..extras import extra

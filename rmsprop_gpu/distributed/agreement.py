@@ -1,4 +1,4 @@
-"""Ranks agree before anything moves: what must be equal is, and none has found a fault; else all raise one error."""
+"""Ranks agree before anything is sent: equal arguments, and no fault on any rank; otherwise all raise one error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from ..arrays.layout import NDArray
 
 _DIGEST = 16  # bytes
-_FAULT = 1  # in the first byte: this rank has found one
+_FAULT = 1  # in the first byte: this rank has found a fault
 
 
-class RanksDisagree(ValueError):  # noqa: N818  # it says what ranks do
-    """What must be equal on all ranks differs, or some of them have found a fault: the same error on every rank.
+class RanksDisagree(ValueError):  # noqa: N818  # named after what the ranks do
+    """Something that must be equal on all ranks differs, or a rank has found a fault: the same error on every rank.
 
     Examples
     --------
-    On one rank there is nobody to disagree:
+    A single rank has nothing to disagree with:
 
     >>> import numpy as np
     >>> from mpi4py import MPI
@@ -32,32 +32,32 @@ class RanksDisagree(ValueError):  # noqa: N818  # it says what ranks do
 
 
 def agree(comm: Any, said: Mapping[str, str], fault: Exception | None, bits: NDArray | None = None) -> NDArray:
-    """Collective: the OR of the bits of all ranks, once all have said the same and none has found a fault.
+    """Collective: the OR of the bits of all ranks, if all agree and none has found a fault.
 
     Parameters
     ----------
     comm
         The mpi4py communicator.
     said
-        What must be equal on all ranks, by the name by which an error calls it.
+        What must be equal on all ranks, under the names used in errors.
     fault
-        What this rank has found, or None; a rank that has found one takes part all the same.
+        What this rank has found, or None; a rank with a fault takes part all the same.
     bits
-        Of uint8; as many on every rank.
+        An array of uint8, of the same length on every rank.
 
     Raises
     ------
     RanksDisagree
-        Naming rank and argument, with the fault of this rank as its cause.
+        Naming the rank and the argument, with the fault of this rank as its cause.
     RuntimeError
-        The same text, where the fault of a rank was one: a device or NCCL has failed.
+        The same text, if the fault of any rank was a RuntimeError: a device or NCCL has failed.
     Exception
-        The fault itself, where all ranks have found the same.
+        The fault itself, if all ranks have found the same.
 
     Notes
     -----
-    One reduction by OR of 33 bytes and the bits, whatever the number of ranks: of a digest and its complement, a bit
-    that is set in both differs somewhere.
+    This takes one OR reduction of 33 bytes and the bits, whatever the number of ranks. It contains a digest and its
+    complement: a bit that ends up set in both differs somewhere.
     """
     digest = hashlib.blake2b(repr(sorted(said.items())).encode(), digest_size=_DIGEST).digest()
     word = np.frombuffer(digest, np.uint8)
@@ -76,7 +76,7 @@ def _reduce(comm: Any, sent: NDArray) -> None:
 
 
 def _error(comm: Any, said: Mapping[str, str], fault: Exception | None) -> Exception:
-    """Collective: the error of all ranks."""
+    """Collective: the error that all ranks raise."""
     found = None if fault is None else (type(fault).__name__, str(fault), isinstance(fault, RuntimeError))
     told = comm.allgather((dict(said), found))
     faults = [(rank, x) for rank, (_, x) in enumerate(told) if x is not None]
@@ -85,7 +85,7 @@ def _error(comm: Any, said: Mapping[str, str], fault: Exception | None) -> Excep
     if faults:
         text = "; ".join(f"rank {rank}: {name}: {text}" for rank, (name, text, _) in faults)
         others = "" if len(faults) == len(told) else "; the other ranks found nothing"
-        # What failed on a device may be found after it has changed something; its own text says so.
+        # A failure on a device may be noticed after something has changed; its own text says so.
         failed = any(is_runtime for _, (*_, is_runtime) in faults)
         error = RuntimeError(f"{text}{others}") if failed else RanksDisagree(f"{text}{others}; {_NOTHING}")
         error.__cause__ = fault
@@ -97,14 +97,14 @@ _NOTHING = "nothing was changed on any rank"
 
 
 def _difference(said: list[dict[str, str]]) -> str:
-    """Where one of them differs from the first."""
+    """Describe where one of them differs from the first."""
     for rank, other in enumerate(said):
         for name in {**said[0], **other}:
             ours, theirs = said[0].get(name), other.get(name)
             if ours != theirs:
                 return f"{name} is {_said(theirs)} on rank {rank} and {_said(ours)} on rank 0; wanted the same"
-    return "ranks disagree"  # two digests of one text: it does not happen
+    return "ranks disagree"  # different digests of equal texts, which does not happen
 
 
 def _said(text: str | None) -> str:
-    return "not there" if text is None else text
+    return "missing" if text is None else text

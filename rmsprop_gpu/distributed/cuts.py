@@ -1,4 +1,4 @@
-"""Who owns what: tensors as one range of elements, cut into buckets, and each bucket into a slice for each rank."""
+"""Who owns what: tensors as one range of elements, cut into buckets, and each bucket into one slice per rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..kernels.norms import BLOCK
 
 
 class Piece(NamedTuple):
-    """Elements start to stop of a tensor, in C order; they lie `at` elements from the start of their slice."""
+    """Elements start to stop of a tensor, in C order, stored `at` elements after the start of their slice."""
 
     tensor: int
     start: int
@@ -21,7 +21,7 @@ class Piece(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """A part of the range that is under way at one time: the pieces of each rank, and the elements of a slice.
+    """A part of the range that is in transit at one time: the pieces of each rank, and the elements per slice.
 
     All slices have the length of the longest.
     """
@@ -31,10 +31,10 @@ class Bucket(NamedTuple):
 
 
 def cut(sizes: Sequence[int], ranks: int, buckets: int) -> list[Bucket]:
-    """Cut tensors of these sizes, which follow each other in one range, into so many buckets.
+    """Cut tensors of these sizes, laid end to end in one range, into this many buckets.
 
-    Each of the ``ranks * buckets`` near-equal slices begins at the last border of a tensor, or multiple of a block of
-    norms from its start, before the place where it would begin: a partial sum is one rank's affair.
+    Each of the ``ranks * buckets`` nearly equal slices is moved back to begin at the start of a tensor, or at a
+    multiple of a block of norms from it, so that each partial sum belongs to one rank.
     """
     ends = np.cumsum(sizes, dtype=np.int64)
     starts, total, count = ends - sizes, int(ends[-1]) if len(ends) else 0, ranks * buckets
@@ -51,7 +51,7 @@ def cut(sizes: Sequence[int], ranks: int, buckets: int) -> list[Bucket]:
 
 
 def _pieces(starts: np.ndarray, ends: np.ndarray, low: int, high: int) -> list[Piece]:
-    """What lies in these elements of the range."""
+    """The pieces in these elements of the range."""
     found = []
     for i in range(int(np.searchsorted(ends, low, side="right")), len(ends)):
         first = int(starts[i])

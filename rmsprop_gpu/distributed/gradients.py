@@ -1,4 +1,4 @@
-"""The gradients of whole parameters, as a rank has them: checked as in one process, before anything moves."""
+"""A rank's gradients of whole parameters: checked as in a single process, before anything is sent."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..steps.host_gradients import HostGradients
 
 
 class WholeGradients:
-    """Those of one step after the other, and the addresses at which they are packed.
+    """The gradients of successive steps, and the addresses from which they are packed.
 
-    Every refusal is the one of a step in one process. A half gradient beside float32 is widened into a buffer, and so
-    is one that lies otherwise than its parameter: buckets have one dtype and one order.
+    Refusals are the same as in a step of a single process. A half gradient of a float32 parameter is widened into a
+    buffer, and one with a different memory layout is copied: buckets have one dtype and one order.
     """
 
     def __init__(self, tensors: Sequence[Tensor], written: Written, order: Any = None, *, zeros: bool) -> None:
         self._tensors, self._order, self._zeros = tensors, order, zeros
         layouts = [tensor.layout for tensor in tensors]
         self._wide: dict[int, Array] = {}
-        self._narrow: list[Array] = []  # those that were widened
+        self._narrow: list[Array] = []  # widened copies
         self._checks: Any
         if order is None:
             self._checks = HostGradients(tensors, layouts, written, zeros=zeros)
@@ -35,31 +35,31 @@ class WholeGradients:
 
     @property
     def column(self) -> NDArray:
-        """By tensor where its gradient is packed from; 0 where there is none."""
+        """For each tensor the address from which its gradient is packed; 0 if it has none."""
         column: NDArray = self._checks.column
         return column
 
     def take(self, grads: Sequence[Any]) -> None:
-        """Take the gradients of the next step, in the order of the parameters; every refusal comes from here.
+        """Accept the gradients of the next step, in parameter order; all refusals come from here.
 
-        Those that lie otherwise than their parameters are copied; the column names the copies.
+        Those with another layout than their parameters are copied; the column names the copies.
         """
         self._narrow = []
         try:
             self._checks.bind(list(grads))
         except OtherDtypes as found:
             self._checks.bind(self._widened(grads, [i for i, x in enumerate(self._tensors) if x in found.of]))
-        if self._order is not None:  # before ranks agree, since there may be no memory for it
+        if self._order is not None:  # before ranks agree, since it may run out of memory
             self._checks.make_copies(self._order)
 
     def _widened(self, grads: Sequence[Any], others: Sequence[int]) -> list[Any]:
         problems, made = Problems(), list(grads)
-        if self._zeros:  # of which the check sees the wide ones alone
+        if self._zeros:  # the check saw only the wide ones
             check_grads_disjoint([(t.grad_label, g) for t, g in zip(self._tensors, grads, strict=True)], problems)
         problems.raise_any()
         for i in others:
             array = check_grad(grads[i], self._tensors[i], problems, written=self._zeros)
-            assert array is not None  # it was found right but for its dtype
+            assert array is not None  # only its dtype was wrong
             if i not in self._wide:
                 self._wide[i] = self._empty(array, self._tensors[i])
             self._wide[i][...] = array
@@ -75,7 +75,7 @@ class WholeGradients:
         return cupy.empty(array.shape, tensor.layout.dtype)
 
     def release(self) -> None:
-        """Behind the packing: zeros into what was copied, where they are asked for; and nothing is held any longer."""
+        """After packing: zero what was copied, if requested, and release everything."""
         if self._zeros:
             for array in self._narrow:
                 array.fill(0)

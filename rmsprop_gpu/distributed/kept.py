@@ -1,4 +1,4 @@
-"""What a sharded optimizer keeps: the parts of the state that are here, whole arrays of it, checkpoints in folders."""
+"""What a sharded optimizer keeps: the parts of the state on this rank, whole arrays, checkpoints in folders."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from .transport import Transport
 
 
 class OwnState(Mapping[str, Mapping[str, Array]]):
-    """By ``"<parameter>[<start>:<stop>]"``, the elements in C order, the state of the parts that this rank has.
+    """The state of the parts on this rank, by ``"<parameter>[<start>:<stop>]"``, with elements counted in C order.
 
-    The arrays are the state itself, on one axis; counters are 0-d.
+    The arrays are the state itself, with one axis; counters are 0-d.
     """
 
     def __init__(self, state: Mapping[Any, Mapping[str, Array]], names: Mapping[str, str]) -> None:
@@ -58,27 +58,27 @@ class OwnState(Mapping[str, Mapping[str, Array]]):
 
 
 class Kept(Optimizer):
-    """The part of a sharded optimizer that is kept."""
+    """The part of a sharded optimizer that deals with what is saved."""
 
     _comm: Any
-    _pieces: list[Piece]  # of what is updated here
-    _count: int  # of these, those that are this rank's own; the others stand for groups of which it has nothing
+    _pieces: list[Piece]  # the pieces updated here
+    _count: int  # how many of these are this rank's own; the others stand for groups of which it has no part
     _transport: Transport
     _broken: str | None
 
     @property
     def _saved_as(self) -> str:
-        """As of one process, which loads it too."""
+        """The same as in a single process, which can load it too."""
         return "AdaGrad" if self._adagrad else "RMSProp"
 
     def _named(self) -> dict[str, tuple[int, Piece]]:
-        """The pieces that this rank owns by their names, and the number of each."""
+        """The pieces that this rank owns, by name, with the number of each."""
         own = enumerate(self._pieces[: self._count])
         return {f"{self._whole[p.tensor].key}[{p.start}:{p.stop}]": (i, p) for i, p in own}
 
     @property
-    def state(self) -> Mapping[str, Mapping[str, Array]]:  # type: ignore[override]  # by the names of parts
-        """``opt.state["w[4096:40960]"]["square_avg"]``: the state of the elements that this rank owns, itself.
+    def state(self) -> Mapping[str, Mapping[str, Array]]:  # type: ignore[override]  # keyed by parts
+        """``opt.state["w[4096:40960]"]["square_avg"]``: the state itself, for the elements that this rank owns.
 
         Examples
         --------
@@ -92,7 +92,7 @@ class Kept(Optimizer):
 
     @property
     def ema(self) -> Mapping[str, Array]:  # type: ignore[override]
-        """``opt.ema["w[4096:40960]"]``: the moving averages of the parts that this rank owns; `gather` has the rest.
+        """``opt.ema["w[4096:40960]"]``: the moving averages of the parts that this rank owns; for all use `gather`.
 
         Examples
         --------
@@ -115,13 +115,13 @@ class Kept(Optimizer):
         Returns
         -------
         dict
-            By the name of a parameter a copy, of its shape, where the parameters lie; without those that have no such
-            state. Codes are gathered as the float32 that they stand for, without bases.
+            A copy for each parameter, by name, with its shape and in its place; parameters without such state are left
+            out. Codes are gathered as the float32 values that they stand for, without bases.
 
         Raises
         ------
         ValueError
-            Where no parameter has it.
+            If no parameter has it.
 
         Examples
         --------
@@ -134,7 +134,7 @@ class Kept(Optimizer):
         {'w': array([0.25, 0.25])}
         """
         self._refuse_capture("gather")
-        self._groups.changes.turn.refuse("a gather")  # the other ranks' steps know nothing of it
+        self._groups.changes.turn.refuse("a gather")  # the other ranks' steps do not expect it
         with ExitStack() as stack:
             if self._order is not None:
                 stack.enter_context(self._order.on(self._devices[0]))
@@ -166,13 +166,13 @@ class Kept(Optimizer):
         return {self._whole[i].key: made[i] for i in sorted(made)}
 
     def _values(self, i: int, kind: str) -> Array:
-        """A kind of state of a piece, codes as the float32 that they stand for."""
+        """One kind of state of a piece, with codes decoded to float32."""
         found = self._state[i]
         codes = kind in MOMENTS and found[kind].dtype.kind == "u"
         return decoded(found[kind], found.get(MOMENTS[kind])) if codes else found[kind]
 
     def _number(self, x: float, dtype: np.dtype[Any]) -> Array:
-        """A number as a 0-d array where the parameters lie, whose device is the current one."""
+        """A number as a 0-d array in the place of the parameters, whose device is the current one."""
         if self._order is None:
             return np.array(x, dtype)
         import cupy
@@ -183,7 +183,7 @@ class Kept(Optimizer):
         return list(dict.fromkeys(name for buffers in self._state.buffers for name in buffers))
 
     def state_dict(self, *, flat: bool = False) -> NoReturn:
-        """Refused: no rank has the whole state. `save` writes it, `gather` brings one kind of it together.
+        """Refused: no rank has the whole state. `save` writes it, and `gather` collects one kind of it.
 
         Examples
         --------
@@ -197,7 +197,7 @@ class Kept(Optimizer):
         raise TypeError("a rank has parts of the state; wanted opt.save(folder), or opt.gather(kind)")
 
     def to_foreign(self, framework: str) -> NoReturn:
-        """Refused: no rank has the whole state. A plain `RMSProp` loads what `save` wrote, and has this.
+        """Refused: no rank has the whole state. A plain `RMSProp` can load what `save` wrote, and has this method.
 
         Examples
         --------
@@ -206,34 +206,33 @@ class Kept(Optimizer):
         >>> from rmsprop_gpu.distributed import ShardedRMSProp
         >>> ShardedRMSProp({"w": np.ones(2)}, MPI.COMM_SELF).to_foreign("torch")
         Traceback (most recent call last):
-        TypeError: a rank has parts of the state; wanted that of a plain optimizer, behind its load(folder)
+        TypeError: a rank has parts of the state; wanted that of a plain optimizer, after its load(folder)
         """
-        raise TypeError("a rank has parts of the state; wanted that of a plain optimizer, behind its load(folder)")
+        raise TypeError("a rank has parts of the state; wanted that of a plain optimizer, after its load(folder)")
 
     # Checkpoints
 
     def save(self, path: str | bytes | os.PathLike[Any], progress: Progress | None = None) -> None:
-        """Collective: write a checkpoint, a folder with one file of each rank and an index, which comes last.
+        """Collective: write a checkpoint, a folder with one file per rank and an index, which is written last.
 
-        Until the index has taken the place of the one before, that checkpoint is there, whole; behind that its files
-        are removed.
+        Until the new index replaces the old one, the old checkpoint stays complete; afterwards its files are removed.
 
         Parameters
         ----------
         path : path-like
-            The folder, on a file system that all ranks share; its parent is there.
+            The folder, on a file system that all ranks share; its parent must exist.
         progress : callable, optional
-            As in `RMSProp.save`, of this rank's own file.
+            As in `RMSProp.save`, for this rank's own file.
 
         Raises
         ------
         RanksDisagree
-            On every rank, where one of them cannot write its file; the checkpoint that was there stays.
+            On every rank, if one of them cannot write its file; the old checkpoint stays.
 
         Notes
         -----
-        Parts are named by elements of the whole arrays, ``w/square_avg[4096:40960]``: any number of ranks loads it, and
-        so does a plain `RMSProp`. Parameters are not in it: rank 0 saves them.
+        Parts are named by elements of the whole arrays, ``w/square_avg[4096:40960]``, so any number of ranks can load
+        the checkpoint, and so can a plain `RMSProp`. Parameters are not included: let rank 0 save them.
 
         Examples
         --------
@@ -253,7 +252,7 @@ class Kept(Optimizer):
             if turn.setdefault(0, token) is not token and not isinstance(turn.get(0), Torn):
                 if self._comm.size == 1:
                     turn.share(token, "a save")
-                else:  # a handler's: the other ranks know nothing of it
+                else:  # in a signal handler, of which the other ranks know nothing
                     turn.take_over(token, "a save")
             self._save(path, progress)
         finally:
@@ -275,7 +274,7 @@ class Kept(Optimizer):
         except Exception as error:
             fault = error
         agree(self._comm, said, fault)
-        series = self._comm.bcast(folder.new_token())  # of rank 0
+        series = self._comm.bcast(folder.new_token())  # from rank 0
         name, names = folder.file_name(self.steps, series, self._comm.rank), []
         try:
             names = folder.write_file(path, name, parts, progress)
@@ -291,7 +290,7 @@ class Kept(Optimizer):
                     folder.write_index(path, frame, tensors, dict(files))
                 except Exception as error:
                     fault = error
-                    stands = folder.names(path, name)  # what failed may have come behind the rename
+                    stands = folder.names(path, name)  # the failure may have come after the rename
             stands = self._comm.bcast(stands)
             agree(self._comm, {}, fault)
         except Exception:
@@ -300,7 +299,7 @@ class Kept(Optimizer):
             raise
 
     def _file_parts(self) -> list[folder.Part]:
-        """The state of the pieces that this rank owns; counters, which all owners have, come from that of the first."""
+        """The state of the pieces that this rank owns; counters, which all owners have, come from the first owner."""
         names, made = self._names(self._groups.hypers()), []
         for i, piece in self._named().values():
             key, at = self._whole[piece.tensor].key, partial(self._state.at, i)
@@ -312,9 +311,9 @@ class Kept(Optimizer):
         return made
 
     def load(self, path: str | bytes | os.PathLike[Any], strict: bool = True) -> LoadReport:
-        """Collective: continue from a checkpoint of any number of ranks, or the file of one process.
+        """Collective: continue from a checkpoint by any number of ranks, or from the file of a single process.
 
-        Each rank reads its own parts. Nothing changes on any rank unless all of them have found theirs right.
+        Each rank reads its own parts. Nothing changes on any rank unless all of them have validated theirs.
 
         Parameters
         ----------
@@ -333,8 +332,8 @@ class Kept(Optimizer):
         RanksDisagree, TypeError, ValueError
             On every rank, naming everything that does not fit; nothing was changed.
         RuntimeError
-            On every rank, where a file became unreadable after it had been validated: then the state is loaded in part,
-            and no step can be taken until a load goes through.
+            On every rank, if a file became unreadable after it had been validated: then the state is partly loaded, and
+            no step can be taken until a load succeeds.
 
         Examples
         --------
@@ -363,7 +362,7 @@ class Kept(Optimizer):
     def load_foreign(
         self, framework: str, state: Any, *, steps: int | None = None, match: Literal["name", "order"] = "name"
     ) -> None:
-        """Collective: as in `RMSProp`, of the whole state, which every rank is given.
+        """Collective: as in `RMSProp`, from the whole state, which every rank passes.
 
         Examples
         --------
@@ -427,12 +426,12 @@ class Kept(Optimizer):
                 if all(x is not None for x in cut.values()):
                     made[tensor.key] = cut
             elif entry is not None:
-                made[tensor.key] = entry  # which is refused as it is
+                made[tensor.key] = entry  # it will be refused unchanged
         return made
 
 
 def hypers_said(hypers: Sequence[Mapping[str, Any]], where: str = "param_groups") -> dict[str, str]:
-    """What of the hyperparameters is compared: of what others have put into a group, nothing."""
+    """The hyperparameters that are compared; other keys in a group are not."""
     return {
         f"{where}[{i}][{quoted(name)}]": "a callable" if callable(h[name]) else repr(h[name])
         for i, h in enumerate(hypers)
@@ -442,14 +441,14 @@ def hypers_said(hypers: Sequence[Mapping[str, Any]], where: str = "param_groups"
 
 
 def _loaded_said(saved: Mapping[str, Any], loaded: Loaded) -> dict[str, str]:
-    """What is compared of what is to be loaded: one checkpoint's on all ranks."""
+    """What is compared before a load, so that all ranks load the same checkpoint."""
     said = {"the steps of what is loaded": str(loaded.steps), "its skipped steps": str(loaded.skipped)}
     said["its files"] = ", ".join(saved.get("files", ()))
     return said | hypers_said(loaded.groups, "its param_groups")
 
 
 def _cut(x: Any, kind: str, parameter: Tensor, piece: Piece, label: str, problems: Problems) -> Any:
-    """The elements of a piece, of a saved array of the whole parameter; None and a problem where it is none."""
+    """The elements of a piece, from a saved array of the whole parameter; None, and a problem, if it is not one."""
     if kind in COUNTERS:
         return x
     if isinstance(x, Stored):
@@ -470,5 +469,5 @@ def _cut(x: Any, kind: str, parameter: Tensor, piece: Piece, label: str, problem
 
 
 def _span(piece: Piece, kind: str) -> tuple[int, int]:
-    """Where this state of a piece is in that of its parameter; pieces begin with a block of codes."""
+    """The range of a piece in this state of the whole parameter; pieces begin with a block of codes."""
     return (piece.start // BLOCK, -(-piece.stop // BLOCK)) if kind in BASES else (piece.start, piece.stop)

@@ -1,4 +1,4 @@
-"""The engine of NumPy arrays: MPI through mpi4py, and the communicator that all agreement goes through."""
+"""The engine for NumPy arrays: MPI through mpi4py, and the communicator through which ranks agree."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..arrays.layout import NDArray
 
 try:
     from mpi4py import MPI
-except RuntimeError as error:  # mpi4py is there, and an MPI is not
+except RuntimeError as error:  # mpi4py is installed, but no MPI
     raise ImportError(f"mpi4py does not work: {error}") from None
 
 __all__ = ["MPI", "MPIEngine", "kept_with", "own_communicator"]
 
 
 def own_communicator(comm: Any) -> Any:
-    """A duplicate of a communicator, so that no message of ours meets one of its own; collective at the first call.
+    """A duplicate of a communicator, so that our messages cannot meet the user's; collective at the first call.
 
     It is kept with the communicator, and freed with it.
     """
@@ -33,7 +33,7 @@ def own_communicator(comm: Any) -> Any:
 
 
 def kept_with(comm: Any) -> dict[Any, Any]:
-    """What is kept as long as this communicator, and destroyed with it."""
+    """A dict that lives as long as this communicator, and is destroyed with it."""
     found = comm.Get_attr(_keyval(_destroy))
     if found is None:
         found = {}
@@ -56,10 +56,10 @@ def _destroy(comm: Any, keyval: int, kept: dict[Any, Any]) -> None:
 
 
 class MPIEngine:
-    """Blocking collectives: MPI moves data inside its calls alone, so that one bucket at a time is enough.
+    """Blocking collectives: MPI moves data only inside its calls, so one bucket at a time is enough.
 
-    Every rank gets all contributions to its slice and adds them in the order of the ranks, halves in float32, rounded
-    once. The same bytes travel as in a reduce-scatter, and the sum has one order whatever the MPI and its algorithm.
+    Every rank receives all contributions to its slice and adds them in rank order, halves in float32 and rounded once.
+    The number of bytes is that of a reduce-scatter, and the order of the sum does not depend on the MPI.
     """
 
     turns, receives = 1, True
@@ -68,7 +68,7 @@ class MPIEngine:
         self._comm, self.rank, self.ranks = comm, comm.rank, comm.size
 
     def reduce(self, whole: NDArray, received: NDArray | None, own: NDArray) -> None:
-        """The sum over the ranks of our slice, ``whole[rank]``; `received` is room for as much as `whole`."""
+        """Sum our slice, ``whole[rank]``, over the ranks; `received` has room for as much as `whole`."""
         assert received is not None
         self._comm.Alltoall([_bytes(whole), MPI.BYTE], [_bytes(received), MPI.BYTE])
         compute = compute_dtype(own.dtype)
@@ -81,14 +81,14 @@ class MPIEngine:
                 own[...] = total
 
     def gather(self, whole: NDArray) -> None:
-        """The slice of every rank, each in its line of `whole`, where ours is."""
+        """Gather the slice of every rank, each into its row of `whole`, in which ours already is."""
         self._comm.Allgather(MPI.IN_PLACE, [_bytes(whole), MPI.BYTE])
 
     def wait(self, started: None) -> None:
-        """It is done already."""
+        """Do nothing: it is already done."""
 
     def error(self) -> None:
-        """What fails in MPI raises where it is called."""
+        """Do nothing: a failing MPI call raises at once."""
 
 
 def _bytes(array: NDArray) -> Any:

@@ -1,4 +1,4 @@
-"""The engine of CuPy arrays: NCCL through nccl4py, on a stream of its own; the host waits for nothing."""
+"""The engine for CuPy arrays: NCCL through nccl4py, on its own stream; the host never waits."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..extras import extra
 from .agreement import agree
 from .mpi import kept_with
 
-_SUM = 0  # ncclSum: what nccl.core.SUM is, without an import where the communicator is somebody else's
+_SUM = 0  # ncclSum, the value of nccl.core.SUM, without an import if the caller gave the communicator
 
 
 class NCCLEngine:
-    """NCCL's reduce-scatter and all-gather, two buckets under way.
+    """NCCL's reduce-scatter and all-gather, with two buckets in transit.
 
-    NCCL adds up in an order of its own, which depends on its version and the machine: ranks agree to the bit, and that
-    is all that is known.
+    NCCL chooses the order of its sums, which depends on its version and the machine: results are bit-identical on all
+    ranks, and nothing more is guaranteed.
 
     Parameters
     ----------
     rank, ranks : int
-        As the MPI communicator has them.
+        As in the MPI communicator.
     device : int
-        CUDA's number of the device where the parameters lie.
+        CUDA's number of the device that holds the parameters.
     order
         The order of streams of the optimizer.
     nccl
@@ -49,9 +49,10 @@ class NCCLEngine:
             self._packed, *self._done = (Event(disable_timing=True) for _ in range(1 + self.turns))
 
     def connect(self, comm: Any) -> None:
-        """Collective: take the communicator that was made for these ranks and devices, or make it.
+        """Collective: use the communicator that was made for these ranks and devices, or make one.
 
-        It lives as long as that of MPI: an optimizer may go at another time on each rank, and NCCL destroys together.
+        It lives as long as the MPI communicator: each rank may delete its optimizer at a different time, but destroying
+        an NCCL communicator is collective.
         """
         if self._nccl is None:
             kept = kept_with(comm)
@@ -71,19 +72,19 @@ class NCCLEngine:
             return core.Communicator.init(self.ranks, self.rank, core.UniqueId.from_bytes(name))
 
     def reduce(self, whole: Array, received: Array | None, own: Array) -> Any:
-        """Start adding up our line of `whole` over all ranks, into `own`."""
+        """Start adding up our row of `whole` over all ranks, into `own`."""
         return self._started(lambda stream: self._nccl.reduce_scatter(whole.reshape(-1), own, _SUM, stream=stream), own)
 
     def gather(self, whole: Array) -> Any:
-        """Start filling in the lines of the others."""
+        """Start filling in the other ranks' rows."""
         lines = whole.view("uint8") if whole.size else whole
         own = lines[self.rank]
         return self._started(lambda stream: self._nccl.allgather(own, lines.reshape(-1), stream=stream), own)
 
     def _started(self, call: Any, own: Array) -> Any:
-        """Behind the work that is enqueued, on our stream; what marks its end.
+        """Start this on our stream, after the work enqueued so far; return the event that marks its end.
 
-        Who waits for an event waits for what was before it then: it may be recorded anew, in turn.
+        Waiting for an event means waiting for its latest record at that time, so events can be reused in turn.
         """
         if not own.size:
             return None
@@ -97,13 +98,13 @@ class NCCLEngine:
             return done
 
     def wait(self, started: Any) -> None:
-        """Let the current stream wait for it, not the host."""
+        """Make the current stream wait for it, not the host."""
         if started is not None:
             with self._order.on(self._device) as stream:
                 stream.wait_event(started)
 
     def error(self) -> None:
-        """Raise a RuntimeError where NCCL has failed since."""
+        """Raise RuntimeError if NCCL has failed in the meantime."""
         ask = getattr(self._nccl, "get_async_error", None)
         if ask is None:
             return
@@ -117,11 +118,11 @@ class NCCLEngine:
 
 @contextmanager
 def _agreed(comm: Any) -> Iterator[None]:
-    """Collective: what fails here on one rank is said on all."""
+    """Collective: a failure here on one rank is reported on all."""
     fault = None
     try:
         yield
-    except Exception as error:  # NCCL's have no base of their own
+    except Exception as error:  # NCCL's errors have no common base class
         fault = RuntimeError(f"NCCL made no communicator ({type(error).__name__}: {error})")
         fault.__cause__ = error
     agree(comm, {}, fault)

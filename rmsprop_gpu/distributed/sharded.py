@@ -1,4 +1,4 @@
-"""RMSProp and AdaGrad whose state is shared among processes, each of which updates its part of the parameters."""
+"""RMSProp and AdaGrad with state sharded over processes, each of which updates its part of the parameters."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from .mpi import MPIEngine, own_communicator
 from .nccl import NCCLEngine
 from .transport import Engine, Memory, Transport, bucket_bytes_of
 
-_GIVEN, _FOUND, _ON_DEVICE = 1, 2, 4  # bits of what a rank says of found_inf
+_GIVEN, _FOUND, _ON_DEVICE = 1, 2, 4  # bits by which a rank describes its found_inf
 
 
 class Sharded(Kept):
-    """What `ShardedRMSProp` and `ShardedAdaGrad` add to the optimizer of one process."""
+    """What `ShardedRMSProp` and `ShardedAdaGrad` add to the optimizer of a single process."""
 
     def _join(self, build: Callable[[], None], comm: Any, nccl: Any, average: bool, bucket_bytes: int | None) -> None:
-        """Collective: build the optimizer of this rank, once all ranks have said the same of it."""
+        """Collective: build the optimizer of this rank, once all ranks agree on it."""
         self._comm, self._nccl, self._average = own_communicator(comm), nccl, average
         self._broken: str | None = None  # why no step can be taken
         fault = None
@@ -56,13 +56,13 @@ class Sharded(Kept):
             self._engine.connect(self._comm)
 
     def _own(self) -> tuple[Sequence[Tensor], Sequence[int], Parts | None]:
-        """The parts of this rank, and one without elements for each group and dtype of which it has none."""
+        """The parts of this rank, and an empty part for each group and dtype of which it has none."""
         problems, tensors = Problems(), self._whole
         for tensor in tensors:
             if not tensor.view.flags.c_contiguous:
                 problems.add(ValueError, f"{tensor.label} is not C-contiguous; wanted an array in C order")
         if len(self._devices) > 1:
-            problems.add(ValueError, f"the parameters lie on devices {self._devices}; wanted one device a process")
+            problems.add(ValueError, f"the parameters are on devices {self._devices}; wanted one device per process")
         problems.raise_any()
         self._checks: dict[bool, tuple[int, WholeGradients]] = {}
         self._mask: NDArray | None = None  # which parameters had a gradient on any rank in the last step
@@ -84,7 +84,7 @@ class Sharded(Kept):
         self._transport = Transport(tensors, self._bucket_bytes, engine, memory)
         self._own_grads = [own.grad for own in self._transport.own]
         self._pieces = [own.piece for own in self._transport.own]
-        if rank == 0:  # what has no elements has counters all the same
+        if rank == 0:  # parameters without elements have counters all the same
             self._pieces += [Piece(i, 0, 0, 0) for i, tensor in enumerate(tensors) if not tensor.layout.size]
         self._count = len(self._pieces)
         return self._parts_of(tensors)
@@ -111,32 +111,32 @@ class Sharded(Kept):
 
     def _described(self) -> dict[str, str]:
         """What must be equal on all ranks when an optimizer is built."""
-        from .. import __version__  # the package's own file imports no wing that is not asked for
+        from .. import __version__  # the package's __init__ imports only what is asked for
 
         place = "on CUDA devices" if self._devices else "in host memory"
         said = {"the version of rmsprop_gpu": __version__, "the optimizer": type(self).__name__}
         said |= {"the place of the parameters": place, "the number of parameters": str(len(self._whole))}
-        if self._devices:  # who makes one waits for the others
+        if self._devices:  # making a communicator waits for the others
             said["nccl"] = "None" if self._nccl is None else "a communicator"
         said |= {"bucket_bytes": str(self._bucket_bytes), "average": str(self._average)}
         for i, (tensor, group) in enumerate(zip(self._whole, self._groups.of_tensor, strict=True)):
             what = f"{tensor.key!r}, {tensor.layout.dtype} of shape {tensor.layout.shape}"
-            said[tensor.label] = f"number {i}, {what}, group {group}"  # their order is that of what travels
+            said[tensor.label] = f"number {i}, {what}, group {group}"  # their order is the order in buckets
         return said | hypers_said(self._groups.look())
 
     # Steps
 
     def step(self, grads: Any, *, grad_scale: Any = None, found_inf: Any = None, zero_grads: bool = False) -> None:
-        """Collective: update every parameter, by the average (or sum) of the gradients of all ranks.
+        """Collective: update every parameter with the average (or sum) of the gradients of all ranks.
 
         Parameters
         ----------
         grads
-            This rank's own gradients, of all parameters, as in `RMSProp.step`. ``None`` counts as zeros where another
-            rank has one; where no rank has, it leaves the parameter and its state alone. A rank that has run out of
-            data steps with ``None`` everywhere; the average still divides by the number of ranks.
+            This rank's own gradients, for all parameters, as in `RMSProp.step`. ``None`` counts as zeros if another
+            rank has a gradient; if no rank has one, the parameter and its state are left alone. A rank that has run out
+            of data steps with ``None`` everywhere; the average still divides by the number of ranks.
         grad_scale : float or array of one element, optional
-            As in `RMSProp.step`, equal on all ranks; one on a device is not compared.
+            As in `RMSProp.step`, equal on all ranks; an array on a device is not compared.
         found_inf : bool, number or array of one element, optional
             Anything but 0 on any rank skips the step on all.
         zero_grads : bool
@@ -145,12 +145,12 @@ class Sharded(Kept):
         Raises
         ------
         RanksDisagree
-            On every rank, where what must be equal is not, or one of them refuses its gradients; no byte was changed on
-            any.
+            On every rank, if something differs that must be equal, or one of them refuses its gradients; no byte was
+            changed on any.
         TypeError, ValueError
-            On every rank, where all of them refuse theirs for the same reason.
+            On every rank, if all of them refuse theirs for the same reason.
         RuntimeError
-            Where a device or NCCL has failed, at the latest at the next step; and while a CUDA graph is captured.
+            If a device or NCCL has failed, at the latest in the next step; and while a CUDA graph is being captured.
 
         Examples
         --------
@@ -168,7 +168,8 @@ class Sharded(Kept):
             return
         turn, token = self._groups.changes.turn, object()
         try:
-            # A handler's is refused here, since the other ranks know nothing of it; what a load has torn, by all.
+            # A signal handler's step is refused here, since the other ranks know nothing of it; after a torn load, all
+            # ranks refuse.
             if turn.setdefault(0, token) is not token and not isinstance(turn.get(0), Torn):
                 turn.take_over(token, "a step")
             self._take_step(grads, grad_scale, found_inf, zero_grads)
@@ -207,7 +208,7 @@ class Sharded(Kept):
                     f"a step was cut off ({type(error).__name__}: {error}): the optimizer is between two steps, and "
                     "its parameters differ among the ranks; load parameters and a checkpoint"
                 )
-                if isinstance(error, Exception):  # those of NCCL and of cuda.core have no base of their own
+                if isinstance(error, Exception):  # errors of NCCL and cuda.core have no common base class
                     raise RuntimeError(self._broken) from error
                 raise
 
@@ -221,7 +222,7 @@ class Sharded(Kept):
     def _taken(
         self, grads: Any, grad_scale: Any, found_inf: Any, zero_grads: Any, hypers: Sequence[Mapping[str, Any]]
     ) -> WholeGradients:
-        """The check of a step's arguments that has taken the gradients; one error names all that is wrong."""
+        """The check of a step's arguments, with the gradients bound; one error names everything that is wrong."""
         problems, arrays = Problems(), None
         with problems.taking():
             arrays = self._flatten(grads)
@@ -242,7 +243,7 @@ class Sharded(Kept):
         return checks
 
     def _checks_of(self, zeros: bool) -> WholeGradients:
-        """The check of gradients, which knows all that a step writes here."""
+        """The check of gradients, made with everything that a step writes here."""
         buffers = sum(map(len, self._state.buffers))
         known, checks = self._checks.get(zeros, (-1, None))
         if checks is None or known != buffers:
@@ -254,7 +255,7 @@ class Sharded(Kept):
         return checks
 
     def _scaled(self, grad_scale: Any) -> Any:
-        """By what the sum of the gradients is divided."""
+        """The divisor of the sum of the gradients."""
         if not self._average:
             return grad_scale
         if grad_scale is None:
@@ -263,14 +264,14 @@ class Sharded(Kept):
             return self._transport.times_ranks(cupy_array(grad_scale))
         scale = _number(grad_scale) * self._comm.size
         if not isinstance(grad_scale, numbers.Real):
-            return np.array(scale)  # which a step reads as it is
+            return np.array(scale)  # a step reads it unchanged
         problems = signals(scale, None, False, self._devices, self._computes).problems
         if problems:
             problems.raise_any()
         return scale
 
     def _named_scale(self, grad_scale: Any) -> str:
-        """What of it is compared."""
+        """The text by which ranks compare it."""
         if grad_scale is None:
             return "None"
         return "an array on the device" if self._on_device(grad_scale) else repr(_number(grad_scale))
@@ -286,7 +287,7 @@ class Sharded(Kept):
         return _GIVEN | _FOUND * bool(np.asarray(found_inf).reshape(()) != 0)
 
     def _skips(self, said: int, found_inf: Any) -> Any:
-        """What this step is told of `found_inf`, of any rank."""
+        """The step's `found_inf`, combined over all ranks."""
         if said & _FOUND:
             return True
         if said & _ON_DEVICE:
@@ -295,13 +296,13 @@ class Sharded(Kept):
         return False if said else None
 
     def _grads_of(self, bits: NDArray) -> list[Array | None]:
-        """The gradients of our parts; their addresses are always the same."""
+        """The gradients of our parts, at addresses that never change."""
         if self._mask is None or not np.array_equal(bits, self._mask):
             self._mask = bits.copy()
             given = np.unpackbits(bits)
             real = zip(self._pieces, self._own_grads, strict=False)
             self._given = [grad if given[piece.tensor] else None for piece, grad in real]
-            # Behind them come tensors without elements, whose gradients are any of none, and what stands for others.
+            # Then come tensors without elements, for which any empty gradient will do, and the stand-ins for others.
             for number in range(len(self._given), len(self._pieces)):
                 mine = number < self._count and given[self._pieces[number].tensor]
                 self._given.append(self._tensors[number].view[:0].copy() if mine else None)
@@ -310,7 +311,7 @@ class Sharded(Kept):
     def compile(
         self, *, grad_scale: bool = False, found_inf: bool = False, zero_grads: bool = False, grad_dtype: Any = None
     ) -> None:
-        """As in `RMSProp`; gradients are averaged by a `grad_scale`, zeroed where they are packed, and never narrow.
+        """As in `RMSProp`; here a `grad_scale` averages gradients, packing zeroes them, and they are never narrow.
 
         Examples
         --------
@@ -326,12 +327,12 @@ class Sharded(Kept):
         self._groups.changes.turn.refuse("compilation")
         asked = self._asked(grad_scale, found_inf, zero_grads)
         if grad_dtype is not None:
-            self._grad_dtype(grad_dtype)  # which refuses what is none; a narrow one is widened
+            self._grad_dtype(grad_dtype)  # refuses invalid ones; a narrow one is widened
         scaled = bool(self._average) or asked.scaled
         self._planner.compile(Asked(told=scaled or asked.told, scaled=scaled))
 
     def refresh(self, step: int | None = None) -> None:
-        """Refused: a step of a sharded optimizer is captured in no CUDA graph.
+        """Refused: steps of a sharded optimizer cannot be captured in a CUDA graph.
 
         Examples
         --------
@@ -363,19 +364,19 @@ def _part(tensor: Tensor, piece: Piece) -> Tensor:
 
 
 def _number(grad_scale: Any) -> float:
-    """A number, or that in an array of the host."""
+    """A number, possibly out of an array in host memory."""
     return float(grad_scale if isinstance(grad_scale, numbers.Real) else np.asarray(grad_scale).reshape(()))
 
 
 class ShardedRMSProp(Sharded, RMSProp):
     """RMSProp whose state is sharded over processes: each keeps and updates a part of the elements (ZeRO stage 1).
 
-    Gradients are reduced to their owners, each rank updates its part, parameters are gathered: communication as an
-    all-reduce has, the update divided by the number of ranks N, and memory: a rank holds ``(state + one gradient) / N``
-    and two buckets beside its parameters and gradients.
+    Gradients go through a reduce-scatter, each rank updates its part, and an all-gather collects the parameters.
+    Communication is that of an all-reduce, and the update is divided by the number of ranks N. So is memory: besides
+    its parameters and gradients, a rank holds ``(state + one gradient) / N`` and two buckets.
 
-    To build it, `step`, `save`, `load`, `load_state_dict`, `load_foreign` and `gather` are collective: every rank calls
-    them in the same order.
+    The constructor, `step`, `save`, `load`, `load_state_dict`, `load_foreign` and `gather` are collective: every rank
+    has to call them in the same order.
 
     Parameters
     ----------
@@ -383,41 +384,41 @@ class ShardedRMSProp(Sharded, RMSProp):
         As in :class:`RMSProp`, the same on all ranks, with the same values; in host memory, or on one CUDA device. Each
         is C-contiguous. Parameters and gradients stay whole on every rank.
     comm : mpi4py.MPI.Intracomm
-        The ranks. It is duplicated once, so that no message meets one of yours, and the duplicate is freed with it.
+        The ranks. It is duplicated once, so that messages cannot meet yours, and the duplicate is freed with it.
     nccl : optional
-        For parameters on devices, a communicator of the same ranks with the methods of nccl4py's
-        ``nccl.core.Communicator``; by default one is made.
+        For parameters on devices, a communicator for the same ranks with the methods of nccl4py's
+        ``nccl.core.Communicator``; one is made by default.
     average : bool
         Divide the sum of the gradients by the number of ranks.
     bucket_bytes : int, optional
-        How much is under way at one time: by default 32 MiB, or 1 MiB for each rank where that is more.
+        How much is in transit at one time: 32 MiB by default, or 1 MiB per rank if that is more.
     **hyperparameters
         As in :class:`RMSProp`, `no_decay` too.
 
     Raises
     ------
     RanksDisagree
-        On every rank, where names, shapes, dtypes, groups, hyperparameters, the size of buckets or the version differ,
-        or some of them refuse their arguments.
+        On every rank, if names, shapes, dtypes, groups, hyperparameters, the size of buckets or the version differ, or
+        some of them refuse their arguments.
     TypeError, ValueError
-        On every rank, where all of them refuse theirs for the same reason.
+        On every rank, if all of them refuse theirs for the same reason.
     MissingExtraError
-        Where mpi4py is not installed (the extra ``mpi``), or for CuPy's arrays nccl4py (``nccl``).
+        If mpi4py is not installed (the extra ``mpi``), or, for CuPy arrays, nccl4py (``nccl``).
 
     Notes
     -----
     Rajbhandari et al., "ZeRO", SC 2020, stage 1. torch's ``ZeroRedundancyOptimizer`` keeps whole tensors on a rank, so
-    that the largest of them limits how much memory is saved, and collects its state on one rank to save it.
+    the largest of them limits the savings, and its state is collected on one rank to be saved.
 
-    NumPy's arrays travel by MPI and are added up in the order of the ranks, halves in float32 and rounded once:
-    parameters, state and norms are those of one process that steps with ``g0 + g1 + ...`` and ``grad_scale=N``, to the
-    bit. CuPy's travel by NCCL, which has an order of its own.
+    NumPy arrays are sent with MPI and added up in rank order, halves in float32 and rounded once: parameters, state and
+    norms are bit-identical to those of a single process that steps with ``g0 + g1 + ...`` and ``grad_scale=N``. CuPy
+    arrays are sent with NCCL, which chooses its own order.
 
-    Start with ``python -m mpi4py``: without it an exception on one rank leaves the others waiting.
+    Start with ``python -m mpi4py``: otherwise an exception on one rank leaves the others waiting.
 
     Examples
     --------
-    Of one process; under ``mpiexec -n 4 python -m mpi4py`` it is the same program:
+    With one process; under ``mpiexec -n 4 python -m mpi4py`` the program is the same:
 
     >>> import numpy as np
     >>> from mpi4py import MPI
@@ -443,7 +444,7 @@ class ShardedRMSProp(Sharded, RMSProp):
         self._join(build, comm, nccl, average, bucket_bytes)
 
     @classmethod
-    def from_preset(  # type: ignore[override]  # the ranks come with the parameters
+    def from_preset(  # type: ignore[override]  # the ranks follow the parameters
         cls,
         name: str,
         params: Any,
@@ -456,7 +457,7 @@ class ShardedRMSProp(Sharded, RMSProp):
         no_decay: Any = None,
         **arguments: Any,
     ) -> ShardedRMSProp:
-        """RMSProp as another framework has it, sharded: `RMSProp.from_preset`, with the ranks behind the parameters.
+        """RMSProp as another framework implements it, sharded: `RMSProp.from_preset` with ranks after the parameters.
 
         Examples
         --------
@@ -471,14 +472,14 @@ class ShardedRMSProp(Sharded, RMSProp):
             preset = preset_of(name)
             preset.rmsprop(name, arguments)
         except Exception as error:
-            agree(own_communicator(comm), {}, error)  # which raises on all ranks
+            agree(own_communicator(comm), {}, error)  # raises on all ranks
             raise
         given = {"nccl": nccl, "average": average, "bucket_bytes": bucket_bytes, "no_decay": no_decay}
         return preset.built(name, arguments, partial(cls, params, comm, **given))
 
 
 class ShardedAdaGrad(Sharded, AdaGrad):
-    """AdaGrad whose state is sharded over processes, as that of :class:`ShardedRMSProp`.
+    """AdaGrad whose state is sharded over processes, like that of :class:`ShardedRMSProp`.
 
     Parameters
     ----------

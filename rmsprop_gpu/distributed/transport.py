@@ -1,4 +1,4 @@
-"""How elements go to their owners and back: packed into buckets, sent, added up or taken apart again."""
+"""How elements get to their owners and back: packed into buckets, sent, then added up or unpacked."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from ..steps.library import Block
 from .cuts import Bucket, Piece, cut
 
 FLOAT64 = np.dtype(np.float64)
-LEAST = 32 << 20  # bytes of a bucket, by default
-LEAST_A_RANK = 1 << 20  # and a rank: with many of them a small bucket is all latency
+LEAST = 32 << 20  # bytes per bucket, by default
+LEAST_A_RANK = 1 << 20  # and at least this per rank: with many ranks a small bucket is all latency
 
 Copies = Callable[[NDArray], None]  # called with a column of addresses
 
 
 class Engine(Protocol):
-    """Collectives over arrays of one line a rank; what they return is given to `wait`."""
+    """Collectives over arrays with one row per rank; what they return is passed to `wait`."""
 
     rank: int
     ranks: int
-    turns: int  # buckets that are under way at a time
+    turns: int  # buckets in transit at a time
     receives: bool  # does a reduction need room for what arrives?
 
     def reduce(self, whole: Array, received: Array | None, own: Array) -> Any:
-        """Start adding up the lines of ours over all ranks."""
+        """Start adding up our row over all ranks."""
 
     def gather(self, whole: Array) -> Any:
-        """Start filling in the lines of the others."""
+        """Start filling in the other ranks' rows."""
 
     def wait(self, started: Any) -> None:
-        """Have what comes next find it done."""
+        """Make sure that it is done before whatever comes next."""
 
 
 class Memory(Protocol):
-    """Where the parameters lie, and who copies there."""
+    """Memory in the place of the parameters, and copies there."""
 
     def arrays(self, layouts: Sequence[Layout]) -> list[Array]:
-        """Zeroed, of one allocation, each on a cache line of its own."""
+        """Zeroed arrays from one allocation, each on its own cache line."""
 
     def copies(self, rows: Sequence[tuple[int, int, int, int]], itemsize: int, kind: Copying) -> Copies: ...
 
 
 class Own(NamedTuple):
-    """A piece of this rank, and where its gradient lies."""
+    """A piece of this rank, and the place of its gradient."""
 
     piece: Piece
     grad: Array
@@ -60,24 +60,24 @@ class Own(NamedTuple):
 class _Bucket(NamedTuple):
     """A bucket of one dtype, and the copies into it and out of it."""
 
-    whole: Array  # a line a rank
+    whole: Array  # one row per rank
     received: Array | None
     own: Array  # our slice of the reduced gradients
-    pack: dict[bool, Copies]  # the gradients; and, or not, zeros into them
+    pack: dict[bool, Copies]  # the gradients, with or without zeroing them
     pack_own: Copies  # our parameters
-    unpack: Copies  # the others'
+    unpack: Copies  # the other ranks' parameters
 
 
 def bucket_bytes_of(ranks: int) -> int:
-    """How large a bucket is where nothing is said of it."""
+    """The default size of a bucket."""
     return max(LEAST, ranks * LEAST_A_RANK)
 
 
 class Transport:
-    """The buckets of an optimizer. Their memory is made once: what is reduced lies at the same addresses in every step.
+    """The buckets of an optimizer. Their memory is allocated once: reduced gradients have fixed addresses.
 
-    Beside the slice of reduced gradients there are two buckets, whatever the number of dtypes: one to send and one
-    to receive, or two under way.
+    Besides the slice of reduced gradients there are two buckets, whatever the number of dtypes: one to send and one to
+    receive, or two in transit.
     """
 
     def __init__(self, tensors: Sequence[Tensor], bucket_bytes: int, engine: Engine, memory: Memory) -> None:
@@ -128,7 +128,7 @@ class Transport:
 
     @property
     def nbytes(self) -> int:
-        """What it holds beside parameters and state: the reduced gradients, and the buckets."""
+        """The bytes it holds besides parameters and state: the reduced gradients and the buckets."""
         rooms = {address_of(x): x.nbytes for b in self._packed for x in (b.whole, b.received) if x is not None}
         largest = max((b.whole.nbytes for b in self._packed), default=0)
         return int(sum(b.own.nbytes for b in self._packed) + len(rooms) * largest)
@@ -136,7 +136,7 @@ class Transport:
     # In a step
 
     def reduce(self, column: NDArray, *, zeros: bool) -> None:
-        """Add up the gradients at these addresses over all ranks, into ours; 0 is a tensor without one, of zeros."""
+        """Add up the gradients at these addresses over all ranks, into ours; an address of 0 stands for zeros."""
 
         def start(bucket: _Bucket) -> Any:
             bucket.pack[zeros](column)
@@ -145,7 +145,7 @@ class Transport:
         self._run(start, lambda bucket: None)
 
     def gather(self) -> None:
-        """Have every parameter as its owner has it."""
+        """All-gather: give every parameter the values that its owner has."""
 
         def start(bucket: _Bucket) -> Any:
             bucket.pack_own(self._where)
@@ -154,7 +154,7 @@ class Transport:
         self._run(start, lambda bucket: bucket.unpack(self._where))
 
     def _run(self, start: Callable[[_Bucket], Any], end: Callable[[_Bucket], None]) -> None:
-        """Bucket by bucket, as many under way as there is memory for."""
+        """Go bucket by bucket, with as many in transit as there is memory for."""
         under_way: list[tuple[_Bucket, Any]] = []
 
         def finish() -> None:
@@ -172,7 +172,7 @@ class Transport:
     # Norms
 
     def completing(self, segments: NDArray, partials: Block) -> Callable[[], None]:
-        """What fills in the partial sums of the other ranks: 16 bytes for a block of elements."""
+        """The function that fills in the partial sums of the other ranks: 16 bytes per block of elements."""
         ranks, rank = self._engine.ranks, self._engine.rank
         blocks = [
             [
@@ -205,9 +205,9 @@ class Transport:
         return complete
 
     def any_of(self, found: Any) -> Array:
-        """Is a number, of the memory where the parameters lie or of the host, other than 0 on any rank? It is there.
+        """Is a number, on the host or beside the parameters, other than 0 on any rank? The answer is beside these.
 
-        Always at the same address: a column of addresses stays as it is.
+        It is always at the same address, so that a column of addresses does not change.
         """
         if not self._flags:
             self._flags = self._memory.arrays([_lines(self._engine.ranks, 1, FLOAT64), _number(np.dtype(np.bool_))])
@@ -218,18 +218,18 @@ class Transport:
         return any_flag
 
     def times_ranks(self, scale: Array) -> Array:
-        """A number where the parameters lie, times the ranks; there, at the same address in every step."""
+        """A number beside the parameters, times the number of ranks; also there, at the same address in every step."""
         if not self._scale:
             self._scale = self._memory.arrays([_number(FLOAT64)])
         (product,) = self._scale
-        product[...] = scale.reshape(())  # which a float32 need not hold
+        product[...] = scale.reshape(())  # float32 may not be able to hold it
         product *= self._engine.ranks
         return product
 
     # State
 
     def whole(self, parts: Mapping[Piece, Array], tensors: Collection[int]) -> dict[int, Array]:
-        """Arrays of the compute type over these tensors, by number, of which every rank has given its own parts."""
+        """Whole arrays in the compute type for these tensors, by number, put together from every rank's own parts."""
         layouts = {i: self._tensors[i].layout.of(compute_dtype(self._tensors[i].layout.dtype)) for i in tensors}
         made = dict(zip(layouts, self._memory.arrays(list(layouts.values())), strict=True))
         ranks, rank = self._engine.ranks, self._engine.rank

@@ -1,5 +1,5 @@
-"""The rule, the norms, the loops around them on the CPU and on CUDA, and what they stand on.
+"""The rule, the norms, the loops around them on the CPU and on CUDA, and what they build on.
 
-`hyper` and whatever stands above it may import it. `rule.py` is the mathematics of a step, which no other module of
-ours knows, but for `reference.py`, against which it is held.
+`hyper` and the layers above it may import it. `rule.py` holds the mathematics of a step. The only other module that
+contains it is `reference.py`, against which the rule is tested.
 """

@@ -1,15 +1,15 @@
-"""Fewer bytes: codes of a second moment, parameters of bfloat16 with what they lack, and the dither that rounds them.
+"""Fewer bytes: codes for the second moment, bfloat16 parameters plus a remainder, and stochastic rounding.
 
-Beside `intrinsics.py` the only file that knows LLVM: integers of 32 bits, which Numba would widen. All of it is exact
-operations on the bits of a float32 (add, shift, compare, select), so that both targets give the same codes.
+Only this file and `intrinsics.py` use LLVM: here for 32-bit integers, which Numba would widen. Everything is done with
+exact operations on the bits of a float32 (add, shift, compare, select), so both targets give the same codes.
 
-A code of 16 bits is a float32 that is never negative, without its sign and its last 15 bits: 8 bits of exponent, 8 of
-mantissa. A code of 8 bits is the same prefix with 3 bits of mantissa, as a window of 256 codes below the largest of
-`BLOCK` neighbours; where the window begins is their base. All codes lie on one absolute grid: another base only shifts
-the window, and rounds nothing again.
+A 16-bit code is a non-negative float32 without its sign and its last 15 bits: 8 bits of exponent, 8 of mantissa. An
+8-bit code is the same prefix with 3 bits of mantissa, as a window of 256 codes below the largest of `BLOCK`
+neighbours; their base is where the window begins. All codes lie on one absolute grid: another base only shifts the
+window, and nothing is rounded again.
 
-Dither is a word for each element and step, made from a key of the tensor and step without a generator. For each element
-the words of its steps are independent and uniform, so that rounding is unbiased, whatever has been rounded before.
+Dither is a random word per element and step, made without a generator from a key per tensor and step. For each element
+the words of its steps are independent and uniform, so rounding is unbiased, whatever has been rounded before.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from numba import types
 
 from .intrinsics import intrinsic, memory
 
-BLOCK = 128  # elements under one base, and with one key
-SHIFT16, SHIFT8 = 15, 20  # the last bits of a float32 that a code lacks
-INFINITE, QUIET_NAN = 0x7F800000, 0x7FC00000  # bits of float32
+BLOCK = 128  # elements that share a base and a key
+SHIFT16, SHIFT8 = 15, 20  # how many of the last bits of a float32 a code drops
+INFINITE, QUIET_NAN = 0x7F800000, 0x7FC00000  # as float32 bits
 LARGEST_BASE = (INFINITE >> SHIFT8) - 255
 
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -35,7 +35,7 @@ _UniTuple: Any = types.UniTuple
 
 
 def _intrinsic(result: Any, *arguments: Any) -> Callable[[Any], Any]:
-    """An intrinsic of these types whose code is ``build(builder, *values)``."""
+    """An intrinsic with these types whose code is ``build(builder, *values)``."""
 
     def wrap(build: Any) -> Any:
         def codegen(context, builder, sig, values):  # type: ignore[no-untyped-def]
@@ -45,7 +45,7 @@ def _intrinsic(result: Any, *arguments: Any) -> Callable[[Any], Any]:
             return result(*arguments), codegen
 
         names = ", ".join(f"x{i}" for i in range(len(arguments)))
-        # Numba wants to know how many arguments there are, by their names.
+        # Numba counts the arguments by looking at their names.
         made: dict[str, Any] = {"typed": typed}
         exec(f"def {build.__name__}(typingctx, {names}):\n    return typed(typingctx, {names})", made)
         function = made[build.__name__]
@@ -56,7 +56,7 @@ def _intrinsic(result: Any, *arguments: Any) -> Callable[[Any], Any]:
 
 
 def _smaller(b: Any, x: Any, limit: int) -> Any:
-    """The smaller one, both without a sign."""
+    """The smaller of two unsigned integers."""
     return b.select(b.icmp_unsigned("<", x, _I32(limit)), x, _I32(limit))
 
 
@@ -64,7 +64,7 @@ def _smaller(b: Any, x: Any, limit: int) -> Any:
 
 
 def splitmix(x: int) -> int:
-    """64 bits to 64 bits (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
+    """Mix 64 bits into 64 bits (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
     x = (x + 0x9E3779B97F4A7C15) % 2**64
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
@@ -72,13 +72,13 @@ def splitmix(x: int) -> int:
 
 
 def seed_of(name: str, seed: int) -> int:
-    """What the keys of a tensor are made from: its name and the user's seed, mixed."""
+    """What a tensor's keys are made from: its name and the user's seed, mixed."""
     return splitmix(zlib.crc32(name.encode("utf-8", "surrogatepass")) ^ seed)
 
 
 @_intrinsic(i64, i64, i64)
 def key_of(b: Any, mixed: Any, step: Any) -> Any:
-    """The key of a tensor's step, 32 bits: ``splitmix(splitmix(seed) ^ step) >> 32``, of which `mixed` is the inner."""
+    """The 32-bit key of a tensor's step: ``splitmix(splitmix(seed) ^ step) >> 32``; `mixed` is the inner splitmix."""
     x = b.add(b.xor(mixed, step), _I64(0x9E3779B97F4A7C15))
     x = b.mul(b.xor(x, b.lshr(x, _I64(30))), _I64(0xBF58476D1CE4E5B9))
     x = b.mul(b.xor(x, b.lshr(x, _I64(27))), _I64(0x94D049BB133111EB))
@@ -87,7 +87,7 @@ def key_of(b: Any, mixed: Any, step: Any) -> Any:
 
 @_intrinsic(i32, i64, i64)
 def block_key(b: Any, key: Any, block: Any) -> Any:
-    """That of a block of elements; without it columns of some widths would round alike."""
+    """The key of a block of elements; without it, columns of some widths would round alike."""
     x = b.xor(b.trunc(key, _I32), b.mul(b.trunc(block, _I32), _I32(0x85EBCA6B)))
     x = b.mul(b.xor(x, b.lshr(x, _I32(15))), _I32(0x2C1B3C6D))
     return b.xor(x, b.lshr(x, _I32(13)))
@@ -95,7 +95,7 @@ def block_key(b: Any, key: Any, block: Any) -> Any:
 
 @_intrinsic(i32, i32, i64)
 def word(b: Any, key: Any, j: Any) -> Any:
-    """That of element j of a block; the second moment takes the top bits, the parameter the low 16."""
+    """The word of element j of a block; the second moment uses the top bits, the parameter the low 16."""
     return b.add(b.mul(b.trunc(j, _I32), _I32(0x9E3779B9)), key)
 
 
@@ -109,7 +109,7 @@ def decode16(b: Any, code: Any) -> Any:
 
 @_intrinsic(i32, f32, i32)
 def encode16(b: Any, v: Any, w: Any) -> Any:
-    bits = _smaller(b, b.bitcast(v, _I32), QUIET_NAN)  # a NaN of either sign and any payload is this one
+    bits = _smaller(b, b.bitcast(v, _I32), QUIET_NAN)  # any NaN, whatever its sign and payload, becomes this one
     return b.lshr(b.add(bits, b.lshr(w, _I32(32 - SHIFT16))), _I32(SHIFT16))
 
 
@@ -123,7 +123,7 @@ def decode8(b: Any, code: Any, base: Any) -> Any:
 
 @_intrinsic(i32, f32)
 def finite_bits(b: Any, v: Any) -> Any:
-    """The bits of v >= 0, of which the largest is looked for; 0 where it is not finite."""
+    """The bits of v >= 0, among which the largest is searched; 0 if v is not finite."""
     bits = b.bitcast(v, _I32)
     return b.select(b.icmp_unsigned("<", bits, _I32(INFINITE)), bits, _I32(0))
 
@@ -135,14 +135,14 @@ def larger(b: Any, x: Any, y: Any) -> Any:
 
 @_intrinsic(i32, i32)
 def base_of(b: Any, most: Any) -> Any:
-    """The base below which the largest of a block has room, however it is rounded."""
+    """The base at which the largest value of a block fits, however it is rounded."""
     base = b.sub(b.lshr(b.add(most, _I32((1 << SHIFT8) - 1)), _I32(SHIFT8)), _I32(255))
     return b.select(b.icmp_signed("<", base, _I32(0)), _I32(0), base)
 
 
 @_intrinsic(i32, f32, i32, i32)
 def encode8(b: Any, v: Any, w: Any, base: Any) -> Any:
-    """What is below the window is its lowest, and never 0; what is not finite is its highest."""
+    """Values below the window get its lowest code, never 0; non-finite values get its highest."""
     bits = _smaller(b, b.bitcast(v, _I32), INFINITE)
     moved = b.sub(b.add(bits, b.lshr(w, _I32(32 - SHIFT8))), b.shl(base, _I32(SHIFT8)))
     code = b.ashr(moved, _I32(SHIFT8))
@@ -150,12 +150,12 @@ def encode8(b: Any, v: Any, w: Any, base: Any) -> Any:
     return b.select(b.icmp_signed(">", code, _I32(0)), code, _I32(0))
 
 
-# Parameters of bfloat16, in the low bits of an int32
+# bfloat16 parameters, in the low bits of an int32
 
 
 @_intrinsic(f32, i32, i32)
 def joined(b: Any, p: Any, rest: Any) -> Any:
-    """The float32 of a bfloat16 and the 16 bits that it lacks, which are signed: it was rounded to nearest."""
+    """The float32 made from a bfloat16 and its 16-bit remainder, which is signed: rounding was to nearest."""
     return b.bitcast(b.add(b.shl(p, _I32(16)), b.sext(b.trunc(rest, _I16), _I32)), _F32)
 
 
@@ -165,19 +165,19 @@ def _without_payload(b: Any, x: Any) -> Any:
 
 @_intrinsic(i32, f32)
 def upper(b: Any, x: Any) -> Any:
-    """The bfloat16 of a float32 whose remainder is kept."""
+    """The bfloat16 nearest to a float32 whose remainder is kept."""
     return b.lshr(b.add(_without_payload(b, x), _I32(0x8000)), _I32(16))
 
 
 @_intrinsic(i32, f32)
 def remainder(b: Any, x: Any) -> Any:
-    """What that lacks."""
+    """What `upper` drops."""
     return b.and_(_without_payload(b, x), _I32(0xFFFF))
 
 
 @_intrinsic(i32, f32, i32)
 def dithered(b: Any, x: Any, w: Any) -> Any:
-    """The bfloat16 below a float32 or above it, by the low bits of a word; what is not finite stays."""
+    """Round a float32 stochastically to bfloat16, by the low bits of a word; non-finite values stay."""
     return b.lshr(b.add(_without_payload(b, x), b.and_(w, _I32(0xFFFF))), _I32(16))
 
 
@@ -185,7 +185,7 @@ def dithered(b: Any, x: Any, w: Any) -> Any:
 
 
 def small(dtype: Any, space: int) -> tuple[Any, Any]:
-    """``load(address, i)`` and ``store(address, i, x)`` of unsigned integers of 8 or 16 bits."""
+    """``load(address, i)`` and ``store(address, i, x)`` for unsigned integers of 8 or 16 bits."""
     size = np.dtype(dtype).itemsize
     llvm = {1: _I8, 2: _I16}[size]
 
@@ -208,12 +208,12 @@ def small(dtype: Any, space: int) -> tuple[Any, Any]:
     return load, store
 
 
-# Four of them that follow each other, in one access
+# Four consecutive ones, in one access
 
 
 @_intrinsic(_UniTuple(i32, 4), _UniTuple(i32, 2))
 def halves(b: Any, pair: Any) -> Any:
-    """The four integers of 16 bits in two words."""
+    """The four 16-bit integers in two words."""
     words = [b.extract_value(pair, k) for k in range(2)]
     found = [x for w in words for x in (b.and_(w, _I32(0xFFFF)), b.lshr(w, _I32(16)))]
     return _array(b, found)
@@ -221,20 +221,20 @@ def halves(b: Any, pair: Any) -> Any:
 
 @_intrinsic(_UniTuple(i32, 2), _UniTuple(i32, 4))
 def in_halves(b: Any, four: Any) -> Any:
-    """Two words of four integers of 16 bits."""
+    """Two words made from four 16-bit integers."""
     x = [b.and_(b.extract_value(four, k), _I32(0xFFFF)) for k in range(4)]
     return _array(b, [b.or_(x[k], b.shl(x[k + 1], _I32(16))) for k in (0, 2)])
 
 
 @_intrinsic(_UniTuple(i32, 4), i32)
 def quarters(b: Any, one: Any) -> Any:
-    """The four integers of 8 bits in a word."""
+    """The four 8-bit integers in a word."""
     return _array(b, [b.and_(b.lshr(one, _I32(8 * k)), _I32(255)) for k in range(4)])
 
 
 @_intrinsic(i32, _UniTuple(i32, 4))
 def in_quarters(b: Any, four: Any) -> Any:
-    """A word of four integers of 8 bits."""
+    """A word made from four 8-bit integers."""
     x = [b.shl(b.extract_value(four, k), _I32(8 * k)) for k in range(4)]
     return b.or_(b.or_(x[0], x[1]), b.or_(x[2], x[3]))
 
@@ -247,5 +247,5 @@ def _array(b: Any, values: list[Any]) -> Any:
 
 
 def four_halves(space: int) -> tuple[Any, Any]:
-    """``load(address, 0)`` and ``store(address, 0, pair)`` of two words."""
+    """``load(address, 0)`` and ``store(address, 0, pair)`` for two words."""
     return memory(np.int32, space, 2)

@@ -1,4 +1,4 @@
-"""Compile each function once a process, so that a fork can live with it."""
+"""Compile each function once per process, in a way that survives a fork."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 from numba.core import config as numba_config
 
-# A fork waits for a compilation in another thread: the child would else wait for Numba's compiler lock for ever.
+# A fork waits for a compilation in another thread: otherwise the child would wait for Numba's compiler lock forever.
 _lock = threading.RLock()
 _forked = False
 _compiled: dict[Any, Any] = {}
-config: Any = numba_config  # of which mypy knows no setting
-_jit_was_off = bool(config.DISABLE_JIT)  # what was decorated then are plain functions for good
+config: Any = numba_config  # mypy knows none of its settings
+_jit_was_off = bool(config.DISABLE_JIT)  # functions decorated at that time stay plain Python
 
 
 def why_not() -> str | None:
-    """Why nothing can be compiled in this process; None where it can."""
+    """Why nothing can be compiled in this process; None if compiling works."""
     if not _jit_was_off and not config.DISABLE_JIT:
         return None
     return (
-        "Numba's compiler is off (NUMBA_DISABLE_JIT is set, or was when rmsprop_gpu was imported), without which no "
-        "kernel runs; unset it in a new process, or take rmsprop_gpu.reference, the same mathematics in plain Python"
+        "Numba's compiler is off (NUMBA_DISABLE_JIT is set, or was when rmsprop_gpu was imported), and no kernel runs "
+        "without it; unset it in a new process, or use rmsprop_gpu.reference, the same mathematics in plain Python"
     )
 
 
 def once(make: Callable[..., Any], *key: Any) -> Any:
-    """Return ``make(*key)``, which compiles, made at the first call; a RuntimeError where nothing can be compiled."""
+    """Return ``make(*key)``, compiled at the first call; raise RuntimeError if nothing can be compiled."""
     name = (make, *key)
     if name not in _compiled:
         with _lock:

@@ -1,4 +1,4 @@
-"""The CPU backend: a loop over elements around the rule. How threads share a step is cpu_drive.py's."""
+"""The CPU backend: a loop over elements around the rule. cpu_drive.py shares a step among threads."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _load, _ = memory(np.int64, HOST)
 
 
 class Norms(Protocol):
-    """What this backend needs to know of norms (steps/batch.py)."""
+    """What this backend needs to know about norms (steps/batch.py)."""
 
     block: np.ndarray[Any, Any]
     complete: Callable[[], None] | None
 
 
 class Batch(Protocol):
-    """What this backend needs to know of a batch (steps/batch.py)."""
+    """What this backend needs to know about a batch (steps/batch.py)."""
 
     variant: Variant
     dtype: np.dtype[Any]
@@ -62,7 +62,7 @@ class Batch(Protocol):
 
 
 def _make_update_kernel(variant: Variant, D: Any, G: Any, make_rule: Any) -> Any:
-    """The kernel of a piece of a tensor, elements start to stop; parameters are of type D, gradients of type G."""
+    """The kernel for elements start to stop of a tensor; parameters have type D, gradients type G."""
     T: Any = compute_dtype(of(D)).type
     rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), make_scalars(T, HOST)
     factors_of = make_factors(variant, T, HOST)
@@ -112,7 +112,7 @@ def _make_update_kernel(variant: Variant, D: Any, G: Any, make_rule: Any) -> Any
 def _makers(
     variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], make: Any = None
 ) -> dict[str, tuple[Any, ...]]:
-    """What makes the kernels that a step of a Variant calls, in this order, and what they are made for."""
+    """The makers of the kernels that a step of a Variant calls, in this order, with their arguments."""
     made: dict[str, tuple[Any, ...]] = {}
     if variant.measures:
         made["partials_kernel"] = make_partials_kernel, variant.of_sums, type_of(grad_dtype)
@@ -126,17 +126,17 @@ def _makers(
 
 
 def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, Any]:
-    """The ``@njit`` functions that a step of a Variant calls, compiled."""
+    """The compiled ``@njit`` functions that a step of a Variant calls."""
     return {name: once(*maker) for name, maker in _makers(variant, dtype, grad_dtype).items()}
 
 
 def make_launch(
     batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any = None, threads: Callable[[], int] | None = None
 ) -> Callable[[], None]:
-    """Compile what these batches need; the function returned runs one step over them all and counts it in `steps`.
+    """Compile what these batches need; the returned function runs one step over them all and counts it in `steps`.
 
-    `make` makes what is done with each element: by default the rule, or what a profiler puts in its place. `threads` is
-    asked in each step how many share it, by default Numba is.
+    `make` makes what is done with each element: the rule by default, or what a profiler puts in its place. `threads` is
+    called in each step and returns how many threads share it; the default asks Numba.
     """
     sums, work, blocks = [], [], []
     prepares: list[tuple[int, ...]] = []
@@ -158,14 +158,14 @@ def make_launch(
     coded = any(batch.variant.coded for batch in batches)
     unit = CODED if coded else None
     run = driven([*totals.values(), *prepares], work, steps, unit, threads)
-    run.kept = blocks, batches  # type: ignore[attr-defined]  # addresses do not own
+    run.kept = blocks, batches  # type: ignore[attr-defined]  # raw addresses keep nothing alive
     if not sums:
         return run
-    # Sums change nothing of a step: between the two calls it may be interrupted.
+    # The sums change no state, so an interrupt between the two calls is harmless.
     add_up = driven([], sums, np.zeros(1, np.int64), BLOCK, threads)
 
     completions = {id(batch.norms): batch.norms.complete for batch in batches if batch.variant.measures}
-    (complete,) = completions.values()  # memory of the host is one device
+    (complete,) = completions.values()  # host memory is one device
 
     def add_up_and_run() -> None:
         add_up()

@@ -1,4 +1,4 @@
-"""Machine code for the CPU: compiled by Numba, or loaded from disk. The only file that knows how Numba stores it."""
+"""Machine code for the CPU: compiled by Numba, or loaded from disk. Only this file knows how Numba stores it."""
 
 from __future__ import annotations
 
@@ -29,47 +29,47 @@ def _target() -> tuple[object, ...]:
 
 
 def unique(function: Any) -> Any:
-    """The function under a name of its own, by chance.
+    """The function under a random, unique name.
 
-    Machine code from several processes is linked into one by its names, and Numba gives the first kernel that a process
-    compiles the same name in each.
+    Machine code from several processes may be linked into one, by name, and Numba gives the first kernel of every
+    process the same name.
     """
     function.__qualname__ += f"_{secrets.token_hex(8)}"
     return function
 
 
 def address(make: Any, *key: Any) -> int:
-    """Where the machine code of the kernel ``make(*key)`` starts, a C function; ready to be called."""
+    """The address of the kernel ``make(*key)``, compiled to a C function and ready to be called."""
     found: tuple[int, object] = once(_kept_or_compiled, _kernel, _load_kernel, make, *key)
     return found[0]
 
 
 def entry(make: Any, *key: Any) -> Callable[..., Any]:
-    """The function ``make(*key)`` of one signature, to be called from Python."""
+    """The function ``make(*key)``, which has one signature, to be called from Python."""
     found: tuple[Callable[..., Any], object] = once(_kept_or_compiled, _function, _load_function, make, *key)
     return found[0]
 
 
 def _kept_or_compiled(take: Any, load: Any, make: Any, *key: Any) -> tuple[Any, object]:
-    """What is called, and what has to live as long; from disk, else compiled and kept there."""
+    """What is called, and what has to live as long; read from disk, or compiled and written there."""
     name = disk.key_of(_target(), make, *key)
     code = disk.read(name)
     if code is not None:
         try:
             loaded: tuple[Any, object] = load(pickle.loads(code))
             return loaded
-        except Exception:  # whatever Numba and LLVM make of what they do not know
+        except Exception:  # Numba and LLVM may raise anything on code they do not understand
             pass
     compiled = once(make, *key)
     taken, reduced = take(compiled)
     if name is not None:
-        with suppress(Exception):  # what Numba does not know how to store
+        with suppress(Exception):  # Numba cannot store everything
             disk.write(name, dumps(reduced()))
     return taken, compiled
 
 
 def _context() -> Any:
-    """Numba's target, with the functions that code calls: a compilation would have brought them."""
+    """Numba's target, with the functions that code calls: compiling would have loaded them."""
     rtsys.initialize(cpu_target.target_context)
     return cpu_target.target_context
 
@@ -77,7 +77,7 @@ def _context() -> Any:
 def _kernel(compiled: Any) -> tuple[int, Callable[[], Any]]:
     (made,) = compiled.overloads.values()
     symbol = made.fndesc.llvm_cfunc_wrapper_name
-    # To ask for the pointer makes the code, which no fork may meet half done.
+    # Asking for the pointer generates the code, and no fork may happen halfway through.
     start = int(made.library.get_pointer_to_function(symbol))
     return start, lambda: (made.library.serialize_using_object_code(), symbol)
 

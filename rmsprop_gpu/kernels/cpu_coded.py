@@ -46,12 +46,12 @@ from .table import (
     TABLE,
 )
 
-T = np.float32  # the compute type: there are no codes of a float64
+T = np.float32  # the compute type: float64 has no codes
 _load_int, _ = memory(np.int64, HOST)
 _load_float, _store_float = memory(T, HOST)
 _load8, _store8 = small(np.uint8, HOST)
 _load16, _store16 = small(np.uint16, HOST)
-_scratch = make_scratch(BLOCK // 2)  # of so many float32
+_scratch = make_scratch(BLOCK // 2)  # room for BLOCK float32
 
 
 def _make_param(variant: Variant, D: Any) -> tuple[Any, Any]:
@@ -76,7 +76,7 @@ def _make_param(variant: Variant, D: Any) -> tuple[Any, Any]:
 
 
 def make_update_kernel(variant: Variant, D: Any, G: Any, make_rule: Any) -> Any:
-    """The kernel of a piece of a tensor, as in cpu.py; `start` is a multiple of `BLOCK`."""
+    """The kernel for a piece of a tensor, as in cpu.py; `start` is a multiple of `BLOCK`."""
     rule, advance, scalars = make_rule(variant, T), make_advance(variant, T, HOST), make_scalars(T, HOST)
     factors_of, (load_grad, store_grad) = make_factors(variant, T, HOST), memory(G, HOST)
     load_param, store_param = _make_param(variant, D)
@@ -84,7 +84,7 @@ def make_update_kernel(variant: Variant, D: Any, G: Any, make_rule: Any) -> Any:
 
     @inline
     def update(param, rest, grad, v, grad_avg, momentum_buffer, ema, i, w, s, f):  # type: ignore[no-untyped-def]
-        """All of element i but what becomes of v, which is returned."""
+        """Update element i except for storing the new v, which is returned."""
         p = load_param(param, rest, i)
         m = _load_float(grad_avg, i) if variant.centered else p
         b = _load_float(momentum_buffer, i) if variant.momentum else p

@@ -14,14 +14,14 @@ from .cpu_prepare import kernel
 from .intrinsics import HOST, memory
 from .table import BUCKET, COPY_COLUMNS, ELEMENTS, OFFSET, TENSOR, Copying
 
-# What the kernel is given, by addresses.
+# The kernel's input, as addresses.
 ROWS, COLUMN = range(2)
 
 _load, _ = memory(np.int64, HOST)
 
 
 def _make_copies_kernel(word: Any, kind: Copying) -> Any:
-    """The kernel of one row, elements start to stop; `word` is the integer type of an element's bits."""
+    """The kernel for elements start to stop of one row; `word` is the integer type of an element's bits."""
     load, store = memory(word, HOST)
     zero, unpacks, zeroes = word(0), kind == "unpack", kind == "pack and zero"
 
@@ -47,16 +47,16 @@ def _make_copies_kernel(word: Any, kind: Copying) -> Any:
 
 
 def make_copies(rows: NDArray, itemsize: int, kind: Copying) -> Callable[[NDArray], None]:
-    """Compile the copies of these rows (table.py), of elements of so many bytes: 2, 4 or 8.
+    """Compile the copies for these rows (table.py), whose elements have `itemsize` bytes: 2, 4 or 8.
 
-    The function returned makes them, for the int64 column that it is given. A tensor that is not there, 0 in the
-    column, is packed as zeros, and not unpacked. Each copy is aligned to its elements, and none overlaps another.
+    The returned function makes the copies for an int64 column of addresses. A tensor that is absent, a 0 in the
+    column, is packed as zeros and not unpacked. Each copy is aligned to its elements, and copies do not overlap.
     """
     rows = np.array(rows, np.int64, order="C").reshape(-1, COPY_COLUMNS)
     given = np.array([address_of(rows), 0], np.int64)
     code = address(_make_copies_kernel, np.dtype(f"i{itemsize}").type, kind)
     run = driven([], [items_of(code, address_of(given), rows[:, ELEMENTS].tolist())], np.zeros(1, np.int64))
-    run.kept = rows  # type: ignore[attr-defined]  # addresses do not own
+    run.kept = rows  # type: ignore[attr-defined]  # raw addresses keep nothing alive
 
     def copy(column: NDArray) -> None:
         given[COLUMN] = address_of(column)

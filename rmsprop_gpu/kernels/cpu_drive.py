@@ -1,7 +1,7 @@
-"""A step among threads: each takes an equal share of its elements, and tensors are cut where shares meet.
+"""Share a step among threads: each gets an equal share of the elements, and tensors are cut where shares meet.
 
-One driver serves every Variant, since it calls kernels by their address. All work of a step goes through one call of
-it, so that a Ctrl-C, which Python delivers between calls, cannot leave a step half done.
+One driver serves every Variant, since it calls kernels by address. One call of it does all the work of a step, so a
+Ctrl-C, which Python delivers between calls, cannot leave a step half done.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from .compiling import in_forked_child
 from .cpu_code import entry, unique
 from .intrinsics import HOST, call, memory
 
-# Elements of a step below which it is for one thread. With threads that are awake two are faster from 65,536 on, with
+# A step with fewer elements than this uses one thread. With threads that are awake, two are faster from 65,536 on; with
 # threads that sleep, as in a loop with other work in it, from a million on (benchmarks/results/busy.md).
 SERIAL_BELOW = 131_072
-# 16 to 50 us, about what it takes to wake a thread: to spin for as long, then sleep, never costs more than twice the
-# better of the two (Karlin et al. 1991, "Empirical studies of competitive spinning").
+# 16 to 50 us, about what it takes to wake a thread: spinning for that long and then sleeping never costs more than
+# twice the better of the two (Karlin et al. 1991, "Empirical studies of competitive spinning").
 SPIN_ROUNDS = "1000"
-UNIT = 64  # elements: where a tensor may be cut, so that its parts share no cache line, of its state at least
+UNIT = 64  # elements: tensors are cut at multiples, so that parts share no cache line, at least of the state
 
-WORK = 5  # int64 an item of work: kernel, batch, row, start, stop
-BOUND = 2  # int64 where a part begins: item, element
+WORK = 5  # int64 per item of work: kernel, batch, row, start, stop
+BOUND = 2  # int64 per start of a part: item, element
 
 _load, _store = memory(np.int64, HOST)
 
-# Numba's workqueue layer aborts the process when two threads enter a parallel region. One thread may come again before
-# it has entered, or after: in a signal handler or finalizer, which Python runs between its own instructions alone.
+# Numba's workqueue layer aborts the process when two threads enter a parallel region. The same thread may come here
+# again before it has entered, or after: in a signal handler or finalizer, which Python runs only between its own
+# instructions.
 in_parallel = threading.RLock()
 
 
 def _load_openmp() -> None:
-    """Load the OpenMP of Numba's threads, so that they spin briefly before they sleep; it starts none yet.
+    """Load the OpenMP that Numba's threads use, set to spin only briefly before they sleep; no thread starts yet.
 
-    By default those of GNU OpenMP spin for 300,000 rounds, 5 to 15 ms, for their next work and for each other. Where
-    other processes want the cores, who spins keeps the very thread from running that it waits for.
+    By default, GNU OpenMP's threads spin for 300,000 rounds, 5 to 15 ms, waiting for work and for each other. When
+    other processes want the cores, a spinning thread keeps the very thread it waits for from running.
     """
     if sys.platform != "linux" or "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         return
-    os.environ["GOMP_SPINCOUNT"] = SPIN_ROUNDS  # read when it is loaded, and gone before others load theirs
+    os.environ["GOMP_SPINCOUNT"] = SPIN_ROUNDS  # read on loading, and removed before others load theirs
     try:
         import numba.np.ufunc.omppool  # noqa: F401  # for its loading alone
     except ImportError:  # Numba was built without it
@@ -58,12 +59,12 @@ _load_openmp()
 
 
 def _make_driver(parallel: bool) -> Any:
-    """``drive(prepares, n_prepares, items, bounds, steps, parts)``: one step, of one thread or of all."""
+    """``drive(prepares, n_prepares, items, bounds, steps, parts)``: one step, by one thread or by all."""
 
     @njit(types.void(*[types.int64] * 6), nogil=True, parallel=parallel)
     @unique
     def drive(prepares, n_prepares, items, bounds, steps, parts):  # type: ignore[no-untyped-def]
-        """The prepare kernels in order, then the items by parts, then the count of the step."""
+        """Run the prepare kernels in order, then the items part by part, then count the step."""
         for k in range(n_prepares):
             w = prepares + k * 8 * WORK
             call(_load(w, 0), _load(w, 1), _load(w, 2), _load(w, 3), _load(w, 4))
@@ -73,7 +74,7 @@ def _make_driver(parallel: bool) -> Any:
             for k in range(first, last):
                 w = items + k * 8 * WORK
                 call(_load(w, 0), _load(w, 1), _load(w, 2), _load(w, 3) if k > first else begin, _load(w, 4))
-            if end > 0:  # of the item that the next part goes on with
+            if end > 0:  # the next part continues with the same item
                 w = items + last * 8 * WORK
                 call(_load(w, 0), _load(w, 1), _load(w, 2), begin if last == first else _load(w, 3), end)
         _store(steps, 0, _load(steps, 0) + 1)
@@ -82,9 +83,9 @@ def _make_driver(parallel: bool) -> Any:
 
 
 def shares(sizes: np.ndarray[Any, Any], parts: int, unit: int) -> np.ndarray[Any, Any]:
-    """Where each part of the work over items of these sizes begins, and the last one ends: (item, element in it).
+    """Where each part of the work over items of these sizes begins, and where the last ends: (item, element in it).
 
-    The parts are equal but for less than a unit. An item without elements is in one of them, as any other.
+    Parts differ in size by less than a unit. An item without elements belongs to one of them, like any other.
     """
     starts = np.concatenate([[0], np.cumsum(sizes)])
     wanted = starts[-1] * np.arange(parts + 1) // parts
@@ -95,12 +96,12 @@ def shares(sizes: np.ndarray[Any, Any], parts: int, unit: int) -> np.ndarray[Any
 
 
 def _drivers() -> tuple[Any, Any]:
-    """The driver for one thread and for all; together, since a forked child must not have to compile."""
+    """The drivers for one thread and for all, made together, since a forked child must not have to compile."""
     return entry(_make_driver, False), entry(_make_driver, True)
 
 
 def items_of(kernel: int, block: int, sizes: Sequence[int]) -> np.ndarray[Any, Any]:
-    """The work of a kernel over the tensors of a batch."""
+    """The items of work of a kernel over the tensors of a batch."""
     rows = np.arange(len(sizes), dtype=np.int64)
     zeros = np.zeros_like(rows)
     return np.stack([zeros + kernel, zeros + block, rows, zeros, np.array(sizes, np.int64)], axis=1)
@@ -113,10 +114,10 @@ def driven(
     unit: int | None = None,
     threads: Callable[[], int] | None = None,
 ) -> Callable[[], None]:
-    """Run the prepares, then all work by equal shares of its elements, then count in `steps`.
+    """Run the prepares, then all work in equal shares of its elements, then count in `steps`.
 
-    Tensors are cut at multiples of a unit from their start, by default `UNIT`. `threads` is asked in each step how many
-    share it: by default Numba is.
+    Tensors are cut at multiples of a unit from their start, `UNIT` by default. `threads` is called in each step and
+    returns how many threads share it; the default asks Numba.
     """
     unit = unit or UNIT
     serial, parallel = _drivers()
@@ -125,7 +126,7 @@ def driven(
     sizes = items[:, 4]
     size = int(sizes.sum())
     owners = first, items, steps
-    known: dict[int, tuple[Any, ...]] = {}  # the arguments by the number of parts: threads may change between steps
+    known: dict[int, tuple[Any, ...]] = {}  # by number of parts: threads may change between steps
 
     def run() -> None:
         parts = parts_of(size)
@@ -134,7 +135,7 @@ def driven(
         if parts not in known:
             bounds = shares(sizes, parts, unit)
             addresses = first.ctypes.data, len(first), *(x.ctypes.data for x in (items, bounds, steps))
-            known[parts] = (*addresses, parts), (bounds, owners)  # addresses do not own
+            known[parts] = (*addresses, parts), (bounds, owners)  # raw addresses keep nothing alive
         arguments, _ = known[parts]
         if parts == 1:
             serial(*arguments)
@@ -146,12 +147,12 @@ def driven(
 
 
 def parts_of(size: int) -> int:
-    """Among how many threads the work over so many elements is shared."""
-    # A forked child stays serial: GNU OpenMP aborts it, other layers have lost their threads.
+    """How many threads share the work over `size` elements."""
+    # A forked child stays serial: GNU OpenMP would abort it, and other layers have lost their threads.
     return 1 if size < SERIAL_BELOW or in_forked_child() else get_num_threads()
 
 
 def pieces(sizes: Sequence[int]) -> int:
-    """How often a kernel is called for tensors of these sizes: once each, and once more for every cut."""
+    """How often a kernel is called for tensors of these sizes: once per tensor, and once more per cut."""
     bounds = shares(np.array(sizes, np.int64), parts_of(sum(sizes)), UNIT)
     return len(sizes) + int(np.count_nonzero(bounds[:, 1]))

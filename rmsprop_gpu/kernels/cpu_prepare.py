@@ -1,4 +1,4 @@
-"""What the CPU does before the updates of a step: the sums of the gradients, and the factors of each tensor."""
+"""What the CPU does before the updates of a step: sum up the gradients, and compute the factors of each tensor."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ _load, _store = memory(np.float64, HOST)
 
 
 def _make_sum(terms: Terms, in_order: bool) -> Any:
-    """``total(address, start, stop)``: of these elements the sum of squares, in the order of norms.py, and the largest.
+    """``total(address, start, stop)``: the sum of squares, in the order of norms.py, and the largest magnitude.
 
-    Where no order is asked for there are no squares.
+    When no order is asked for, squares are not summed.
     """
     load, square, magnitude, nothing = terms
 
@@ -82,7 +82,7 @@ def _make_sum(terms: Terms, in_order: bool) -> Any:
 
 
 def make_partials_kernel(variant: Variant, D: Any) -> Any:
-    """The kernel of the partial sums of one tensor's gradient, elements start to stop: whole blocks."""
+    """The kernel for partial sums of one tensor's gradient, elements start to stop: whole blocks."""
     terms = make_terms(variant, D, HOST)
     total, nothing = _make_sum(terms, variant.norm), terms.nothing
 
@@ -103,7 +103,7 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
 
 
 def make_totals_kernel() -> Any:
-    """The kernel of the sums of all tensors, and of their total; instead of a batch it gets what is known of norms."""
+    """The kernel for the sums of all tensors and their total; in place of a batch it gets the table of norms."""
     squares = _make_sum(make_sum_terms(table.SQUARES, HOST), True)
     magnitude = _make_sum(make_sum_terms(table.LARGEST, HOST), False)
 
@@ -128,7 +128,7 @@ def make_totals_kernel() -> Any:
 def make_prepare_kernel(variant: Variant, T: Any) -> Any:
     """The kernel before the updates of a batch that needs factors: rows start to stop of its table.
 
-    In the place of a row it gets whether this batch counts the steps that are skipped.
+    In place of a row it gets whether this batch counts the skipped steps.
     """
     gate, outcome, prepare = make_gate(variant, HOST), make_outcome(variant, HOST), make_prepare(variant, T, HOST)
     too_large = make_verdict(HOST)

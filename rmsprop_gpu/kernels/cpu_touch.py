@@ -1,4 +1,4 @@
-"""Which thread writes first to a page of memory: on several NUMA nodes it then lies on the node of that thread."""
+"""Write first to each page from the thread that will use it: with several NUMA nodes the page lands on its node."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .cpu_prepare import kernel
 from .intrinsics import HOST, memory
 
 PAGE = 4096  # bytes; larger pages are written to more than once
-SPAN = 2  # int64 a tensor: its address and the bytes of an element
+SPAN = 2  # int64 per tensor: its address and the bytes per element
 
 _load, _ = memory(np.int64, HOST)
 _, _store_byte = memory(np.int8, HOST)
 
 
 def _make_touch_kernel() -> Any:
-    """The kernel that writes a zero to each page of elements start to stop; an address of 0 has none."""
+    """The kernel that writes a zero to each page of elements start to stop; an address of 0 means no buffer."""
     zero = np.int8(0)
 
     @kernel
@@ -38,10 +38,10 @@ def _make_touch_kernel() -> Any:
 
 
 def touch(sizes: Sequence[int], spans: Sequence[tuple[int, int]]) -> None:
-    """Write to each page of these buffers by the thread that will update it; they are zero, or about to be filled.
+    """Write to each page of these buffers from the thread that will update it; they hold zeros or will be filled.
 
-    Of each tensor, in the order of a step, its elements, and the address of its buffer, or 0, and the bytes of an
-    element of that.
+    For each tensor, in the order of a step: its number of elements; the address of its buffer, or 0; and the bytes per
+    element of that buffer.
     """
     if parts_of(sum(sizes)) == 1 or why_not():
         return

@@ -1,6 +1,6 @@
-"""The CUDA backend: a loop over chunks around the rule, a block of threads for each chunk.
+"""The CUDA backend: a loop over chunks around the rule, one block of threads per chunk.
 
-A kernel gets addresses, not arrays: unpacking array arguments costs more than a small update.
+Kernels get addresses, not arrays: unpacking array arguments costs more than a small update.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .table import (
     chunk_list,
 )
 
-THREADS = 256  # a block
-ORDER = ("partials_kernel", "prepare_kernel", "update_kernel")  # of the launches of a step
-VECTOR = 16  # bytes of the widest access
+THREADS = 256  # per block
+ORDER = ("partials_kernel", "prepare_kernel", "update_kernel")  # of the kernel launches of a step
+VECTOR = 16  # bytes in the widest access
 
 _load_int, _ = memory(np.int64, GLOBAL)
 
 
 class Batch(Protocol):
-    """What this backend needs to know of a batch (steps/batch.py)."""
+    """What this backend needs to know about a batch (steps/batch.py)."""
 
     variant: Variant
     dtype: np.dtype[Any]
@@ -55,7 +55,7 @@ class Batch(Protocol):
 
 
 def _make_update(variant: Variant, D: Any, G: Any, T: Any, width: int) -> Any:
-    """``update(param, grad, ..., i, s, f)``: load what the elements from i on need, update, store."""
+    """``update(param, grad, ..., i, s, f)``: load what the elements from i on need, update them, and store."""
     lanes = make_lanes(make_rule(variant, T), T, width)
     (load, store), (load_state, store_state) = memory(D, GLOBAL, width), memory(T, GLOBAL, width)
     load_grad, store_grad = memory(G, GLOBAL, width)
@@ -83,11 +83,11 @@ def _make_update(variant: Variant, D: Any, G: Any, T: Any, width: int) -> Any:
 
 
 def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
-    """The kernel of all chunks of a batch, as a Python function; parameters are of type D, gradients of D or else G."""
+    """The kernel for all chunks of a batch, as a Python function; parameters have type D, gradients G, or D if None."""
     G = G or D
     T: Any = compute_dtype(of(D)).type
     size, grad_size, state_size = (of(x).itemsize for x in (D, G, T))
-    # Elements a thread takes at a time: 128 bits of state. With 128 bits of halves a thread would have two such vectors
+    # Elements per thread at a time: 128 bits of state. With 128 bits of halves a thread would have two such vectors
     # side by side, and each access of a warp would touch every second half of a sector.
     width = VECTOR // state_size
     update_one, update_many = _make_update(variant, D, G, T, 1), _make_update(variant, D, G, T, width)
@@ -95,21 +95,21 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
     factors_of = make_factors(variant, T, GLOBAL)
     (load_factor, _), (_, store_grad) = memory(T, GLOBAL), memory(G, GLOBAL)
     zero, prepared = T(0), variant.prepared
-    # 64 bits cost a kernel of halves up to an instruction an element, and bfloat16 on 10.0 would exceed its 64; 32 bits
-    # cost registers on Turing, where plain float32 may have 40.
+    # 64 bits cost a kernel on halves up to one instruction per element, and bfloat16 on 10.0 would exceed its 64
+    # registers; 32 bits cost registers on Turing, where plain float32 may use 40.
     Index = np.int64 if size == state_size else np.int32
 
     def update_kernel(table, grads, chunks, scalars, factors):  # type: ignore[no-untyped-def]
         chunk = chunks + np.int64(target.blockIdx.x) * (8 * CHUNK_COLUMNS)
         index, start, stop = _load_int(chunk, ROW), _load_int(chunk, START), _load_int(chunk, STOP)
         row = table + index * 8 * COLUMNS
-        # What is read here is read at once, without a branch between: only what an address is made of is waited for.
+        # All of this is read at once, with no branch in between: the only wait is for the parts of an address.
         grad, param, square_avg = _load_int(grads, index), _load_int(row, PARAM), _load_int(row, SQUARE_AVG)
         grad_avg = _load_int(row, GRAD_AVG) if variant.centered else square_avg
         momentum_buffer = _load_int(row, MOMENTUM_BUFFER) if variant.momentum else square_avg
         ema = _load_int(row, EMA) if variant.ema else square_avg
         has_grad = grad != 0
-        # From here on the chunk is all there is: its addresses moved once, in 64 bits.
+        # From here on only the chunk matters: its addresses are moved once, in 64 bits.
         grad += start * grad_size
         param += start * size
         square_avg += start * state_size
@@ -127,20 +127,20 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
         s = scalars_of(scalars, row)
         f = factors_of(factors, index, s)
         whole = Index(n - n % width)
-        # Asked by masks of bits, this would take kernels with all buffers from 50 registers to 66.
-        # A vector of half gradients beside float32 is half as wide: twice its address is as even as the other's.
+        # With bit masks, this would take kernels with all buffers from 50 registers to 66.
+        # A vector of half gradients beside float32 is half as wide: twice its address is aligned like the others.
         scaled = grad * (size // grad_size)
         if (param | scaled) % (width * size) != 0 or (square_avg | grad_avg | momentum_buffer | ema) % VECTOR != 0:
             whole = Index(0)
 
         if not prepared and has_grad and start == 0 and target.threadIdx.x == 0:
-            advance(row, s)  # here, where all addresses are known; behind the loops it would cost registers
+            advance(row, s)  # here, where all addresses are known; after the loops it would cost registers
         i = Index(target.threadIdx.x * width)
         while i < whole:
             update_many(param, grad, square_avg, grad_avg, momentum_buffer, ema, i, s, f)
             i = opaque(Index(i + THREADS * width))
         i = Index(whole + Index(target.threadIdx.x))
-        while i < n:  # the ragged end of a chunk, or all of one that is not aligned
+        while i < n:  # the ragged end of a chunk, or all of a chunk that is not aligned
             update_one(param, grad, square_avg, grad_avg, momentum_buffer, ema, i, s, f)
             i = opaque(Index(i + THREADS))
 
@@ -148,7 +148,7 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
 
 
 def _makers(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, tuple[Any, ...]]:
-    """What makes the kernels that a step of a Variant launches, in this order, and what they are made for."""
+    """The makers of the kernels that a step of a Variant launches, in this order, with their arguments."""
     D, G = type_of(dtype), type_of(grad_dtype)
     partials = {"partials_kernel": (make_partials_kernel, variant.of_sums, G)} if variant.measures else {}
     prepare = {"prepare_kernel": (make_prepare_kernel, variant.of_prepare, D)} if variant.prepared else {}
@@ -162,15 +162,15 @@ def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any])
 
 
 def kernels(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, Any]:
-    """The handles of these functions on the current device; compiled once an architecture, or loaded from disk."""
+    """The handles of these functions on the current device; compiled once per architecture, or loaded from disk."""
     return {name: handle(*made) for name, made in _makers(variant, dtype, grad_dtype).items()}
 
 
 def chunk_of(dtype: np.dtype[Any]) -> int:
-    """The elements of a chunk: a vector for each thread of a block.
+    """The number of elements in a chunk: one vector per thread of a block.
 
-    A block that goes through more waits for its loads, computes and stores, again and again, and while its warps are at
-    the same point of that less is under way: on an H200 eight rounds a block moved 8 to 24 % less than one.
+    A block that loops over more would wait for its loads, compute and store, again and again. While its warps are at
+    the same point of that, less is in flight: on an H200, eight rounds per block moved 8 to 24 % less than one.
     """
     return THREADS * VECTOR // compute_dtype(dtype).itemsize
 
@@ -181,12 +181,12 @@ def chunks(sizes: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dty
 
 
 def sum_blocks(sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """(row, start, stop) of what has a partial sum."""
+    """(row, start, stop) of every block that has a partial sum."""
     return chunk_list(sizes, BLOCK)
 
 
 class Launch(partial[None]):
-    """A call that launches a kernel; `kernel` says which, and over which arrays."""
+    """A call that launches a kernel; `kernel` tells which one, and over which arrays."""
 
     kernel: str
 
@@ -208,9 +208,9 @@ class Addresses(NamedTuple):
 def launches(
     kernels: Mapping[str, Any], stream: Any, batch: Batch, at: Addresses, n_chunks: int, n_sums: int, counts: bool
 ) -> dict[str, Launch]:
-    """The calls that launch a step of a batch on a stream, by the names of their kernels.
+    """The calls that launch a step of a batch on a stream, by kernel name.
 
-    `counts` says whether this batch counts the steps that are skipped.
+    `counts` tells whether this batch counts the skipped steps.
     """
     rows = len(batch.sizes)
     launched = {**grids(batch.variant, rows, n_sums), "update_kernel": (n_chunks, THREADS)}

@@ -24,7 +24,7 @@ from .compiling import once
 from .cuda_target import target
 from .fingerprint import settings
 
-_END = b"\0"  # of the name of a kernel, behind which its code stands
+_END = b"\0"  # ends the name of a kernel; its code follows
 
 
 def signature(function: Any) -> tuple[Any, ...]:
@@ -35,7 +35,7 @@ def signature(function: Any) -> tuple[Any, ...]:
 def jitted(make: Any, *arguments: Any) -> Any:
     """The ``@cuda.jit`` kernel of ``make(*arguments)``, not yet compiled for any device.
 
-    Where the function says by how many threads it is run, ``launch_bounds``, it gets registers for as many.
+    If the function gives its number of threads in ``launch_bounds``, it gets registers for that many.
     """
     function = make(*arguments)
     return target.jit(launch_bounds=getattr(function, "launch_bounds", None))(function)
@@ -50,18 +50,18 @@ def _compiled(make: Any, arguments: tuple[Any, ...], capability: tuple[int, int]
     kernel = once(jitted, make, *arguments)
     try:
         kernel.compile(signature(kernel.py_func))
-    except Exception as error:  # of Numba, libNVVM or nvJitLink, or of what they are from the inside
+    except Exception as error:  # from Numba, libNVVM, nvJitLink, or anything inside them
         raise RuntimeError(cuda_fit.why_not_compiled(error)) from error
     return kernel
 
 
 def handle(make: Any, *arguments: Any) -> Any:
-    """What ``cuda.core.launch`` wants of the kernel ``make(*arguments)``, on any device like the current one."""
+    """The handle of the kernel ``make(*arguments)`` for ``cuda.core.launch``, on any device like the current one."""
     return once(_kept_or_compiled, make, arguments, _capability())[0]
 
 
 def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], capability: tuple[int, int]) -> tuple[Any, object]:
-    """The handle, and what has to live as long; from disk, else compiled, and kept there."""
+    """The handle, and what has to live as long; read from disk, or compiled and written there."""
     kernel = once(jitted, make, *arguments)
     name = _key(kernel, make, arguments)
     kept = disk.read(name)
@@ -70,30 +70,30 @@ def _kept_or_compiled(make: Any, arguments: tuple[Any, ...], capability: tuple[i
         try:
             image = cuda.core.ObjectCode.from_cubin(code)
             return image.get_kernel(entry.decode()), image
-        except Exception:  # whatever CUDA makes of what it does not know
+        except Exception:  # CUDA may raise anything on code it does not understand
             pass
     compiled(make, *arguments)
     made = kernel.overloads[signature(kernel.py_func)]
-    # What CUDA loads serves all devices of an architecture. Asked on each, Numba would load it as often, and unload it
-    # as often when the process ends, which fails from the second time on.
+    # Code that CUDA loads serves all devices of an architecture. Asked on each device, Numba would load it each time,
+    # and unload it as often when the process ends, which fails from the second time on.
     try:
-        loaded = made._codelibrary.get_cufunc().kernel  # on a second architecture this is what links and loads
+        loaded = made._codelibrary.get_cufunc().kernel  # on a second architecture, this call links and loads
     except Exception as error:
         raise RuntimeError(cuda_fit.why_not_compiled(error)) from error
     if name is not None:
-        with suppress(Exception):  # whatever the linker has kept of it
+        with suppress(Exception):  # the linker may have kept nothing
             disk.write(name, made.entry_name.encode() + _END + made._codelibrary.get_cubin().code)
     return loaded, kernel
 
 
 def _capability() -> tuple[int, int]:
-    """Of the current device."""
+    """The compute capability of the current device."""
     major, minor = target.get_current_device().compute_capability[:2]
     return major, minor
 
 
 def trial() -> str | None:
-    """Why a kernel cannot be compiled, linked and loaded on the current device; None where it can."""
+    """Why a kernel cannot be compiled, linked and loaded on the current device; None if it can."""
     try:
         handle(_make_nothing)
     except Exception as error:
@@ -111,12 +111,12 @@ def _make_nothing() -> Any:
 def _key(kernel: Any, make: Any, arguments: tuple[Any, ...]) -> str | None:
     try:
         return disk.key_of(_target(kernel), make, *arguments)
-    except Exception:  # a library that is not found, say: then it is not known what a kernel is compiled by
+    except Exception:  # a library is not found, say: then the compiler cannot be identified
         return None
 
 
 def _target(kernel: Any) -> tuple[object, ...]:
-    """What a kernel is compiled by and for, on the current device."""
+    """What compiles a kernel, and for what, on the current device."""
     versions = (
         numba.__version__,
         numba_cuda.__version__,
@@ -131,14 +131,14 @@ def _target(kernel: Any) -> tuple[object, ...]:
 
 
 def _linker(kernel: Any) -> object:
-    """What links the kernel: nvJitLink, with optimization at that time, or else the driver."""
+    """What links the kernel: nvJitLink, which optimizes at link time, or else the driver."""
     if kernel.targetoptions["lto"]:
         return "lto", _library("nvJitLink")
     return "driver", cuda_fit.driver_version()
 
 
 def _library(name: str) -> object:
-    """A library of CUDA's: its file, since its version does not tell one build from another."""
+    """A CUDA library, identified by its file, since its version does not tell one build from another."""
     found: Callable[[str], Any] = pathfinder.load_nvidia_dynamic_lib
     path = found(name).abs_path
     stat = os.stat(path)

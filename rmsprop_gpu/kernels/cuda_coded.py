@@ -1,7 +1,7 @@
 """CUDA's loop around the rule where the second moment or the parameter is stored in fewer bytes (codes.py).
 
-A thread takes four neighbours at a time, and a warp a block of codes: its largest element is found in registers, so
-that there is one pass, and no shared memory.
+A thread handles four neighbours at a time, and a warp one block of codes. Its largest element is found in registers,
+so one pass is enough and no shared memory is needed.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ from .table import (
     STOP,
 )
 
-T = np.float32  # the compute type: there are no codes of a float64
-THREADS = 256  # a block, as in cuda.py
+T = np.float32  # the compute type: float64 has no codes
+THREADS = 256  # per block, as in cuda.py
 WARP = 32
-LOG_WARP, LOG_BLOCK = 5, 7  # shifts: whole numbers of a sign are divided by more than one
-WIDTH = BLOCK // WARP  # elements a thread takes at a time
+LOG_WARP, LOG_BLOCK = 5, 7  # shifts, since dividing signed integers takes more than one instruction
+WIDTH = BLOCK // WARP  # elements per thread at a time
 ALL = 0xFFFFFFFF
 
 _load_int, _ = memory(np.int64, GLOBAL)
@@ -86,19 +86,19 @@ def _largest_of_warp(x):  # type: ignore[no-untyped-def]
 
 @inline
 def _word(key, before, i):  # type: ignore[no-untyped-def]
-    """That of element i of a chunk, which has so many blocks before it."""
+    """The dither word of element i of a chunk that has `before` blocks before it."""
     return word(block_key(key, before + (i >> LOG_BLOCK)), i & (BLOCK - 1))
 
 
 @inline
 def _words(key, before, i):  # type: ignore[no-untyped-def]
-    """Those of four neighbours, which are of one block."""
+    """The dither words of four neighbours, which lie in one block."""
     k, j = block_key(key, before + (i >> LOG_BLOCK)), i & (BLOCK - 1)
     return word(k, j), word(k, j + 1), word(k, j + 2), word(k, j + 3)
 
 
 def _make_param(variant: Variant, D: Any, width: int) -> tuple[Any, Any]:
-    """``load(param, rest, i)``, ``store(param, rest, i, p, w)``; with a width of tuples."""
+    """``load(param, rest, i)``, ``store(param, rest, i, p, w)``; on tuples if there is a width."""
     load_nearest, store_nearest = memory(D, GLOBAL, width)
 
     if width == 1:
@@ -143,7 +143,7 @@ def _make_param(variant: Variant, D: Any, width: int) -> tuple[Any, Any]:
 
 
 def _make_moment(variant: Variant, width: int) -> tuple[Any, Any]:
-    """``load(square_avg, base, i)``, ``store(square_avg, base, i, v, w)``; with a width of tuples."""
+    """``load(square_avg, base, i)``, ``store(square_avg, base, i, v, w)``; on tuples if there is a width."""
     load_float, store_float = memory(T, GLOBAL, width)
 
     if width == 1:
@@ -197,7 +197,7 @@ def _make_moment(variant: Variant, width: int) -> tuple[Any, Any]:
 
 
 def _make_update(variant: Variant, D: Any, G: Any, width: int) -> Any:
-    """``update(param, rest, grad, v, ..., i, key, before, s, f)``: all of the elements from i on but v.
+    """``update(param, rest, grad, v, ..., i, key, before, s, f)``: update the elements from i on, except storing v.
 
     It returns the new v, and the words of dither.
     """
@@ -229,7 +229,7 @@ def _make_update(variant: Variant, D: Any, G: Any, width: int) -> Any:
 
 
 def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
-    """The kernel of all chunks of a batch, as in cuda.py; a chunk begins with a block of codes."""
+    """The kernel for all chunks of a batch, as in cuda.py; a chunk begins with a block of codes."""
     G = G or D
     size, grad_size, moment_size = of(D).itemsize, of(G).itemsize, 1 if variant.uint8 else 2 if variant.uint16 else 4
     update_one, update_many = _make_update(variant, D, G, 1), _make_update(variant, D, G, WIDTH)
@@ -238,13 +238,13 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
     factors_of = make_factors(variant, T, GLOBAL)
     (load_factor, _), (_, store_grad) = memory(T, GLOBAL), memory(G, GLOBAL)
     zero, no_base, prepared, uint8, dithers = T(0), np.int32(0), variant.prepared, variant.uint8, variant.dithers
-    together = BLOCK if uint8 else WIDTH  # elements that are whole, or are left to the loop over single ones
+    together = BLOCK if uint8 else WIDTH  # elements handled as a whole, or left to the loop over single ones
 
     def update_kernel(table, grads, chunks, scalars, factors):  # type: ignore[no-untyped-def]
         chunk = chunks + np.int64(target.blockIdx.x) * (8 * CHUNK_COLUMNS)
         index, start, stop = _load_int(chunk, ROW), _load_int(chunk, START), _load_int(chunk, STOP)
         row = table + index * 8 * COLUMNS
-        # As in cuda.py, read at once, without a branch between.
+        # As in cuda.py, all is read at once, with no branch in between.
         grad, param, square_avg = _load_int(grads, index), _load_int(row, PARAM), _load_int(row, SQUARE_AVG)
         grad_avg = _load_int(row, GRAD_AVG) if variant.centered else square_avg
         momentum_buffer = _load_int(row, MOMENTUM_BUFFER) if variant.momentum else square_avg
@@ -271,8 +271,8 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
         n = np.int32(0) if skipped else n
         s = scalars_of(scalars, row)
         f = factors_of(factors, index, s)
-        # Of each stream so many times its address as would make its vector one of 16 bytes. Asked by masks of bits, or
-        # of all streams at once, kernels with all buffers would have up to 70 registers, as in cuda.py.
+        # Each stream's address, times the factor that would make its vector 16 bytes wide. With bit masks, or with all
+        # streams at once, kernels with all buffers would use up to 70 registers, as in cuda.py.
         even = param * (4 // size) | grad * (4 // grad_size)
         moments = square_avg * (4 // moment_size)
         if variant.centered:
@@ -293,19 +293,19 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
             base = _load16(bases, i >> LOG_BLOCK) if uint8 else no_base
             v = load_vs(square_avg, base, i)
             v, w = update_many(param, rest, grad, v, grad_avg, momentum_buffer, ema, i, key, before, s, f)
-            if uint8:  # a warp has a block
+            if uint8:  # one block of codes per warp
                 base = base_of(_largest_of_warp(_largest_of_four(v[0], v[1], v[2], v[3])))
                 if i & (BLOCK - 1) == 0:
                     _store16(bases, i >> LOG_BLOCK, base)
             store_vs(square_avg, base, i, v, w)
             i = opaque(np.int32(i + THREADS * WIDTH))
-        if uint8:  # the ragged end of a tensor, or all of one that is not aligned: each lane four elements, 32 apart
+        if uint8:  # the ragged end of a tensor, or all of an unaligned one: each lane has four elements, 32 apart
             lane = np.int32(target.threadIdx.x & (WARP - 1))
             begin = np.int32(whole + np.int32(target.threadIdx.x >> LOG_WARP) * BLOCK)
             while begin < n:
                 i, end, base = np.int32(begin + lane), np.int32(begin + BLOCK), _load16(bases, begin >> LOG_BLOCK)
                 a, b, c, d = zero, zero, zero, zero
-                while i < end:  # a loop, so that the rule does not stand here four times over; what it finds moves up
+                while i < end:  # a loop, so that the rule is not compiled in four times; its results move up
                     a, b, c, d = b, c, d, zero
                     if i < n:
                         d = load_v(square_avg, base, i)
@@ -323,7 +323,7 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
                 begin = opaque(np.int32(begin + THREADS // WARP * BLOCK))
         else:
             i = np.int32(whole + np.int32(target.threadIdx.x))
-            while i < n:  # the ragged end of a chunk, or all of one that is not aligned
+            while i < n:  # the ragged end of a chunk, or all of a chunk that is not aligned
                 v = load_v(square_avg, no_base, i)
                 v, w = update_one(param, rest, grad, v, grad_avg, momentum_buffer, ema, i, key, before, s, f)
                 store_v(square_avg, no_base, i, v, w)

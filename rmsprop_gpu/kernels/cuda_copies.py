@@ -1,4 +1,4 @@
-"""Copies between tensors and a bucket, in one launch on a CUDA device: a block of threads for each chunk of a row."""
+"""Copies between tensors and a bucket, in one kernel launch on a CUDA device: a block of threads per chunk of a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .cuda_target import target
 from .intrinsics import GLOBAL, memory, opaque
 from .table import BUCKET, COPY_COLUMNS, ELEMENTS, OFFSET, TENSOR, Copying, chunk_list
 
-CHUNK = THREADS * VECTOR  # bytes, as those of an update: a vector for each thread of a block
+CHUNK = THREADS * VECTOR  # bytes, as in an update: one vector per thread of a block
 
 _load_int, _ = memory(np.int64, GLOBAL)
 _load_vector, _store_vector = memory(np.int64, GLOBAL, 2)
@@ -23,7 +23,7 @@ _ZEROS = (np.int64(0), np.int64(0))
 
 
 def make_copies_kernel(word: Any, kind: Copying) -> Any:
-    """The kernel of all chunks, as a Python function; `word` is the integer type of an element's bits."""
+    """The kernel for all chunks, as a Python function; `word` is the integer type of an element's bits."""
     load, store = memory(word, GLOBAL)
     zero, unpacks, zeroes = word(0), kind == "unpack", kind == "pack and zero"
     width = VECTOR // of(word).itemsize
@@ -34,7 +34,7 @@ def make_copies_kernel(word: Any, kind: Copying) -> Any:
         bucket, size = _load_int(row, BUCKET), _load_int(row, ELEMENTS)
         is_there = tensor != 0
         n = np.int32(size) if is_there or not unpacks else np.int32(0)
-        there = tensor + offset if is_there else bucket  # so that it is as even as what is written
+        there = tensor + offset if is_there else bucket  # so that it is aligned like what is written
         source, goal = (bucket, there) if unpacks else (there, bucket)
         vectors = n // width if (there | bucket) % VECTOR == 0 else np.int32(0)
         i = np.int32(target.threadIdx.x)
@@ -44,7 +44,7 @@ def make_copies_kernel(word: Any, kind: Copying) -> Any:
                 _store_vector(there, 2 * i, _ZEROS)
             i = opaque(np.int32(i + THREADS))
         i = np.int32(vectors * width + np.int32(target.threadIdx.x))
-        while i < n:  # the ragged end of a row, or all of a chunk that is not aligned
+        while i < n:  # the ragged end of a row, or all of an unaligned chunk
             store(goal, i, load(source, i) if is_there else zero)
             if zeroes:
                 store(there, i, zero)
@@ -54,12 +54,12 @@ def make_copies_kernel(word: Any, kind: Copying) -> Any:
 
 
 def kernel(itemsize: int, kind: Copying) -> Any:
-    """The handle of the kernel for elements of so many bytes, on the current device."""
+    """The handle of the kernel for elements of `itemsize` bytes, on the current device."""
     return handle(make_copies_kernel, np.dtype(f"i{itemsize}").type, kind)
 
 
 def chunks(rows: NDArray, itemsize: int) -> NDArray:
-    """These rows (table.py), cut into chunks; those without elements are left out."""
+    """These rows (table.py) cut into chunks; rows without elements are left out."""
     rows = np.asarray(rows, np.int64).reshape(-1, COPY_COLUMNS)
     rows = rows[rows[:, ELEMENTS] > 0]
     of_row, start, stop = chunk_list(rows[:, ELEMENTS].tolist(), CHUNK // itemsize).T

@@ -1,4 +1,4 @@
-"""What a CUDA device does before the updates of a step: the sums of the gradients, and the factors of each tensor."""
+"""What a CUDA device does before the updates of a step: sum up the gradients, compute the factors of each tensor."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .norms import (
 )
 from .rule import Variant, inline
 
-THREADS = 256  # a block of partial sums, or of rows where nothing is summed
-SUMMING_THREADS = 1024  # the one block that adds up all partial sums: two warps a tensor
-WARP = 32  # threads; each has four of the lanes, so that neighbours read neighbouring elements
+THREADS = 256  # per block of partial sums, or of rows if nothing is summed
+SUMMING_THREADS = 1024  # the one block that adds up all partial sums: two warps per tensor
+WARP = 32  # threads; each has four lanes, so that neighbours read neighbouring elements
 ALL = 0xFFFFFFFF
 
 _load_int, _ = memory(np.int64, GLOBAL)
@@ -37,9 +37,9 @@ _load, _store = memory(np.float64, GLOBAL)
 
 
 def _make_sum(terms: Terms) -> Any:
-    """``total(address, start, stop, thread)``: of these elements the sum of squares and the largest, by a warp.
+    """``total(address, start, stop, thread)``: the sum of squares and the largest of these elements, by a warp.
 
-    The squares are added in the order of norms.py. Both are the first thread's.
+    The squares are added in the order of norms.py. The first thread holds both results.
     """
     load, square, magnitude, nothing = terms
 
@@ -48,7 +48,7 @@ def _make_sum(terms: Terms) -> Any:
         a, b, c, d, largest = ZERO, ZERO, ZERO, ZERO, nothing
         whole = stop - (stop - start) % LANES
         i = start + thread
-        while i < whole:  # libNVVM goes through it four times at once: sixteen loads are under way
+        while i < whole:  # libNVVM unrolls it four times: sixteen loads are in flight
             w, x = load(address, i), load(address, i + WARP)
             y, z = load(address, i + 2 * WARP), load(address, i + 3 * WARP)
             a, b, c, d = square(w, a), square(x, b), square(y, c), square(z, d)
@@ -79,9 +79,9 @@ def _make_sum(terms: Terms) -> Any:
 
 
 def _make_largest() -> Any:
-    """``largest(sums, count, thread)``: the largest magnitude of these sums, by a warp; it is the first thread's.
+    """``largest(sums, count, thread)``: the largest magnitude of these sums, by a warp; the first thread holds it.
 
-    Its order is as good as any, and it is sooner compiled than four lanes are.
+    Any order gives the same result, and this one compiles faster than four lanes.
     """
     load = make_sum_terms(table.LARGEST, GLOBAL).load
 
@@ -100,7 +100,7 @@ def _make_largest() -> Any:
 
 
 def make_partials_kernel(variant: Variant, D: Any) -> Any:
-    """The kernel of the partial sums of a batch's gradients, a warp for each block of elements."""
+    """The kernel for the partial sums of a batch's gradients, one warp per block of elements."""
     terms, warps = make_terms(variant, D, GLOBAL), THREADS // WARP
     total, nothing = _make_sum(terms), terms.nothing
 
@@ -126,9 +126,9 @@ def make_partials_kernel(variant: Variant, D: Any) -> Any:
 
 
 def _make_totals() -> Any:
-    """``totals(norms)``: the sums of all tensors, and of squares in all, by one block of threads, which waits for them.
+    """``totals(norms)``: the sums of all tensors and the overall sum of squares, by one block of threads, which waits.
 
-    A tensor has two warps, one for its squares and one for its largest magnitude: more loads are under way.
+    Each tensor has two warps, one for its squares and one for its largest magnitude, so more loads are in flight.
     """
     squares, largest = _make_sum(make_sum_terms(table.SQUARES, GLOBAL)), _make_largest()
 
@@ -164,9 +164,9 @@ def _make_totals() -> Any:
 
 
 def make_prepare_kernel(variant: Variant, D: Any) -> Any:
-    """The kernel before the updates of a batch that needs factors, a thread for each row; as a Python function.
+    """The kernel before the updates of a batch that needs factors, one thread per row; as a Python function.
 
-    Where there are partial sums, one block of threads adds them up first, and goes through all rows.
+    If there are partial sums, one block of threads adds them up first and then goes through all rows.
     """
     T: Any = compute_dtype(of(D)).type
     gate, outcome, prepare = (
@@ -193,7 +193,7 @@ def make_prepare_kernel(variant: Variant, D: Any) -> Any:
                 prepare(table_ + index * 8 * table.COLUMNS, scalars, factors, index, own, skip, inverse, norm)
             index += target.gridDim.x * threads
 
-    # With 1,024 threads there are 64 registers for each: one more, and the launch would fail.
+    # With 1,024 threads, each may use 64 registers: with one more, the launch would fail.
     prepare_kernel.launch_bounds = threads  # type: ignore[attr-defined]
     return prepare_kernel
 
@@ -203,9 +203,9 @@ def _prepare_threads(variant: Variant) -> int:
 
 
 def grids(variant: Variant, rows: int, sums: int) -> dict[str, tuple[int, int]]:
-    """Blocks and threads of each kernel here, for a batch of so many rows and partial sums."""
+    """Blocks and threads of each kernel here, for a batch with this many rows and partial sums."""
     return {
         "partials_kernel": (-(-sums // (THREADS // WARP)), THREADS),
-        # Only one block can know that all sums are there.
+        # Only a single block can know that all sums are complete.
         "prepare_kernel": (1 if variant.measures else -(-rows // THREADS), _prepare_threads(variant)),
     }

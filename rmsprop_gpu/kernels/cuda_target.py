@@ -1,4 +1,4 @@
-"""numba.cuda, imported so that it compiles under a NumPy of which it does not know yet."""
+"""numba.cuda, imported so that it also compiles under a NumPy that it does not support yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 def _import_what_compiles() -> None:
     """Import what numba-cuda imports when it first compiles.
 
-    There its 0.30.4, the last, asks for ``numpy.row_stack``, which NumPy 2.5 no longer has.
+    There its latest version, 0.30.4, looks up ``numpy.row_stack``, which NumPy 2.5 no longer has.
     """
     np.row_stack = np.vstack  # noqa: NPY201
     try:
@@ -19,7 +19,7 @@ def _import_what_compiles() -> None:
     except AttributeError as error:
         raise ImportError(
             f"numba-cuda does not work with numpy {np.__version__} ({error}); "
-            'install one that it knows (pip install "numpy<2.5")'
+            'install one that it supports (pip install "numpy<2.5")'
         ) from error
     finally:
         del np.row_stack  # noqa: NPY201
@@ -28,4 +28,4 @@ def _import_what_compiles() -> None:
 if not hasattr(np, "row_stack"):
     _import_what_compiles()
 
-target: Any = numba.cuda  # what kernels call it; CUDA's words are attributes of it that no stub knows
+target: Any = numba.cuda  # the name in kernels; its attributes, CUDA's terms, are in no stub

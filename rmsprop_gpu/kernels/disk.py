@@ -1,8 +1,8 @@
-"""Compiled kernels on disk: files of machine code, each found by everything that the code depends on.
+"""Compiled kernels on disk: files of machine code, each keyed by everything that the code depends on.
 
-To read and to write never raise. A file that is missing, damaged, somebody else's or for another key counts as none,
-and the kernel is compiled; what cannot be written is not kept. A file holds a mark, a hash of the rest, the key and the
-code.
+Reading and writing never raise. A file that is missing, damaged, owned by someone else or made for another key is
+ignored, and the kernel is compiled; what cannot be written is not kept. A file holds a mark, a hash of the rest, the
+key and the code.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import NamedTuple
 
 from .fingerprint import fingerprint
 
-LIMIT = 128 << 20  # bytes in all; the files used longest ago are deleted first
-ABANDONED = 3600  # seconds after which what a killed process was writing is deleted
+LIMIT = 128 << 20  # bytes in total; the least recently used files are deleted first
+ABANDONED = 3600  # seconds after which the unfinished file of a killed process is deleted
 
 _MARK = b"rmsprop_gpu kernel 1\n"
 _KEPT = re.compile(r"[0-9a-f]{64}\.kernel")
 _PREFIX, _PART = "rmsprop_gpu-", re.compile(r"rmsprop_gpu-\w+\.part")
 _HASH = 32  # bytes
 
-# All that compiles, and what it is compiled from.
+# Everything that compiles, and what it compiles.
 PACKAGE = Path(__file__).parents[1]
 SOURCES = (
     *("kernels/*.py", "arrays/dtypes.py", "steps/headers.py", "torch/exchange.py"),
@@ -51,11 +51,11 @@ def _hash_of_sources() -> str:
 try:
     SOURCE = _hash_of_sources() if FILES else ""
 except OSError:
-    SOURCE = ""  # no files, as in a zip
+    SOURCE = ""  # no files, inside a zip for example
 
 
 def folder() -> Path | None:
-    """Where kernels are kept; None where they are not."""
+    """Where kernels are kept; None if they are not."""
     if os.environ.get("RMSPROP_GPU_CACHE") == "0":
         return None
     named = os.environ.get("RMSPROP_GPU_CACHE_DIR")
@@ -67,24 +67,24 @@ def folder() -> Path | None:
         found = platformdirs.user_cache_path("rmsprop_gpu", appauthor=False) / "kernels"
     except (ImportError, RuntimeError):
         return None
-    return found if found.is_absolute() else None  # it is not where a user has no home
+    return found if found.is_absolute() else None  # it is relative if the user has no home
 
 
 def key_of(target: object, make: FunctionType, *arguments: object) -> str | None:
-    """All that the code of ``make(*arguments)`` depends on; None where that cannot be told, and nothing is kept.
+    """All that the code of ``make(*arguments)`` depends on; None if that is unknown, so that nothing is kept.
 
-    `target` is what it is compiled by and for.
+    `target` is what compiles it, and for what.
     """
     said = [_said(x) for x in (make, *arguments)]
     if None in said or not SOURCE or folder() is None:
         return None
     makers = [x for x in (make, *arguments) if isinstance(x, FunctionType)]
-    variants = [type(x) for x in arguments if isinstance(x, tuple)]  # what their properties say counts too
+    variants = [type(x) for x in arguments if isinstance(x, tuple)]  # their properties count too
     return repr((SOURCE, fingerprint(*makers, *variants), said, target))
 
 
 def _said(x: object) -> str | None:
-    """An argument in words; None for what has none, as a function that does not stand in the sources."""
+    """An argument as text; None if it has none, such as a function that is not in the sources."""
     if isinstance(x, type):
         return f"{x.__module__}.{x.__qualname__}"
     if isinstance(x, FunctionType):
@@ -104,7 +104,7 @@ def _head(key: str, code: bytes) -> bytes:
 
 
 def read(key: str | None) -> bytes | None:
-    """The code that is kept for a key; None where there is none that may be run."""
+    """The code that is kept for a key; None if there is none that may be run."""
     directory = folder()
     if key is None or directory is None:
         return None
@@ -123,19 +123,19 @@ def read(key: str | None) -> bytes | None:
     if data[start:stop] != key.encode() or data != _head(key, code):
         return None
     with suppress(OSError):
-        os.utime(path)  # used now
+        os.utime(path)  # mark as used now
     return code
 
 
 def _is_ours(found: os.stat_result) -> bool:
-    """Is it a file that this user owns and nobody else may write to? What it holds is run."""
+    """Is it a file that this user owns and nobody else may write to? Its contents will be run."""
     if not stat.S_ISREG(found.st_mode) or found.st_size > LIMIT:
         return False
     return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
 
 
 def write(key: str | None, code: bytes) -> None:
-    """Keep the code for a key, and delete what was used longest ago where that is too much."""
+    """Keep the code for a key; delete the least recently used files if there is too much."""
     directory = folder()
     if key is None or directory is None:
         return
@@ -157,11 +157,11 @@ class _File(NamedTuple):
     used: float  # seconds since the epoch
     size: int
     path: Path
-    part: bool  # of one that is being written
+    part: bool  # is it still being written?
 
 
 def _files(directory: Path) -> Iterator[_File]:
-    """What bears our names there; others' files are left alone."""
+    """The files there that have our names; other files are left alone."""
     for path in directory.iterdir():
         part = bool(_PART.fullmatch(path.name))
         if part or _KEPT.fullmatch(path.name):
@@ -181,25 +181,25 @@ def _prune(directory: Path) -> None:
 
 
 class Usage(NamedTuple):
-    """How many kernels are kept, and their bytes."""
+    """How many kernels are kept, and how many bytes."""
 
     kernels: int
     size: int
 
 
 def usage() -> Usage:
-    """What is kept."""
+    """Count what is kept."""
     files = _all_files()
     return Usage(sum(not file.part for file in files), sum(file.size for file in files))
 
 
 def clear() -> Usage:
-    """Delete all that is kept: what it was.
+    """Delete everything that is kept, and return what it was.
 
     Raises
     ------
     OSError
-        Where a file cannot be deleted.
+        If a file cannot be deleted.
     """
     was = usage()
     for file in _all_files():

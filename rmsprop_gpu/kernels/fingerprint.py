@@ -1,7 +1,7 @@
-"""What a compiled kernel depends on: the code that its maker reaches as it is now, and the settings of the compiler.
+"""What a compiled kernel depends on: the code its maker reaches, in its current state, and the compiler's settings.
 
-The text of the sources alone does not tell: a module may have been loaded from a stale ``.pyc``, edited since, loaded
-again, or had a function replaced in it.
+The text of the sources alone is not enough: a module may have been loaded from a stale ``.pyc``, edited since, or
+reloaded, or one of its functions may have been replaced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 PACKAGE = __name__.partition(".")[0]
 _SIMPLE = (bool, int, float, str, bytes, type(None))
 
-# Settings of Numba that change no code of ours; any other may.
+# Numba settings that do not change our code; any other may.
 _INERT = {
     "CACHE_DIR",
     "CACHE_LOCATOR_CLASSES",
@@ -31,14 +31,14 @@ _INERT = {
 
 
 def settings(config: Any, *, without: str = " ") -> list[tuple[str, str]]:
-    """The settings of a Numba that may change what it compiles, but for those whose names start so."""
-    config.reload_config()  # from the environment, as a compilation does
+    """The Numba settings that may change what it compiles, except those whose names start with `without`."""
+    config.reload_config()  # from the environment, as compiling does
     names = [name for name in vars(config) if name.isupper() and name not in _INERT and not name.startswith(without)]
     return sorted((name, repr(getattr(config, name))) for name in names)
 
 
 def fingerprint(*makers: FunctionType | type) -> str:
-    """A hash of these functions and classes, and of all of the package that they name, functions and constants too."""
+    """A hash of these functions and classes, and of all functions and constants of the package that they name."""
     found: dict[str, object] = {}
     todo: list[tuple[str, Any]] = [(f"{maker.__module__}.{maker.__qualname__}", maker) for maker in makers]
     while todo:
@@ -51,7 +51,7 @@ def fingerprint(*makers: FunctionType | type) -> str:
 
 
 def _function(x: Any) -> Any:
-    """The Python function behind what Numba and functools make of one; anything else as it is."""
+    """The Python function wrapped by Numba or functools; anything else is returned unchanged."""
     for behind in ("py_func", "_defn", "fget"):  # of a dispatcher, an intrinsic, a property
         x = getattr(x, behind, x)
     return inspect.unwrap(x) if callable(x) else x
@@ -78,7 +78,7 @@ def _constant(x: object) -> str:
 
 
 def _reached(name: str, x: Any) -> Iterator[tuple[str, Any]]:
-    """What of ours a function or class names; the values of modules by the names that stand behind them."""
+    """Our own objects that a function or class names; values in modules by their dotted names."""
     x = _function(x)
     if isinstance(x, type):
         yield from ((f"{name}.{key}", y) for key, y in vars(x).items() if isinstance(_function(y), FunctionType))

@@ -1,4 +1,4 @@
-"""Load, store, fma and call on raw addresses, for the CPU and for CUDA: the only file that knows LLVM."""
+"""Load, store, fma and call on raw addresses, for the CPU and for CUDA: with codes.py, the only use of LLVM."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numba import extending, types
 
 from ..arrays.dtypes import of
 
-# Numba annotates an intrinsic with the signature of the function below it; callers write fewer arguments.
+# Numba annotates an intrinsic with the signature of the function below it; callers pass fewer arguments.
 intrinsic: Any = extending.intrinsic
 
 HOST, GLOBAL = 0, 1  # LLVM's address spaces: the host's memory, and a CUDA device's
 
 _I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 
-# By the name of a dtype: what lies in memory, and the type that kernels see of it.
+# For the name of a dtype: the type in memory, and the type that kernels see.
 _TYPES: dict[str, tuple[Any, Any]] = {
     "int8": (_I8, types.int8),
     "int16": (_I16, types.int16),
@@ -44,7 +44,7 @@ def _bits_of(x: Any) -> Any:
 
 @intrinsic
 def magnitude(typingctx, x):  # type: ignore[no-untyped-def]
-    """The bits of a number without its sign, as an integer: ordered as magnitudes are, each NaN above infinity."""
+    """The bits of a number without its sign, as an integer: ordered like magnitudes, with every NaN above infinity."""
     bits = _bits_of(x)
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -56,7 +56,7 @@ def magnitude(typingctx, x):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def of_magnitude(typingctx, bits):  # type: ignore[no-untyped-def]
-    """The number of these bits."""
+    """The number with these bits."""
     x = types.float64 if bits == types.int64 else types.float32
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -66,7 +66,7 @@ def of_magnitude(typingctx, bits):  # type: ignore[no-untyped-def]
 
 
 def _widen(builder: Any, name: str, space: int, x: Any) -> Any:
-    """The float32 of the 16 bits of a half; anything else as it is."""
+    """The float32 for the 16 bits of a half; anything else is returned unchanged."""
     if name == "float16":
         if space == GLOBAL:
             return builder.fpext(builder.bitcast(x, ir.HalfType()), _F32)
@@ -77,12 +77,12 @@ def _widen(builder: Any, name: str, space: int, x: Any) -> Any:
 
 
 def _narrow(builder: Any, name: str, space: int, x: Any) -> Any:
-    """The 16 bits of the half nearest to a float32, ties to even; anything else as it is."""
+    """The 16 bits of the half nearest to a float32, ties to even; anything else is returned unchanged."""
     if name == "float16":
         if space == GLOBAL:
             return builder.bitcast(builder.fptrunc(x, ir.HalfType()), _I16)
         return builder.trunc(_narrow_by_hand(builder, builder.bitcast(x, _I32)), _I16)
-    if name == "bfloat16":  # in integers: the instruction for it needs an architecture of its own
+    if name == "bfloat16":  # in integers: the instruction for it exists only on some architectures
         bits = builder.bitcast(x, _I32)
         odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
         rounded = builder.add(bits, builder.add(odd, _I32(0x7FFF)))
@@ -92,12 +92,12 @@ def _narrow(builder: Any, name: str, space: int, x: Any) -> Any:
     return x
 
 
-# On a processor without F16C, LLVM calls a function of the compiler's runtime for a float16, which need not be there:
-# the process would be aborted. By hand it is a handful of instructions in a vector register everywhere.
+# On a processor without F16C, LLVM calls a function of the compiler's runtime for float16, which may be missing, and
+# the process would abort. By hand it is a handful of vector instructions everywhere.
 
 
 def _widen_by_hand(builder: Any, h: Any) -> Any:
-    """The float32 of a float16, whose 16 bits come in an int32; a product with a power of two is exact."""
+    """The float32 of a float16 whose 16 bits come in an int32; multiplying by a power of two is exact."""
     rest = builder.and_(h, _I32(0x7FFF))
     shifted = builder.bitcast(builder.shl(rest, _I32(13)), _F32)
     scaled = builder.bitcast(builder.fmul(shifted, _F32(2.0**112)), _I32)
@@ -108,13 +108,13 @@ def _widen_by_hand(builder: Any, h: Any) -> Any:
 
 
 def _narrow_by_hand(builder: Any, bits: Any) -> Any:
-    """The 16 bits, in an int32, of the float16 nearest to the float32 of these bits."""
+    """The 16 bits, in an int32, of the float16 nearest to the float32 with these bits."""
     rest = builder.and_(bits, _I32(0x7FFFFFFF))
     sign = builder.and_(builder.lshr(bits, _I32(16)), _I32(0x8000))
     odd = builder.and_(builder.lshr(rest, _I32(13)), _I32(1))
     rebased = builder.sub(builder.add(rest, builder.add(odd, _I32(0xFFF))), _I32(112 << 23))
     normal = builder.lshr(rebased, _I32(13))
-    # Adding 0.5 rounds to a multiple of 2^-24, which is what a subnormal counts.
+    # Adding 0.5 rounds to a multiple of 2^-24, the unit of subnormals.
     rounded = builder.fadd(builder.bitcast(rest, _F32), _F32(0.5))
     subnormal = builder.sub(builder.bitcast(rounded, _I32), _I32(0x3F000000))
     chosen = builder.select(builder.icmp_unsigned("<", rest, _I32(113 << 23)), subnormal, normal)
@@ -128,8 +128,8 @@ def _narrow_by_hand(builder: Any, bits: Any) -> Any:
 def memory(T: Any, space: int, width: int = 1) -> tuple[Any, Any]:
     """``load(address, index)`` and ``store(address, index, value)`` at an integer address, in elements of type T.
 
-    Halves are float32 for whoever loads and stores. With a `width`, tuples of so many elements that follow each
-    other, aligned as a whole, in one access of at most 16 bytes.
+    Callers load and store halves as float32. With a `width`, they use tuples of this many consecutive elements, aligned
+    as a whole, in one access of at most 16 bytes.
     """
     return (_one if width == 1 else _many)(of(T), space, width)
 
@@ -211,10 +211,10 @@ def _many(dtype: np.dtype[Any], space: int, width: int) -> tuple[Any, Any]:
 
 
 def make_lanes(function: Any, T: Any, width: int) -> Any:
-    """``lanes(p, g, v, m, b, e, s, f)``: a function of six elements, `s` and `f`, on what `memory` loads of a `width`.
+    """``lanes(p, g, v, m, b, e, s, f)``: apply a function of six elements, `s` and `f` to tuples of `width` elements.
 
-    It is compiled once and called for each element, and the calls vanish in the machine code: inlined by Numba itself,
-    so many copies take longer to compile the more there are.
+    The function is compiled once and called for each element, and the calls vanish in the machine code. Inlined by
+    Numba itself, the copies would take longer to compile the more there are.
     """
     element = _TYPES[of(T).name][1]
     many = element if width == 1 else types.UniTuple(element, width)
@@ -242,9 +242,9 @@ def make_lanes(function: Any, T: Any, width: int) -> Any:
 
 @intrinsic
 def opaque(typingctx, x):  # type: ignore[no-untyped-def]
-    """`x`, of which the compiler knows nothing any more: it does not unroll a loop whose end it cannot tell.
+    """Hide the value of `x` from the compiler, so that it cannot unroll a loop up to it.
 
-    For CUDA only. Unrolled by the compiler's guess, our loops take more registers than they are worth.
+    For CUDA only. Unrolled at the compiler's guess, our loops would take more registers than unrolling is worth.
     """
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -258,9 +258,9 @@ def opaque(typingctx, x):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def late(typingctx, x, known):  # type: ignore[no-untyped-def]
-    """`x`, an int32, which is not known before the float32 `known` is: what is made from it is made behind that.
+    """Delay `x`, an int32, until the float32 `known` is computed, and with it everything computed from `x`.
 
-    For CUDA only. Made before, it would hold registers through divisions and roots.
+    For CUDA only. Computed earlier, it would hold registers through divisions and roots.
     """
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -271,7 +271,7 @@ def late(typingctx, x, known):  # type: ignore[no-untyped-def]
 
 
 def make_scratch(count: int) -> Any:
-    """``scratch()``: the address of so many float64 on the stack of the function that asks. For the CPU only."""
+    """``scratch()``: the address of `count` float64 on the stack of the calling function. For the CPU only."""
 
     @intrinsic
     def scratch(typingctx):  # type: ignore[no-untyped-def]
@@ -288,7 +288,7 @@ def make_scratch(count: int) -> Any:
 
 @intrinsic
 def call(typingctx, function, batch, row, start, stop):  # type: ignore[no-untyped-def]
-    """Call the C function of four int64 at this address; a first-class function would be unboxed at every call."""
+    """Call the C function of four int64 at this address; a first-class function would be unboxed on every call."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         signature = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 4)
@@ -302,7 +302,7 @@ def call(typingctx, function, batch, row, start, stop):  # type: ignore[no-untyp
 def ask(typingctx, function, a, b):  # type: ignore[no-untyped-def]
     """What the C function ``int (void *, void *)`` at this address returns.
 
-    Where it calls Python, its caller has to hold the GIL, as an ``njit`` function without ``nogil`` does.
+    If it calls Python, its caller has to hold the GIL, as an ``njit`` function without ``nogil`` does.
     """
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -315,7 +315,7 @@ def ask(typingctx, function, a, b):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def tell(typingctx, function):  # type: ignore[no-untyped-def]
-    """Call the C function ``void (void)`` at this address; for the GIL as `ask`."""
+    """Call the C function ``void (void)`` at this address; as to the GIL, see `ask`."""
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         signature = ir.FunctionType(ir.VoidType(), [])

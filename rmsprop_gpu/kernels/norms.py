@@ -1,9 +1,9 @@
-"""What comes before the update, once a tensor and step: its numbers, factors and counters; is the step skipped at all?
+"""What comes before the update, once per tensor and step: numbers, factors and counters, and whether to skip the step.
 
-Norms have one order of summation on every backend, whatever divides the work. A tensor is cut into blocks of `BLOCK`
+Norms are summed in the same order on every backend, however the work is divided. A tensor is cut into blocks of `BLOCK`
 elements from its start. In a block each of `LANES` lanes adds every `LANES`-th square, in order; then lane j adds lane
-j + 64, then j + 32, down to 1. The same lanes and the same tree add a tensor's blocks, then the tensors in the order of
-the parameters. All of it is float64, where the square of a float32 is exact and cannot overflow.
+j + 64, then j + 32, down to 1. The same lanes and the same tree add up a tensor's blocks, then the tensors in parameter
+order. All of it is float64, in which the square of a float32 is exact and cannot overflow.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from .intrinsics import fma, magnitude, memory, of_magnitude
 from .rule import Factors, Scalars, Variant, inline
 from .table import BIAS_WEIGHT, COUNT_FLOAT32, COUNT_FLOAT64, SCALARS_ROW, STEP
 
-BLOCK = 4096  # elements of one partial sum
+BLOCK = 4096  # elements per partial sum
 LANES = 128
-SUM = 16  # bytes of a sum
+SUM = 16  # bytes per sum
 
 ZERO, ONE, INFINITY = np.float64(0), np.float64(1), np.float64(math.inf)
 
 
 class Terms(NamedTuple):
-    """What sums are made of. An element is loaded once, whatever is asked of it; what is not asked stays as it is."""
+    """The building blocks of sums. An element is loaded once for all of them; what is not needed stays unchanged."""
 
     load: Any  # load(address, i): the element
-    square: Any  # square(x, so_far): the sum of squares with it, a float64
-    magnitude: Any  # magnitude(x, so_far): the largest magnitude with it
-    nothing: Any  # the largest of none
+    square: Any  # square(x, so_far): the sum of squares including it, a float64
+    magnitude: Any  # magnitude(x, so_far): the largest magnitude including it
+    nothing: Any  # the largest magnitude of no elements
 
 
 def make_terms(variant: Variant, D: Any, space: int) -> Terms:
-    """Those of a gradient of type D. Magnitudes are in bits, `largest_of` makes a number of them."""
+    """The terms for a gradient of type D. Magnitudes are bits, which `largest_of` turns into a number."""
     load, _ = memory(D, space)
     bits = np.dtype(f"int{8 * compute_dtype(of(D)).itemsize}")
 
@@ -55,13 +55,13 @@ def make_terms(variant: Variant, D: Any, space: int) -> Terms:
 
 @inline
 def largest_of(bits):  # type: ignore[no-untyped-def]
-    """The magnitude of these bits, as a float64: of a NaN, infinity."""
+    """The magnitude with these bits, as a float64; infinity for a NaN."""
     x = np.float64(of_magnitude(bits))
     return x if x <= INFINITY else INFINITY
 
 
 def make_sum_terms(column: int, space: int) -> Terms:
-    """Those of sums, when they are added up in their turn: of their squares, or of their largest magnitudes."""
+    """The terms for adding up partial sums: of the squares, or of the largest magnitudes."""
     load_float, _ = memory(np.float64, space)
     of_squares = column == table.SQUARES
 
@@ -79,7 +79,7 @@ def _added(x, so_far):  # type: ignore[no-untyped-def]
 
 @inline
 def larger(x, so_far):  # type: ignore[no-untyped-def]
-    """Of two magnitudes; neither is NaN."""
+    """The larger of two magnitudes; neither is NaN."""
     return x if so_far < x else so_far
 
 
@@ -89,7 +89,7 @@ def _same(x, so_far):  # type: ignore[no-untyped-def]
 
 
 def make_scalars(T: Any, space: int) -> Any:
-    """``scalars(first, row)``: the numbers of the tensor whose table row is at this address, as the rule takes them.
+    """``scalars(first, row)``: the numbers of the tensor whose table row is at this address, as the rule wants them.
 
     `first` is the address of the first row of scalars.
     """
@@ -110,9 +110,9 @@ def make_scalars(T: Any, space: int) -> Any:
 def make_advance(variant: Variant, T: Any, space: int) -> Any:
     """``advance(row, s)``: count the step of the tensor whose table row is at this address; return its correction.
 
-    The bias weight is the moving average of ones, ``w = alpha w + (1 - alpha)``, and the correction ``1 / w``: exact
-    operations only, right after skips and late starts, and the drift of a rounded alpha cancels. It is kept whether
-    `bias_correction` is on or not, so that it may be turned on at any step.
+    The bias weight is the moving average of ones, ``w = alpha w + (1 - alpha)``, and the correction is ``1 / w``. It
+    uses exact operations only, stays right after skips and late starts, and the drift from a rounded alpha cancels. It
+    is kept whether `bias_correction` is on or not, so that it may be turned on at any step.
     """
     load, store = memory(T, space)
     load_int, store_int = memory(np.int64, space)
@@ -136,9 +136,9 @@ def make_advance(variant: Variant, T: Any, space: int) -> Any:
 
 
 def _make_count(space: int) -> Any:
-    """``count(row)``: which step of the tensor whose table row is at this address this is, once it was advanced.
+    """``count(row)``: the number of the current step of the tensor with the table row at this address, once advanced.
 
-    A counter that is a float is advanced behind the step by its owner, so that this step is the next.
+    A float counter is advanced by its owner after the step, so the current step is the next one.
     """
     (load_int, _), (load32, _), (load64, _) = (memory(T, space) for T in (np.int64, np.float32, np.float64))
 
@@ -158,7 +158,7 @@ def _make_count(space: int) -> Any:
 
 
 def make_factors(variant: Variant, T: Any, space: int) -> Any:
-    """``factors(address, index, s)``: what an update needs of its tensor, as the prepare kernel wrote it."""
+    """``factors(address, index, s)``: the tensor's factors for an update, as the prepare kernel wrote them."""
     load, _ = memory(T, space)
     zero, one, stride = T(0), T(1), table.FACTOR_COLUMNS * np.dtype(T).itemsize
 
@@ -177,7 +177,7 @@ def make_factors(variant: Variant, T: Any, space: int) -> Any:
 
 
 def _make_told(space: int) -> Any:
-    """``told(words, k, nothing)``: a number that a step was told, wherever it stands."""
+    """``told(words, k, nothing)``: a number that was given to the step, wherever it is stored."""
     load_int, _ = memory(np.int64, space)
     load32, load64, load_int8, load_int32 = (memory(T, space)[0] for T in (np.float32, np.float64, np.int8, np.int32))
 
@@ -203,7 +203,7 @@ def _make_told(space: int) -> Any:
 
 
 def make_gate(variant: Variant, space: int) -> Any:
-    """``gate(norms, words)``: is the step to be skipped; ``1 / grad_scale``; the norm of all gradients, as they are."""
+    """``gate(norms, words)``: skip the step?, ``1 / grad_scale``, and the norm of all gradients before scaling."""
     (load, _), (load_int, _) = memory(np.float64, space), memory(np.int64, space)
     told = _make_told(space)
 
@@ -217,8 +217,8 @@ def make_gate(variant: Variant, space: int) -> Any:
         if variant.norm:
             norm = math.sqrt(load(total, table.SQUARES))
         if variant.finite:
-            # A factor that is 0, infinite or NaN would make of all gradients what none of them was. Asked of the type
-            # that holds the least, whatever that of this batch is: a step is skipped as a whole.
+            # A factor that is 0, infinite or NaN would destroy all gradients. This is tested in the narrowest type of
+            # the step, whatever the type of this batch is: a step is skipped as a whole.
             factor = np.float64(np.float32(inverse)) if load_int(norms, table.NARROW) != 0 else inverse
             usable = factor > ZERO and factor - factor == ZERO
             skip = skip or not usable
@@ -233,18 +233,18 @@ def _multiplied(inverse, norm, all_norm, clipnorm, global_clipnorm):  # type: ig
     most, length = (clipnorm, norm) if global_clipnorm == INFINITY else (global_clipnorm, all_norm)
     if length * inverse <= most or most == INFINITY:
         return inverse, ONE
-    # What is shortened is as long as the clip whatever it was scaled by, but for a scale that leaves only NaN.
+    # A clipped gradient is as long as the clip, whatever the scale was, unless the scale leaves only NaN.
     return most if inverse < INFINITY else inverse - inverse, length
 
 
 # A scale below the smallest normal number of its type would keep few bits there, or none. It is lifted by a power of
 # two, and the gradient is multiplied by the reciprocal first, which is exact unless the scaled gradient is 0 anyway. A
-# float32 that the first power leaves too small takes the second; in float64 nothing is so small.
+# float32 that the first power leaves too small uses the second; no float64 is that small.
 _LIFTS = {np.float32: (2.0**100, 2.0**149), np.float64: (2.0**900, 2.0**900)}
 
 
 def make_scale(variant: Variant, T: Any) -> Any:
-    """``scale(s, inverse, norm, all_norm)``: what a gradient is multiplied by, and the power of two before it."""
+    """``scale(s, inverse, norm, all_norm)``: the factor of a gradient, and the power of two to multiply by before."""
     one, tiny = T(1), np.float64(np.finfo(T).smallest_normal)
     first, second = (np.float64(x) for x in _LIFTS[T])
 
@@ -265,14 +265,14 @@ def make_scale(variant: Variant, T: Any) -> Any:
 
 
 def make_verdict(space: int) -> Any:
-    """``too_large(norms, inverse, all_norm, first, step)``: has a gradient a square that is not finite?
+    """``too_large(norms, inverse, all_norm, first, step)``: is the square of any gradient element not finite?
 
-    Or is it not finite itself? Of every step-th tensor from the first on. Every batch looks at the same float64
-    numbers, whatever its own Variant and type are, so that it is one verdict.
+    Or is an element itself not finite? It looks at every step-th tensor from the first on. Every batch looks at the
+    same float64 numbers, whatever its own Variant and type are, so there is one verdict.
     """
     (load, _), (load_int, _), (load32, _) = (memory(T, space) for T in (np.float64, np.int64, np.float32))
     clipvalue, clipnorm, global_clipnorm = map(Scalars._fields.index, ("clipvalue", "clipnorm", "global_clipnorm"))
-    # Below the root of the largest number by more than the scaled gradient is off, which is rounded a few times.
+    # Below the root of the largest number by more than the error of the scaled gradient, which is rounded a few times.
     narrow, wide = np.finfo(np.float32), np.finfo(np.float64)
     limit32 = np.float64((1 - 8 * float(narrow.eps)) * 2.0**64)
     limit64 = np.float64((1 - 8 * float(wide.eps)) * 2.0**512)
@@ -301,9 +301,9 @@ def make_verdict(space: int) -> Any:
 
 
 def make_prepare(variant: Variant, T: Any, space: int) -> Any:
-    """``prepare(row, scalars, factors, index, sum_address, skip, inverse, all_norm)``: factors, counters of a tensor.
+    """``prepare(row, scalars, factors, index, sum_address, skip, inverse, all_norm)``: a tensor's factors and counters.
 
-    `row` is the address of its row in the table, `sum_address` that of its own sum.
+    `row` is the address of its row in the table, `sum_address` the address of its own sum.
     """
     (load64, _), (load_int, store_int), (_, store) = (
         memory(np.float64, space),
@@ -328,14 +328,14 @@ def make_prepare(variant: Variant, T: Any, space: int) -> Any:
                 first = load_int(load_int(row, STEP), 0) == 0
                 store(f, table.EMA_MOMENTUM, zero if first else s.ema_momentum)
             store(f, table.CORRECTION, advance(row, s))
-            if dithers:  # behind the count: a replay of a graph has another key each time
+            if dithers:  # after counting: each replay of a graph then has another key
                 store_int(row, table.KEY, key_of(load_int(row, table.SEED), count(row)))
 
     return prepare
 
 
 def make_outcome(variant: Variant, space: int) -> Any:
-    """``outcome(norms, skip, norm, counts)``: write down what became of the step; `counts` in one batch only."""
+    """``outcome(norms, skip, norm, counts)``: record what became of the step; `counts` is set in one batch only."""
     (_, store), (load_int, store_int) = memory(np.float64, space), memory(np.int64, space)
 
     @inline

@@ -1,7 +1,7 @@
-"""THE update rule: scalars in, scalars out. Nothing else in the package knows the mathematics of a step.
+"""THE update rule: scalars in, scalars out. Nothing else in the package contains the mathematics of a step.
 
 The rule uses only operations that IEEE 754 defines to the last bit (``+ * / sqrt``), explicit ``fma``, and comparison
-with selection, so that no compiler has anything left to contract or to choose: the CPU and the GPU give the same bits.
+with selection. No compiler has anything left to contract or to choose, so CPU and GPU results are bit-identical.
 ``reference.py`` is the same mathematics in plain NumPy.
 """
 
@@ -14,12 +14,12 @@ from numba import njit
 
 from .intrinsics import fma
 
-# The one decorator with which a function serves CPU loops and CUDA kernels, and compiles to PTX without a driver.
+# The only decorator with which a function serves CPU loops and CUDA kernels and compiles to PTX without a driver.
 inline: Any = njit(inline="always", error_model="numpy")
 
 
 class Variant(NamedTuple):
-    """The switches of a step, frozen when a kernel is compiled: one that is off leaves no instruction behind."""
+    """The switches of a step, fixed when a kernel is compiled: a switch that is off leaves no instruction behind."""
 
     adagrad: bool = False
     scale: bool = False
@@ -34,9 +34,9 @@ class Variant(NamedTuple):
     nesterov: bool = False
     lr_in_momentum: bool = False
     # What is done around the rule.
-    norm: bool = False  # of the gradients, to clip by
-    finite: bool = False  # a step whose gradients are not is skipped
-    told: bool = False  # grad_scale or found_inf, which are known on the device
+    norm: bool = False  # compute the norm of the gradients, for clipping
+    finite: bool = False  # skip a step whose gradients are not finite
+    told: bool = False  # grad_scale or found_inf are given, and known on the device
     ema: bool = False
     zero_grads: bool = False
     # How the second moment and the parameter are stored (codes.py).
@@ -52,20 +52,20 @@ class Variant(NamedTuple):
 
     @property
     def prepared(self) -> bool:
-        """Are there factors of each tensor, which a launch before the update writes?"""
+        """Does each tensor have factors, written by a kernel before the update?"""
         return self.bias_correction or self.ema or self.told or self.measures or self.dithers
 
     @property
     def dithers(self) -> bool:
-        """Is there a key of each tensor and step?"""
+        """Does each tensor have a key in each step?"""
         return self.uint16 or self.uint8 or self.stochastic_round
 
     @property
     def coded(self) -> bool:
-        """Is the second moment or the parameter stored otherwise than in its own type?"""
+        """Is the second moment or the parameter stored in fewer bytes than its own type?"""
         return self.dithers or self.remainder
 
-    # What of it a kernel is compiled for: Variants share what they can.
+    # The part that a kernel is compiled for: Variants share kernels where they can.
 
     @property
     def of_sums(self) -> Variant:
@@ -79,18 +79,18 @@ class Variant(NamedTuple):
 
     @property
     def of_update(self) -> Variant:
-        if self.scale and not (self.told or self.norm):  # by its sign alone
+        if self.scale and not (self.told or self.norm):  # for its sign only
             return self._replace(finite=self.prepared)
         return self._replace(norm=False, finite=False, told=self.prepared)
 
     def __str__(self) -> str:
-        """The switches that are on; eps is by default."""
+        """The switches that are on; eps is on by default."""
         on = [switch for switch, value in self._asdict().items() if value and switch != "eps"]
         return "+".join([*on, *["no eps"] * (not self.eps)]) or "plain"
 
 
 class Scalars(NamedTuple):
-    """The numbers of the rule, in the compute type, read from memory, so that they may change between steps."""
+    """The rule's numbers, in the compute type; read from memory, so that they may change between steps."""
 
     lr: Any
     alpha: Any
@@ -108,22 +108,22 @@ class Scalars(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What a step's tensor has of its own, in the compute type."""
+    """A tensor's own numbers in a step, in the compute type."""
 
-    scale: Any  # of its gradient
-    power: Any  # of two, which the scale lacks where it would be too small for its type
-    correction: Any  # of its second moment
+    scale: Any  # multiplies its gradient
+    power: Any  # of two, taken out of a scale that would be too small for its type
+    correction: Any  # multiplies its second moment
     ema_momentum: Any  # 0 in the first step
 
 
 def make_rule(variant: Variant, T: Any) -> Any:
     """The rule of one Variant in the compute type T (``numpy.float32`` or ``numpy.float64``).
 
-    ``rule(p, grad, v, m, b, e, s, f)``, with Scalars and Factors, returns the new ``(p, v, m, b, e)``; what a Variant
-    lacks passes through.
+    ``rule(p, grad, v, m, b, e, s, f)``, with Scalars and Factors, returns the new ``(p, v, m, b, e)``; values that a
+    Variant does not use pass through.
     """
     zero = T(0)  # constants take their neighbours' type: a bare 0 makes float32 code float64
-    lifted = variant.told or variant.norm  # by a sign alone nothing is made too small
+    lifted = variant.told or variant.norm  # a sign alone makes nothing too small
 
     @inline
     def rule(p, grad, v, m, b, e, s, f):  # type: ignore[no-untyped-def]  # typed by Numba
@@ -139,7 +139,7 @@ def make_rule(variant: Variant, T: Any) -> Any:
         if variant.weight_decay:
             g = fma(s.weight_decay, p, g)
 
-        # No bare + or - may take a bare product: one compiler would contract it and the other would not.
+        # No bare + or - may act on a bare product: one compiler would contract it and the other would not.
         if variant.adagrad:
             v = fma(g, g, v)
         else:
@@ -149,7 +149,7 @@ def make_rule(variant: Variant, T: Any) -> Any:
         if variant.centered:
             m = fma(s.alpha, m, s.one_minus_alpha * g)
             d = fma(-m, m, v)
-            # Rounding takes v - m^2 below 0 on a constant gradient; elsewhere that ends in a NaN.
+            # With a constant gradient, rounding takes v - m^2 below 0; in other libraries that ends in a NaN.
             d = zero if d < zero else d
 
         if variant.eps_in_sqrt:
@@ -172,7 +172,7 @@ def make_rule(variant: Variant, T: Any) -> Any:
             step = fma(s.momentum, b, u) if variant.nesterov else b
         p = p - step if variant.lr_in_momentum else fma(-s.lr, step, p)
         if variant.ema:
-            # What stood there before the first step may be anything: times 0 an infinity would be a NaN.
+            # Before the first step the memory may hold anything, and 0 times an infinity would be a NaN.
             e = p if f.ema_momentum == zero else fma(f.ema_momentum, e, s.one_minus_ema_momentum * p)
         return p, v, m, b, e
 

@@ -1,4 +1,4 @@
-"""What users hold: RMSProp, AdaGrad and their functional forms, with groups, structure and the choice of a plan.
+"""What users see: RMSProp, AdaGrad and their functional forms, with groups, structure and the choice of a plan.
 
-`profiling`, `demo` and `cli` may import it; so does the package itself, which hands it to users.
+`profiling`, `demo` and `cli` may import it, and so does the package itself, which exports it to users.
 """

@@ -1,4 +1,4 @@
-"""Which attributes of an optimizer can be assigned: with a misspelt hyperparameter nothing would happen, in silence."""
+"""Which attributes of an optimizer can be assigned: a misspelt hyperparameter would otherwise be silently ignored."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def refusal(cls: type, name: str, value: object) -> str | None:
-    """Why an optimizer of this class cannot take this attribute; None where it can.
+    """Why this attribute cannot be assigned on an optimizer of this class; None if it can.
 
-    A function may take the place of a method, a wrapper around it say. A subclass may have attributes of its own: what
-    it declares, and what does not look like a hyperparameter.
+    A function may replace a method, to wrap it for example. A subclass may have its own attributes: any that it
+    declares, and any that does not look like a hyperparameter.
     """
     home = next((x for x in cls.__mro__ if name in vars(x)), None)
     if home is not None:

@@ -1,4 +1,4 @@
-"""What every optimizer here does: groups, hyperparameters that may change, steps, state that goes out and comes in."""
+"""What every optimizer here does: groups, hyperparameters that may change, steps, state that is saved and loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Optimizer(Stateful):
-    """RMSProp and AdaGrad differ from it in their hyperparameters and in one line of the rule."""
+    """The common base of RMSProp and AdaGrad, which add their hyperparameters and one line of the rule."""
 
     def __init__(self, params: Any, defaults: dict[str, Any], no_decay: Any = None) -> None:
         for name, value in defaults.items():
@@ -71,11 +71,11 @@ class Optimizer(Stateful):
         self._planner.allocate()
 
     def _own(self) -> tuple[Sequence[Tensor], Sequence[int], Parts | None]:
-        """What is updated here, the group of each, and what to know of the rest: here of every parameter all."""
+        """The tensors updated here, the group of each, and the parts' data: here all of every parameter, no parts."""
         return self._whole, self._groups.of_tensor, None
 
     def _make_order(self) -> Order | None:
-        """The order of streams, where the arrays lie on devices."""
+        """The order of streams, if the arrays are on devices."""
         if not self._devices:
             return None
         from ..steps.order import Order  # it imports CuPy
@@ -90,7 +90,7 @@ class Optimizer(Stateful):
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
-        """The groups, each a mapping of its hyperparameters and ``"params"``; an assignment counts at the next step.
+        """The groups, each a mapping of its hyperparameters and ``"params"``; assignments apply from the next step.
 
         Examples
         --------
@@ -105,7 +105,7 @@ class Optimizer(Stateful):
 
     @property
     def lr(self) -> float | Schedule:
-        """The learning rate that all groups share; assigning it assigns that of every group.
+        """The learning rate that all groups share; assigning it sets it in every group.
 
         Examples
         --------
@@ -125,7 +125,7 @@ class Optimizer(Stateful):
 
     @property
     def skipped_steps(self) -> int:
-        """The number of steps that were skipped, by `found_inf` or `skip_nonfinite`. On a device the host waits for it.
+        """The number of steps skipped because of `found_inf` or `skip_nonfinite`. On a device the host waits for it.
 
         They are counted in `steps`, but not in the ``step`` of any parameter's state.
 
@@ -143,7 +143,7 @@ class Optimizer(Stateful):
 
     @property
     def last_grad_norm(self) -> float:
-        """The norm of the gradients, over all tensors and before any clip, in the last step that took norms.
+        """The norm of the gradients, over all tensors and before any clip, in the last step that computed norms.
 
         A step computes norms with `clipnorm` or `global_clipnorm`, over the tensors of the groups that have one; set to
         infinity, these clip nothing. A skipped step counts too. Before the first such step it is 0. The norm is that of
@@ -169,36 +169,36 @@ class Optimizer(Stateful):
         Parameters
         ----------
         grads : array, sequence, mapping or list of these
-            In the structure of the parameters, nested as they are; mappings may have any order. For groups it is a list
-            with one entry per group. Where every parameter has a name, it may also be one mapping from these names
-            (those of `state`) to gradients.
+            In the structure of the parameters, nested like them; mappings may have any order. For groups it is a list
+            with one entry per group. If every parameter has a name, it may also be one mapping from these names (those
+            of `state`) to gradients.
 
-            Each gradient has its parameter's shape and dtype and lies in the same place, host or device. A float32
-            parameter also takes a float16 or bfloat16 gradient, as from autocast, which is widened where it is read. If
-            its memory layout is not that of its parameter, it is copied into a buffer first. Gradients are only read,
+            Each gradient has its parameter's shape and dtype and is in the same place, host or device. A float32
+            parameter also accepts a float16 or bfloat16 gradient, as from autocast, which is widened when read. If
+            its memory layout differs from its parameter's, it is copied into a buffer first. Gradients are only read,
             and on a device held until the step is enqueued. ``None`` instead of a gradient leaves its parameter and
             state alone.
         grad_scale : float or array of one element, optional
             The factor by which the gradients have been multiplied (a loss scale). They are divided by it first. An
-            array of float32 or float64 lies where the parameters do, and is read there when the step runs.
+            array of float32 or float64 must be where the parameters are, and is read there when the step runs.
         found_inf : bool, number or array of one element, optional
-            Anything but 0 skips the step, as torch's ``GradScaler`` wants it: no byte of parameters, state or counters
-            changes, and `skipped_steps` grows by 1. An array may also be of bool or integers. It is read where it lies.
+            Anything but 0 skips the step, as torch's ``GradScaler`` expects: no byte of parameters, state or counters
+            changes, and `skipped_steps` grows by 1. An array may also hold bool or integers. It is read where it is.
         zero_grads : bool
-            Write zeros into the gradients in the same pass, also if the step is skipped. A gradient that is read-only
-            or overlaps another is then refused. It costs 4 bytes more per float32 element.
+            Write zeros into the gradients in the same pass, even if the step is skipped. A gradient that is read-only
+            or overlaps another is then refused. It costs 4 more bytes per float32 element.
 
         Raises
         ------
         TypeError, ValueError
             Naming everything that is wrong with any gradient or other argument, or with a NumPy parameter whose memory
-            was moved or reshaped in place; also if a mapping or list of parameters holds another array now than it did.
-            Nothing has been written then: a step is all or nothing.
+            was moved or reshaped in place; also if a mapping or list of parameters now holds a different array.
+            In that case nothing has been written: a step is all or nothing.
         RuntimeError
-            If CUDA fails, naming the kernel and its arrays and saying whether the optimizer can go on. If a CUDA graph
+            If CUDA fails, naming the kernel and its arrays and whether the optimizer can go on. If a CUDA graph
             captures the step and something that it needs is not on the device yet. And inside another step of the same
             optimizer: from another thread, a signal handler, or its own `lr`. (These may assign hyperparameters for the
-            next step; and a signal handler that reads, with `state_dict` say, finds a whole step.)
+            next step; and a signal handler that reads, for example with `state_dict`, sees a complete step.)
 
         Examples
         --------
@@ -234,7 +234,7 @@ class Optimizer(Stateful):
                 del turn[0]
 
     def _refuse_more(self, error: Exception, arrays: list[Any] | None, told: Signals) -> None:
-        """Raise an error that names all that is wrong with a step, if that is more than this one names."""
+        """Raise an error that names all problems of a step, if there are more than this one names."""
         problems = Problems()
         with problems.taking():
             self._entries.check()
@@ -242,39 +242,39 @@ class Optimizer(Stateful):
             with problems.taking():
                 told.problems.raise_any()
         if arrays is not None:
-            with problems.taking(), suppress(RuntimeError, MemoryError):  # that there can be no step at all
+            with problems.taking(), suppress(RuntimeError, MemoryError):  # raised when no step is possible at all
                 self._planner.look(arrays, told)
         problems.take(error)
         if len(problems) > len(problems_of(error)):
             raise problems.error() from None
 
     def refresh(self, step: int | None = None) -> None:
-        """Send the hyperparameters as they are now to the device, for the next replay of a captured CUDA graph.
+        """Send the current hyperparameters to the device, for the next replay of a captured CUDA graph.
 
-        No Python runs in a replay. ``opt.lr = ...`` sends the new rate at once; after an assignment to `param_groups`,
-        and with a callable `lr` before each replay, call this, under the stream on which the graph is replayed.
+        A replay runs no Python. ``opt.lr = ...`` sends the new rate at once. Call this after an assignment to
+        `param_groups`, and with a callable `lr` before each replay, under the stream on which the graph is replayed.
 
         Parameters
         ----------
         step : int, optional
-            What a callable `lr` is asked for; by default `steps`. With a callable `lr` it counts as the replay's step:
-            `steps` is one more afterwards. (The counters in `state` are the device's and count every replay.)
+            The argument for a callable `lr`; `steps` by default. With a callable `lr` this counts as the replay's step:
+            `steps` is one higher afterwards. (The counters in `state` are on the device and count every replay.)
 
         Raises
         ------
         RuntimeError
-            For arrays in host memory; while a stream is captured; and after a change of a switch (momentum that was 0,
-            say), which a captured graph cannot follow: capture it anew.
+            For arrays in host memory; while a stream is being captured; and after a switch has changed (momentum that
+            was 0, for example), which a captured graph cannot follow: capture it again.
 
         Examples
         --------
-        In host memory there is nothing to send. How it is used with a graph: :doc:`/howto/cuda_graphs`.
+        In host memory there is nothing to send. For its use with a graph see :doc:`/howto/cuda_graphs`.
 
         >>> import numpy as np
         >>> from rmsprop_gpu import RMSProp
         >>> RMSProp(np.ones(3)).refresh()
         Traceback (most recent call last):
-        RuntimeError: refresh is for replays of CUDA graphs, but the parameters lie in host memory
+        RuntimeError: refresh is for replays of CUDA graphs, but the parameters are in host memory
         """
         self._refuse_capture("refresh")
         self._groups.changes.turn.refuse("a refresh")
@@ -283,7 +283,7 @@ class Optimizer(Stateful):
     def compile(
         self, *, grad_scale: bool = False, found_inf: bool = False, zero_grads: bool = False, grad_dtype: Any = None
     ) -> None:
-        """Compile what a step needs, or load it from disk, without taking one. The first step is then as fast as any.
+        """Compile what a step needs, or load it from disk, without taking a step. The first one is then as fast as any.
 
         It compiles for the hyperparameters as they are. A switch that changes later, such as momentum that was 0, needs
         another kernel.
@@ -293,13 +293,13 @@ class Optimizer(Stateful):
         grad_scale, found_inf, zero_grads : bool
             Whether the steps to come are given these.
         grad_dtype : dtype, optional
-            Of the gradients to come, for the parameters that may have gradients of it: float16 or bfloat16 for those of
-            float32. By default the dtypes of the last step's, and before the first those of the parameters.
+            The dtype of the coming gradients, for the parameters that accept it: float16 or bfloat16 for float32 ones.
+            By default the dtypes of the last step's gradients, and before the first step those of the parameters.
 
         Raises
         ------
         TypeError
-            For anything else; and where no parameter may have gradients of that dtype.
+            For anything else; and if no parameter accepts gradients of that dtype.
 
         Examples
         --------
@@ -316,7 +316,7 @@ class Optimizer(Stateful):
         self._planner.compile(asked, None if grad_dtype is None else self._grad_dtype(grad_dtype))
 
     def _asked(self, grad_scale: bool, found_inf: bool, zero_grads: bool) -> hyper.Asked:
-        """What `compile` was told of the steps to come."""
+        """What `compile` was told about the coming steps."""
         given = {"grad_scale": grad_scale, "found_inf": found_inf, "zero_grads": zero_grads}
         for name, value in given.items():
             if not isinstance(value, (bool, np.bool_)):
@@ -325,7 +325,7 @@ class Optimizer(Stateful):
         return hyper.Asked(told=told, scaled=bool(grad_scale), zero_grads=bool(zero_grads))
 
     def _grad_dtype(self, x: Any) -> np.dtype[Any]:
-        """The dtype of gradients that `compile` was given."""
+        """The gradient dtype that was passed to `compile`."""
         wanted = list(dict.fromkeys(name for t in self._tensors for name in grad_dtypes(t.layout.dtype)))
         with suppress(TypeError):
             dtype: np.dtype[Any] = np.dtype(x)
@@ -334,15 +334,15 @@ class Optimizer(Stateful):
         raise TypeError(f"grad_dtype is {x!r}; wanted {' or '.join(wanted)}")
 
     def kernels(self) -> dict[str, Any]:
-        """What a step launches, for gradients like the last step's: Numba's functions themselves, compiled, to look at.
+        """The compiled Numba functions that a step launches, for gradients like the last step's, to be inspected.
 
         Returns
         -------
         dict
-            From a name, ``"update_kernel[float32, momentum]"`` or
+            From a name, such as ``"update_kernel[float32, momentum]"`` or
             ``"update_kernel[float32 with float16 gradients, plain]"``, to the ``@cuda.jit`` function, or the ``@njit``
-            one that the CPU calls for each chunk. Each has ``inspect_llvm()`` and ``inspect_asm()``, on a device also
-            ``inspect_sass()`` (with nvdisasm on the PATH); they return a dict from signature to text.
+            one that the CPU calls for each chunk. Each has ``inspect_llvm()`` and ``inspect_asm()``, and on a device
+            also ``inspect_sass()`` (with nvdisasm on the PATH); they return a dict from signature to text.
 
         Examples
         --------
@@ -360,13 +360,13 @@ class Optimizer(Stateful):
     def explain(self) -> Explanation:
         """The update in words: what a step computes now, line by line, and how it differs from the default.
 
-        The lines are Python: ``g`` is the gradient, ``p`` the parameter, and the other names are the state, as noted
-        behind them. A callable `lr` is asked for its value at `steps`.
+        The lines are Python: ``g`` is the gradient, ``p`` the parameter, and the other names are the state, as the
+        comments say. A callable `lr` is evaluated at `steps`.
 
         Returns
         -------
         Explanation
-            A str; in a notebook it is shown as mathematics.
+            A str; a notebook shows it as mathematics.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""The entries of the caller's mappings and lists of parameters, which may be other objects later."""
+"""The entries of the caller's mappings and lists of parameters, which may later be replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _call = methodcaller("__call__")
 
 
 class Entries:
-    """The entries of the caller's mappings and lists: an array that is put there later is one that no step updates."""
+    """The entries of the caller's mappings and lists: an array put there later would not be updated by any step."""
 
     def __init__(self, tree: Leaf | Branch) -> None:
         self._tree = tree
@@ -23,13 +23,13 @@ class Entries:
         self._given = [entry.given for x in watched for entry in x.entries.values()]
 
     def moved(self) -> bool:
-        """Is any entry another object than it was, or in another place? Asked in every step."""
+        """Was any entry replaced or moved? Checked in every step."""
         values = self._values
         there = values[0]() if len(values) == 1 else chain.from_iterable(map(_call, values))
         return not all(map(is_, there, self._given))
 
     def check(self) -> None:
-        """Refuse each parameter in whose place another object is now; one that is gone is the caller's affair."""
+        """Refuse each parameter that was replaced by another object; removing one is up to the caller."""
         problems = Problems()
         for leaf in _replaced(self._tree, self._tree.given):
             at = f"params{leaf.place}"
@@ -42,7 +42,7 @@ class Entries:
 
 
 def _watched(tree: Leaf | Branch) -> Iterator[Branch]:
-    """The mappings and lists that can change, but for those that make their entries when they are asked for."""
+    """The mappings and lists that can change, except those that make their entries on access."""
     if isinstance(tree, Branch) and tree.kept:
         if isinstance(tree.given, (Mapping, MutableSequence)):
             yield tree
@@ -51,7 +51,7 @@ def _watched(tree: Leaf | Branch) -> Iterator[Branch]:
 
 
 def _replaced(tree: Leaf | Branch, now: Any) -> Iterator[Leaf]:
-    """The leaves of which another object is in their place, where `now` is in that of the tree."""
+    """The leaves that were replaced by another object, given `now` in the place of the tree."""
     if isinstance(tree, Leaf):
         if now is not tree.given:
             yield tree

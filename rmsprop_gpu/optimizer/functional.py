@@ -1,4 +1,4 @@
-"""rmsprop_update and adagrad_update: one tensor, the caller owns the state."""
+"""rmsprop_update and adagrad_update: for one tensor, with state owned by the caller."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def rmsprop_update(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> None:
-    """One RMSProp step on one array, in place; the state is the caller's.
+    """One RMSProp step on one array, in place; the caller owns the state.
 
     Parameters
     ----------
     param : array
-        Updated in place, as a parameter of :class:`RMSProp`: any shape, one dense block of memory, on the host or on a
+        Updated in place, like a parameter of :class:`RMSProp`: any shape, one dense block of memory, on the host or a
         CUDA device.
     grad : array
-        Of the same shape and dtype (for float32 also float16 or bfloat16), any layout, in the same place; only read.
+        Same shape and dtype (for float32 also float16 or bfloat16), any memory layout, in the same place; only read.
     square_avg, momentum_buffer, grad_avg : array
-        State that lies in memory as `param` does, in the same place, updated in place; of the parameter's dtype, for
-        halves of float32. The buffer is needed with `momentum`, the average with `centered`. Start them at zero.
+        State with the memory layout of `param`, on the same device or host, updated in place; its dtype is the
+        parameter's, or float32 for halves. `momentum` needs the buffer, `centered` the average. Start them at zero.
     lr : float
-        Learning rate; no callable here, since there is no count of steps.
+        Learning rate; not a callable here, since there is no count of steps.
     alpha, eps, weight_decay, momentum, centered, nesterov, eps_in_sqrt, lr_in_momentum
         As in :class:`RMSProp`.
     decoupled_weight_decay, maximize
@@ -54,9 +54,9 @@ def rmsprop_update(
     Raises
     ------
     TypeError, ValueError
-        Naming all that is wrong; then nothing was written.
+        Naming everything that is wrong; nothing was written then.
     RuntimeError
-        While the current stream is captured in a CUDA graph, which needs an optimizer.
+        While the current stream is being captured in a CUDA graph, which needs an optimizer.
 
     Examples
     --------
@@ -88,9 +88,9 @@ def adagrad_update(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> None:
-    """One AdaGrad step on one array, in place; `sum`, the caller's, adds up the squared gradients.
+    """One AdaGrad step on one array, in place; `sum`, owned by the caller, adds up the squared gradients.
 
-    Parameters and errors are those of :func:`rmsprop_update`.
+    Parameters and errors are as in :func:`rmsprop_update`.
 
     Examples
     --------
@@ -108,9 +108,9 @@ _NEEDED_BY = {"grad_avg": "centered", "momentum_buffer": "momentum"}
 
 
 def _checked(arguments: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """The hyperparameters among the arguments, validated; what one tensor's update does not have is off."""
+    """The hyperparameters among the arguments, validated; those that a single update does not have are off."""
     if callable(arguments["lr"]):
-        raise TypeError("lr is a callable; wanted a number, one update has no count of steps")
+        raise TypeError("lr is a callable; wanted a number, since a single update has no count of steps")
     return {name: hyper.checked(name, arguments.get(name, hyper.NEUTRAL.get(name))) for name in names}
 
 
@@ -133,7 +133,7 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
         all_arrays += [(name, address_of(array), array.nbytes) for name, array in buffers.items()]
         check_disjoint(all_arrays, problems)
     problems.raise_any()
-    assert tensor is not None  # or there were problems
+    assert tensor is not None  # otherwise there were problems
     assert checked is not None
     dtype = tensor.layout.dtype
     settings = settings_of([(0, dtype)], [h], [h["lr"]], adagrad=adagrad)
@@ -143,7 +143,7 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
 
         order = Order([tensor.device])
         if order.capturing():
-            raise RuntimeError("one update builds its plan anew and cannot be captured in a CUDA graph; use RMSProp")
+            raise RuntimeError("a single update makes a new plan and cannot be captured in a CUDA graph; use RMSProp")
     steps = array_steps([tensor], [checked.dtype], np.zeros(1, np.int64), order)
     plan = Plan([tensor], [0], [buffers], settings, [checked.dtype], steps, {tensor.device: 0})
     plan.bind([grad])
@@ -153,11 +153,11 @@ def _update(param: Any, grad: Any, state: dict[str, Any], h: dict[str, Any], *, 
 
 
 def _check_state(name: str, x: object, array: Array, tensor: Tensor, problems: Problems) -> None:
-    """Does a state array lie as the parameter does, in the same place, in the dtype of its arithmetic?"""
+    """Check that a state array has the layout and place of the parameter, and the dtype of its arithmetic."""
     want = tensor.layout.of(compute_dtype(tensor.layout.dtype))
     if device_of(array) != tensor.device:
-        found = f"{name} is {a(type(x))} {place(device_of(array))}, but param lies {place(tensor.device)}"
-        problems.add(TypeError, f"{found}; wanted them in one place")
+        found = f"{name} is {a(type(x))} {place(device_of(array))}, but param is {place(tensor.device)}"
+        problems.add(TypeError, f"{found}; wanted both in the same place")
     if array.dtype != want.dtype:
         wanted = "" if want.dtype == tensor.layout.dtype else f"; wanted {want.dtype}"
         problems.add(TypeError, f"{name} has dtype {array.dtype}, but param has {tensor.layout.dtype}{wanted}")
@@ -165,5 +165,5 @@ def _check_state(name: str, x: object, array: Array, tensor: Tensor, problems: P
         problems.add(
             ValueError,
             f"{name} has shape {array.shape} and strides {array.strides}, "
-            f"but param has {tensor.layout.shape} and {tensor.layout.strides}; wanted them to lie alike",
+            f"but param has {tensor.layout.shape} and {tensor.layout.strides}; wanted the same",
         )

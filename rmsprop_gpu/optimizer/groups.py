@@ -1,4 +1,4 @@
-"""The groups of an optimizer: which parameters each holds, and hyperparameters that may change between steps."""
+"""The parameter groups of an optimizer: which parameters each holds, and hyperparameters that may change."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .turn import Turn
 
 @dataclass
 class Changes:
-    """Whether any group was assigned to since the last step, or learning rates alone, and whether a step runs.
+    """Whether groups, or only learning rates, were assigned to since the last step, and whether a step is running.
 
-    Groups and optimizer share it, so neither holds the other.
+    Groups and optimizer share it, so neither refers to the other.
 
     With a reference back, the memory of a deleted optimizer would wait for the garbage collector.
     """
@@ -57,7 +57,7 @@ class ParamGroup(MutableMapping[str, Any]):
     ) -> None:
         ours = {*hyper.ALL}
         self._values = {name: value for name, value in values.items() if name in ours}
-        self.kept = {name: value for name, value in values.items() if name not in ours}  # of others
+        self.kept = {name: value for name, value in values.items() if name not in ours}  # keys that are not ours
         self._params, self._changes = params, changes
         self._dtypes = {compute_dtype(tensor.layout.dtype) for tensor in tensors}  # of the arithmetic
         self._kinds = kinds_of(tensors)
@@ -82,14 +82,14 @@ class ParamGroup(MutableMapping[str, Any]):
             self.update({name: value})
 
     def moved_to(self, lr: object) -> float | None:
-        """A learning rate with which all else of a step stays as it is; None where that takes a longer look."""
+        """A learning rate that changes nothing else in a step; None if that takes a closer look."""
         rate = hyper.rate_alone(lr)
         if rate is None or callable(self._values["lr"]) or not hyper.finite(hyper.rates(self._values, rate)):
             return None
         return rate
 
     def move(self, rate: float) -> None:
-        """Take a learning rate of `moved_to`."""
+        """Set a learning rate from `moved_to`."""
         self._values["lr"] = rate
         self._changes.rates = True
 
@@ -112,7 +112,7 @@ class ParamGroup(MutableMapping[str, Any]):
                 changes[name] = value
                 continue
             if name not in self._values:
-                raise KeyError(f"{name!r} is no hyperparameter here; there are {', '.join(self._values)}")
+                raise KeyError(f"{name!r} is not a hyperparameter here; there are {', '.join(self._values)}")
             changes[name] = hyper.checked(name, value)
             if name == "initial_scale" and changes[name] != self._values[name]:
                 raise ValueError("initial_scale is what the state starts from; it cannot change once the state exists")
@@ -132,13 +132,13 @@ class ParamGroup(MutableMapping[str, Any]):
         return 1 + len(self._values) + len(self.kept)
 
     def replace(self, values: Mapping[str, Any]) -> None:
-        """Take values that were validated together; what others have put here stays unless it is among them."""
+        """Set values that were validated together; keys that are not ours stay unless they are among them."""
         self.kept.update({name: value for name, value in values.items() if name not in self._values})
         self._values = {name: values[name] for name in self._values}
         self._changes.pending = True
 
     def loaded(self, entry: Any, keys: list[str], label: str, problems: Problems) -> dict[str, Any]:
-        """The hyperparameters in a saved group, for parameters of these keys; ours where it is wrong."""
+        """The hyperparameters in a saved group, for parameters with these keys; our current ones if it is wrong."""
         found = entry.get("params") if isinstance(entry, Mapping) else entry
         if not isinstance(entry, Mapping) or not isinstance(found, (list, tuple)) or list(found) != keys:
             problems.add(ValueError, f"{label} is of {found!r}; wanted a mapping with params {keys!r}")
@@ -177,17 +177,17 @@ class ParamGroup(MutableMapping[str, Any]):
         return {**values, **others} if len(problems) == before else self.hyper()
 
     def with_(self, **changes: Any) -> dict[str, Any]:
-        """The hyperparameters with some in the place of others, validated together."""
+        """The hyperparameters with these changes, validated together."""
         values = {**self._values, **changes}
         self._check(values)
         return values
 
     def hyper(self) -> dict[str, Any]:
-        """The hyperparameters alone."""
+        """Only the hyperparameters."""
         return dict(self._values)
 
     def look(self) -> Mapping[str, Any]:
-        """The hyperparameters alone, not copied: only their learning rate may change, the rest is replaced at once."""
+        """Only the hyperparameters, not copied: just the learning rate may change, the rest is replaced as a whole."""
         return self._values
 
     def __repr__(self) -> str:
@@ -195,7 +195,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
 
 class Groups:
-    """All groups of an optimizer, and in which of them each tensor is."""
+    """All groups of an optimizer, and the group of each tensor."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class Groups:
         self.all = tuple(group for group, _ in made)
         self.members = [tensors for _, tensors in made]
         group_of = {id(tensor): i for i, tensors in enumerate(self.members) for tensor in tensors}
-        self.of_tensor = [group_of[id(tensor)] for tensor in tensors]  # in the order of the parameters
+        self.of_tensor = [group_of[id(tensor)] for tensor in tensors]  # in parameter order
 
     def _made(
         self, i: int, overrides: Mapping[str, Any], tensors: Sequence[Tensor], defaults: Mapping[str, Any]
@@ -241,7 +241,7 @@ class Groups:
         return [[tensor.key for tensor in tensors] for tensors in self.members]
 
     def hypers(self) -> list[dict[str, Any]]:
-        """The hyperparameters of each group, as they are now."""
+        """The current hyperparameters of each group."""
         return [group.hyper() for group in self.all]
 
     def look(self) -> list[Mapping[str, Any]]:
@@ -249,7 +249,7 @@ class Groups:
         return [group.look() for group in self.all]
 
     def loaded(self, saved: Sequence[Any], problems: Problems) -> list[dict[str, Any]]:
-        """The hyperparameters of every group in a state dict, validated; ours where they cannot be."""
+        """The hyperparameters of every group in a state dict, validated; our current ones where they are wrong."""
         if len(saved) != len(self.all):
             problems.add(ValueError, f"param_groups has {len(saved)} groups; wanted {len(self.all)}")
             return self.hypers()
@@ -259,16 +259,16 @@ class Groups:
         ]
 
     def replace(self, hypers: Sequence[Mapping[str, Any]]) -> None:
-        """Take values of every group that were validated together."""
+        """Set values for every group that were validated together."""
         for group, values in zip(self.all, hypers, strict=True):
             group.replace(values)
 
     @property
     def lr(self) -> float | hyper.Schedule:
-        """The learning rate that all share."""
+        """The learning rate that all groups share."""
         rates = [group["lr"] for group in self.all]
         if any(rate != rates[0] for rate in rates):
-            raise ValueError(f'the groups differ in lr: {rates}; ask param_groups[i]["lr"]')
+            raise ValueError(f'the groups differ in lr: {rates}; read param_groups[i]["lr"]')
         return rates[0]  # type: ignore[no-any-return]
 
     @lr.setter
@@ -284,7 +284,7 @@ class Groups:
 
 
 def _undecayed(no_decay: Any, tensors: Sequence[Tensor]) -> set[int]:
-    """The ids of the tensors that `no_decay` names: by their names, a predicate of name and array, or as arrays."""
+    """The ids of the tensors that `no_decay` selects: by name, by a predicate on name and array, or as arrays."""
     if no_decay is None:
         return set()
     problems, found = Problems(), set()
@@ -309,7 +309,7 @@ def _undecayed(no_decay: Any, tensors: Sequence[Tensor]) -> set[int]:
         if one is None:
             said = quoted(entry) if isinstance(entry, str) else a(type(entry))
             some = ", ".join([*list(by_name)[:8], *["..."] * (len(by_name) > 8)])
-            problems.add(ValueError, f"no_decay[{i}] is {said}, which is no parameter here; there are {some}")
+            problems.add(ValueError, f"no_decay[{i}] is {said}, which is not a parameter here; there are {some}")
         else:
             found.add(id(one))
     problems.raise_any()

@@ -1,4 +1,4 @@
-"""Gradients in the structure of the parameters, or by name, listed in the order of the parameters."""
+"""Gradients in the structure of the parameters, or by name, listed in parameter order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from ..arrays.checks import Problems, is_sequence, quoted
 from .structure import Branch, Leaf, leaves_of
 
-_WRONG: Any = object()  # in the place of what a problem was noted about
+_WRONG: Any = object()  # stands for anything with a noted problem
 
 
 class Mirror:
-    """Lists the gradients of a step; every one that is missing or belongs to no parameter is named."""
+    """Lists the gradients of a step; names every one that is missing or belongs to no parameter."""
 
     def __init__(self, tree: Leaf | Branch) -> None:
         self._branches = list(_branches(tree, 0))
@@ -21,7 +21,7 @@ class Mirror:
         leaves = leaves_of(tree)
         self._by_name = {leaf.key: leaf for leaf in leaves} if all(leaf.named for leaf in leaves) else {}
         top = tree.entries if isinstance(tree, Branch) and tree.is_mapping else {}
-        self._telling = self._by_name.keys() - top.keys()  # no gradients but those by name have such keys
+        self._telling = self._by_name.keys() - top.keys()  # only gradients by name have these keys
         self._quick_by_name = _quick_mapping(self._by_name)
 
     def __call__(self, grads: Any) -> list[Any]:
@@ -43,7 +43,7 @@ class Mirror:
         return found
 
     def _any(self, grads: Any) -> list[Any]:
-        """The same of whatever mappings and sequences."""
+        """The same for any mappings and sequences."""
         problems, found = Problems(), [grads]
         for at, branch in self._branches:
             if branch.is_mapping:
@@ -55,7 +55,7 @@ class Mirror:
 
 
 def _branches(tree: Leaf | Branch, at: int) -> Iterator[tuple[int, Branch]]:
-    """Each mapping and sequence, and where it is in a list in which its entries take the place of each one before."""
+    """Each mapping and sequence, and its position in a list in which entries replace the branch before them."""
     if isinstance(tree, Branch):
         yield at, tree
         for entry in tree.entries.values():
@@ -64,7 +64,7 @@ def _branches(tree: Leaf | Branch, at: int) -> Iterator[tuple[int, Branch]]:
 
 
 def _quick(branch: Branch) -> Callable[[Any], Any]:
-    """A function that returns the entries of gradients as most come, and None for others, right or wrong."""
+    """A function that returns the entries of gradients of the common kind, and None for others, right or wrong."""
     if branch.is_mapping:
         return _quick_mapping(branch.entries)
     count = len(branch.entries)
@@ -80,7 +80,7 @@ def _quick_mapping(entries: Mapping[Any, Any]) -> Callable[[Any], Any]:
     get = itemgetter(*keys) if count > 1 else lambda grads: [grads[key] for key in keys]
 
     def of_dict(grads: Any) -> Any:
-        if type(grads) is dict and len(grads) == count:  # another mapping might make what is missing
+        if type(grads) is dict and len(grads) == count:  # other mappings might make missing entries
             try:
                 return get(grads)
             except KeyError:
@@ -97,7 +97,7 @@ def _of_mapping(grads: Any, entries: Mapping[Any, Leaf | Branch], place: str, pr
             wanted = f"a mapping with the names of params{place}"
             problems.add(TypeError, f"grads{place} is a {type(grads).__name__}; wanted {wanted}")
         return wrong
-    grads = {key: grads[key] for key in grads}  # once: flax's FrozenDict makes its entries anew
+    grads = {key: grads[key] for key in grads}  # once: flax's FrozenDict makes new entries on every access
     for key, entry in entries.items():
         if key not in grads and leaves_of(entry):
             wanted = "a gradient, or None to leave it out" if isinstance(entry, Leaf) else "the gradients in it"
@@ -107,7 +107,7 @@ def _of_mapping(grads: Any, entries: Mapping[Any, Leaf | Branch], place: str, pr
             problems.add(ValueError, f"grads{place}[{quoted(key)}] belongs to no parameter")
     if len(problems) > before:
         return wrong
-    # What holds no parameter may be missing.
+    # Branches without parameters may be missing.
     return [grads.get(key, entry.given) for key, entry in entries.items()]
 
 

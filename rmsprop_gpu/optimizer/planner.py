@@ -1,4 +1,4 @@
-"""Which plan a step takes: for the hyperparameters as they are now, under capture, for the replays of a graph."""
+"""Which plan a step uses: for the current hyperparameters, during capture, and for the replays of a graph."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .groups import Groups
 if TYPE_CHECKING:
     from ..steps.order import Order
 
-RECENT = 4  # plans for steps with other arguments; more are made anew
+RECENT = 4  # kept plans for steps with other arguments; beyond that, plans are made again
 CAPTURED = "the current stream is captured in a CUDA graph"
 
 
 class Planner:
-    """An optimizer's plans: a new one where a switch or a buffer is new, new numbers where only they are."""
+    """An optimizer's plans: a new plan for a new switch or buffer, new numbers in the old plan otherwise."""
 
     def __init__(
         self,
@@ -56,22 +56,22 @@ class Planner:
         self._outcome = outcome
         self._scheduled = True
         self._plan: Plan | None = None
-        self._grad_dtypes = tuple(t.layout.dtype for t in tensors)  # of the last step; before it, the parameters' own
+        self._grad_dtypes = tuple(t.layout.dtype for t in tensors)  # of the last step, or else those of the parameters
         self._asked = NOTHING_ASKED  # by the last step
-        self._recent: list[Plan] = []  # for the same hyperparameters and what other steps asked
-        self._graphs: list[Plan] = []  # those that CUDA graphs hold steps of; the last is the one to refresh
-        self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters that each was written with
-        self._hypers: list[dict[str, Any]] | None = None  # those of the coming step, where that was looked at ahead
-        self._ahead: dict[int, float] = {}  # what schedules have answered for it, by their ids
-        self._seeded: tuple[tuple[int, ...], list[int]] = ((), [])  # the seeds of groups, and those of tensors
+        self._recent: list[Plan] = []  # for the same hyperparameters and other arguments of steps
+        self._graphs: list[Plan] = []  # those with steps held by CUDA graphs; the last is the one to refresh
+        self._written: dict[Plan, list[dict[str, Any]]] = {}  # the hyperparameters last written to each
+        self._hypers: list[dict[str, Any]] | None = None  # those of the coming step, if examined ahead
+        self._ahead: dict[int, float] = {}  # the answers of schedules for it, by their ids
+        self._seeded: tuple[tuple[int, ...], list[int]] = ((), [])  # the seeds of groups, and of tensors
 
     def bound(self, grads: list[Any], signals: Signals) -> Plan:
-        """The plan of the next step, which has taken these gradients, in the order of the tensors.
+        """The plan of the next step, bound to these gradients, which are in the order of the tensors.
 
-        A plan is for gradients of certain dtypes, which its check of them compares with; so a step of the same as the
-        last has nothing more to look at, and only one of others goes twice over them.
+        A plan is made for certain gradient dtypes, and checks gradients against them. So a step with the same dtypes as
+        the last needs no further look at them, and only a step with other dtypes checks the gradients twice.
         """
-        if self._plan is None:  # which would be made, and compiled, for gradients that do not come
+        if self._plan is None:  # it would be made, and compiled, for the wrong gradient dtypes
             self._grad_dtypes = tuple(map(_grad_dtype, self._tensors, grads))
         plan = self.plan(signals.asked)
         try:
@@ -84,7 +84,7 @@ class Planner:
         return plan
 
     def plan(self, asked: Asked = NOTHING_ASKED) -> Plan:
-        """The plan of the next step, which asks for this."""
+        """The plan of the next step, with these arguments."""
         if self._order:
             self._order.refuse_broken()
             if self._order.capturing():
@@ -96,10 +96,10 @@ class Planner:
         return self._plan
 
     def send(self) -> None:
-        """Send numbers that were assigned or loaded, where replays of a graph read them without asking us."""
+        """Send numbers that were assigned or loaded to where replays of a graph read them, without running Python."""
         if self._order is None or self._plan is None or self._order.capturing():
             return
-        if self._changes.turn:  # a schedule assigns: that counts from the next step on
+        if self._changes.turn:  # a schedule is assigning, which applies from the next step on
             return
         hypers = self._groups.hypers()
         if _scheduled(hypers):
@@ -114,16 +114,16 @@ class Planner:
         try:
             hyper.check_shared(hypers, self._devices)
             agreed = True
-        except ValueError:  # half of an assignment to all groups: the next step says so if it stays
+        except ValueError:  # halfway through an assignment to all groups; the next step raises if it stays like this
             agreed = False
         if agreed and variants_of(settings) == self._plan.variants:
             self._current(self._asked, settings)
         self._tell_graphs(hypers, rates, agreed)
 
     def _tell_graphs(self, hypers: list[dict[str, Any]], rates: Sequence[float], agreed: bool = True) -> None:
-        """Send numbers to every plan that a graph holds; one of other switches gets the learning rate alone.
+        """Send numbers to every plan that a graph holds; a plan with other switches gets only the learning rate.
 
-        So does each where the groups are not `agreed` on what they share.
+        So does every plan if the groups have not `agreed` on what they share.
         """
         for plan in self._graphs:
             settings = self._settings(hypers, rates, plan.asked)
@@ -137,38 +137,38 @@ class Planner:
             plan.write_seeds(self._seeds(hypers))
 
     def refresh(self, step: int | None) -> None:
-        """What an optimizer's `refresh` does."""
+        """Do what an optimizer's `refresh` does."""
         if self._order is None:
-            raise RuntimeError("refresh is for replays of CUDA graphs, but the parameters lie in host memory")
+            raise RuntimeError("refresh is for replays of CUDA graphs, but the parameters are in host memory")
         at = int(self._steps[0]) if step is None else step
         if isinstance(at, bool) or not isinstance(at, (int, np.integer)) or not 0 <= at < 2**62:
             raise ValueError(f"step is {step!r}; wanted a count >= 0, or None for opt.steps")
         self._order.refuse_broken()
         hypers = self._groups.hypers()
         hyper.check_shared(hypers, self._devices)
-        captured = [plan for plan in self._graphs if plan.captured]  # not those of a capture that was refused
+        captured = [plan for plan in self._graphs if plan.captured]  # not those from a refused capture
         asked = captured[-1].asked if captured else self._asked
         rates = self._rates(hypers, int(at))
         settings = self._settings(hypers, rates, asked)
         if captured and variants_of(settings) != captured[-1].variants:
-            raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it anew")
+            raise RuntimeError("a switch of the rule has changed since the graph was captured; capture it again")
         self._current(asked, settings)
         self._tell_graphs(hypers, rates)
         if self._scheduled:
             self._steps[0] = at + 1
 
     def look(self, grads: list[Any], signals: Signals) -> None:
-        """Refuse of these what a step would refuse; none is taken, and no other number is looked at."""
+        """Refuse the gradients that a step would refuse; none is kept, and no hyperparameter is checked."""
         captured = self._order and self._order.capturing()
         plan = self._to_capture(signals.asked) if captured else self.compile(signals.asked)
-        with suppress(OtherDtypes):  # which another plan takes
+        with suppress(OtherDtypes):  # another plan would accept them
             plan.bind(grads, signals)
-        plan.bind([None] * len(grads))  # it holds none of them
+        plan.bind([None] * len(grads))  # so that it holds none of them
 
     def compile(self, asked: Asked, grad_dtype: np.dtype[Any] | None = None) -> Plan:
-        """Make the plan of a step that asks for this, which compiles; no schedule is asked, and no number is sent.
+        """Make the plan for a step with these arguments, which compiles; no schedule is called, no number is sent.
 
-        Every parameter that may have gradients of this dtype does.
+        All parameters that accept gradients of this dtype are assumed to have them.
         """
         if self._order:
             self._order.refuse_broken()
@@ -183,7 +183,7 @@ class Planner:
         return self._plan_for(self._settings(hypers, rates, asked), asked, dtypes, False)
 
     def kernels(self) -> dict[str, Any]:
-        """The jitted functions that a step like the last would launch with the hyperparameters as they are, by name."""
+        """The jitted functions, by name, that a step like the last would launch with the current hyperparameters."""
         found = {}
         for tensor, i, grad_dtype in zip(self._tensors, self._group_of, self._grad_dtypes, strict=True):
             dtype = tensor.layout.dtype
@@ -193,7 +193,7 @@ class Planner:
         return found
 
     def allocate(self, groups: list[dict[str, Any]] | None = None) -> None:
-        """Make the state that the hyperparameters need, by default those of now, and that is not there yet."""
+        """Allocate the missing state that the hyperparameters need, by default the current ones."""
         groups = groups or self._hypers or self._groups.hypers()
         variants = {(i, dtype): hyper.variant(groups[i], self._adagrad, dtype=dtype) for i, dtype in self._kinds}
         batches = batched(self._tensors, self._group_of, variants, self._grad_dtypes)
@@ -203,19 +203,19 @@ class Planner:
         self._state.ensure(names, [h["initial_scale"] for h in hypers])
 
     def _to_capture(self, asked: Asked) -> Plan:
-        """The plan of a step that a CUDA graph captures; all that it needs must be on the device."""
+        """The plan of a step that a CUDA graph captures; everything it needs must be on the device."""
         if self._plan is None:
-            raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same one before")
+            raise RuntimeError(f"{CAPTURED}, but the optimizer has not taken a step yet; take the same step first")
         if self._changes.pending or self._changes.rates:
-            raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() before")
+            raise RuntimeError(f"{CAPTURED}, but hyperparameters were assigned since the last step; refresh() first")
         if asked != self._asked:
-            raise RuntimeError(f"{CAPTURED}, but the last step had other arguments than this; take the same one before")
+            raise RuntimeError(f"{CAPTURED}, but the last step had other arguments; take the same step first")
         self._graphs = [*(plan for plan in self._graphs if plan is not self._plan), self._plan]
         return self._plan
 
     def _rates(self, hypers: Sequence[Mapping[str, Any]], step: int) -> list[float]:
-        """The learning rate of each group; groups that share a schedule ask it once together."""
-        lrs = [h["lr"] for h in hypers]  # as they are now, before a schedule assigns
+        """The learning rate of each group; a schedule shared by groups is called once for all of them."""
+        lrs = [h["lr"] for h in hypers]  # read before a schedule assigns
         schedules = {id(lr): lr for lr in lrs if id(lr) not in self._ahead}
         turn = self._changes.turn
         before, turn.asking = turn.asking, get_ident()
@@ -227,9 +227,9 @@ class Planner:
 
     @contextmanager
     def ahead(self) -> Iterator[tuple[list[dict[str, Any]], list[float]]]:
-        """The hyperparameters and learning rates of the coming step, to be known, and refused, before it.
+        """The hyperparameters and learning rates of the coming step, so that they can be checked before it.
 
-        The step itself asks no schedule again; what one has assigned counts from the next step on.
+        The step itself does not call schedules again; what a schedule has assigned applies from the next step on.
         """
         changes, hypers = self._changes, self._groups.hypers()
         before, changes.pending, changes.rates = (changes.pending, changes.rates), False, False
@@ -251,13 +251,13 @@ class Planner:
             changes.pending, changes.rates = changes.pending or assigned[0], changes.rates or assigned[1]
 
     def _follow(self, plan: Plan) -> None:
-        """Write the learning rates as they are now; all else is as it was when the plan was written."""
-        self._changes.rates = False  # a schedule may assign: that counts next time
+        """Write the current learning rates; all else is unchanged since the plan was written."""
+        self._changes.rates = False  # a schedule may assign, which applies next time
         try:
             hypers = self._hypers or self._groups.look()
             lrs = self._rates(hypers, int(self._steps[0])) if self._scheduled else [h["lr"] for h in hypers]
             rates = list(map(hyper.rates, hypers, lrs))
-            if self._scheduled and not all(map(hyper.finite, rates)):  # what was assigned was looked at then
+            if self._scheduled and not all(map(hyper.finite, rates)):  # assigned rates were checked at assignment
                 for i, dtype in self._kinds:
                     hyper.scalars(hypers[i], lrs[i], compute_dtype(dtype))  # which refuses what is infinite there
             plan.write_rates(rates)
@@ -266,7 +266,7 @@ class Planner:
             raise
 
     def _seeds(self, hypers: Sequence[Mapping[str, Any]]) -> list[int]:
-        """What the keys of each tensor's dither are made from: its name, and its group's seed."""
+        """What each tensor's dither keys are made from: its name and its group's seed."""
         seeds = tuple(h["seed"] for h in hypers)
         if seeds != self._seeded[0]:
             pairs = zip(self._tensors, self._group_of, strict=True)
@@ -277,8 +277,8 @@ class Planner:
         return settings_of(self._kinds, hypers, rates, asked, adagrad=self._adagrad)
 
     def _current(self, asked: Asked, settings: Settings | None = None) -> Plan:
-        """The plan for the hyperparameters as they are now, its numbers written."""
-        # A schedule may assign: that counts next time.
+        """The plan for the current hyperparameters, with its numbers written."""
+        # A schedule may assign, which applies next time.
         changed, self._changes.pending, self._changes.rates = self._changes.pending, False, False
         try:
             hypers = self._hypers or self._groups.hypers()
@@ -286,7 +286,7 @@ class Planner:
                 hyper.check_shared(hypers, self._devices)
                 settings = self._settings(hypers, self._rates(hypers, int(self._steps[0])), asked)
             if self._plan is None or changed or asked != self._asked:
-                if self._plan is None or variants_of(settings) != self._plan.variants:  # so is what state they need
+                if self._plan is None or variants_of(settings) != self._plan.variants:  # so may the state
                     self.allocate(hypers)
                     self._plan = self._plan_for(settings, asked, self._grad_dtypes, changed)
                 self._scheduled, self._asked = _scheduled(hypers), asked
@@ -299,10 +299,10 @@ class Planner:
         return self._plan
 
     def _for_other(self, plan: Plan, others: dict[Tensor, np.dtype[Any]]) -> Plan:
-        """The plan of the same step as this one, with the same numbers, for gradients of other dtypes."""
+        """The plan of the same step with the same numbers, for gradients with other dtypes."""
         if self._order and self._order.capturing():
             raise RuntimeError(
-                f"{CAPTURED}, but the gradients of the last step had other dtypes; take the same one before"
+                f"{CAPTURED}, but the gradients of the last step had other dtypes; take the same step first"
             )
         pairs = zip(self._tensors, self._grad_dtypes, strict=True)
         dtypes = tuple(others.get(tensor, dtype) for tensor, dtype in pairs)
@@ -332,7 +332,7 @@ class Planner:
         made.write_seeds(self._seeds(self._groups.look()))
         self._recent = [made, *([] if changed else self._recent)][:RECENT]
         if self._order:
-            self._order.release()  # the memory of plans before
+            self._order.release()  # the memory of earlier plans
         kept = [*self._graphs, *self._recent]
         self._written = {plan: hypers for plan, hypers in self._written.items() if plan in kept}
         return made
@@ -350,15 +350,15 @@ def _functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]
 
 
 def _grad_dtype(tensor: Tensor, grad: Any) -> np.dtype[Any]:
-    """What a gradient of any library calls its dtype, without asking for its memory; where that is none, the tensor's.
+    """The dtype that a gradient of any library reports, read without exporting its memory; else the tensor's.
 
-    A check of the gradient is still to come, and has the last word.
+    The gradient is checked later, and that check decides.
     """
     own = tensor.layout.dtype
     try:
         name = str(grad.dtype).rpartition(".")[2]  # torch.float16
         return np.dtype(name) if name in grad_dtypes(own) else own
-    except Exception:  # a None, an array whose attributes raise, a bfloat16 that NumPy does not know yet
+    except Exception:  # a None, an array whose attributes raise, a bfloat16 not registered with NumPy yet
         return own
 
 

@@ -50,16 +50,16 @@ class RMSProp(Optimizer):
         0 <= momentum <= 1; 0 needs no buffer.
     centered : bool
         Divide by the standard deviation, ``sqrt(square_avg - grad_avg**2)``. The difference is kept from falling below
-        0; torch, optax and Keras yield NaN for a constant gradient.
+        0; torch, optax and Keras give NaN for a constant gradient.
     nesterov : bool
         Look ahead by one momentum step (optax).
     eps_in_sqrt : bool
         ``sqrt(square_avg + eps)`` (TensorFlow, Keras, optax's default) instead of ``sqrt(square_avg) + eps`` (torch).
     lr_in_momentum : bool
-        The momentum buffer holds steps (TensorFlow, Keras, optax) instead of directions (torch). It makes a difference
-        when `lr` changes.
+        The momentum buffer holds steps (TensorFlow, Keras, optax) instead of directions (torch). This makes a
+        difference when `lr` changes.
     initial_scale : float
-        What `square_avg` starts from: 1 in TensorFlow 1, 0 elsewhere.
+        The initial value of `square_avg`: 1 in TensorFlow 1, 0 elsewhere.
     bias_correction : bool
         Divide `square_avg` (centered: the variance) by ``1 - alpha**t``, tracked as a moving average of ones.
     decoupled_weight_decay : bool
@@ -68,7 +68,7 @@ class RMSProp(Optimizer):
         Step up the gradient.
     clipvalue : float, optional
         Clip every element of the gradient to [-clipvalue, clipvalue], before decay. A NaN stays a NaN. None and 0 are
-        off. At most one of the three clips may be on.
+        off. At most one of the three kinds of clipping may be on.
     clipnorm : float, optional
         Scale the gradient of each tensor down to this norm if it is longer (Keras's name). With infinity nothing is
         clipped, but the norm is computed: see `last_grad_norm`. Otherwise a gradient that holds a NaN has no norm and
@@ -77,38 +77,38 @@ class RMSProp(Optimizer):
         The same over the gradients of all tensors together (Keras; ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the
         norm). The same in all groups; refused across devices.
     skip_nonfinite : bool
-        Skip a step in which any gradient, as it is given, holds a NaN or infinity. Also skip if, after scaling and
+        Skip a step in which any gradient, as given, holds a NaN or infinity. Also skip if, after scaling and
         clipping, an element's square is not finite in the state's dtype, since it would stay in ``square_avg`` for good
         (in float32 from 1.8e19 on; a millionth below that may count too); and if ``grad_scale``, given as an array, has
         a reciprocal that is 0 or not finite in the state's dtype of any parameter. A skipped step changes no byte of
-        parameters, state or counters, and adds 1 to `skipped_steps`. Weight decay is not looked at. It is the same in
-        all groups, and is refused if parameters lie on several devices.
+        parameters, state or counters, and adds 1 to `skipped_steps`. Weight decay is not taken into account. The option
+        must be the same in all groups, and is refused if parameters are on several devices.
     use_ema, ema_momentum : bool, float
         Keep a moving average of the parameters in the same pass, ``opt.ema[name]`` (Keras's names and its rule: the
         first step sets it, each later one computes ``ema_momentum * ema + (1 - ema_momentum) * param``). For float16
-        and bfloat16 it is the float32 average of the parameter before rounding. It costs 8 bytes more per float32
+        and bfloat16 it is the float32 average of the parameter before rounding. It costs 8 more bytes per float32
         element.
     square_avg_dtype : {"float32", "uint16", "uint8"}
         How `square_avg` is stored, for parameters whose arithmetic is in float32. ``"uint16"``: 8 bits of exponent and
         8 of mantissa; a plain step moves 16 bytes per element instead of 20. ``"uint8"``: 3 bits of mantissa below the
-        largest of 128 neighbours, whose base is kept too, 14.03 bytes; what is smaller than 2^-32 of that largest
-        counts as such, so that where neighbours' gradients differ by more than 2^16 the steps of the small ones are too
-        short. Codes are rounded up or down at random, by a word made from `seed`, name, step and element, the same on
-        every backend: unbiased at every `alpha`, where rounding to nearest would make a slow average stick. Such a step
-        is two launches. Not with `centered`; `decoded_state` has the numbers.
+        largest of 128 neighbours, whose base is kept too: 14.03 bytes. Values below 2^-32 of that largest are stored as
+        2^-32 of it, so if neighbours' gradients differ by a factor of more than 2^16, the steps of the small ones are
+        too short. Codes are rounded stochastically, by a word made from `seed`, name, step and element, the same on
+        every backend. This is unbiased at every `alpha`; rounding to nearest would make a slow average stick. Such a
+        step takes two kernel launches. Not with `centered`; `decoded_state` returns the numbers.
     store_param_remainders : bool
-        Keep beside each bfloat16 parameter the 16 bits that it lacks: every step is that of a float32 parameter, bit
-        for bit, for 4 bytes more per element. What is written into a parameter between steps is taken to within half a
-        unit in its last place. `ema` averages the float32 parameter.
+        Keep the missing 16 bits of a float32 beside each bfloat16 parameter: every step is bit-identical to that of a
+        float32 parameter, for 4 more bytes per element. What you write into a parameter between steps is taken over to
+        within half a unit in its last place. `ema` averages the float32 parameter.
     bf16_stochastic_round : bool
-        Round bfloat16 parameters up or down at random instead of to nearest, where steps below half a unit in the last
-        place are lost. Not with `store_param_remainders`; both leave float32 parameters alone.
+        Round bfloat16 parameters stochastically instead of to nearest, which loses steps below half a unit in the last
+        place. Not with `store_param_remainders`; both leave float32 parameters alone.
     seed : int
-        0 <= seed < 2**64, of what is rounded at random; kept in `state_dict`.
+        0 <= seed < 2**64, for stochastic rounding; kept in `state_dict`.
     no_decay : sequence of str, sequence of arrays, or callable, optional
-        The parameters without weight decay: by name, as the arrays themselves, or where ``no_decay(name, array)`` is
-        True (``lambda name, x: x.ndim < 2`` for biases and scales). They become a group of their own and keep their
-        other hyperparameters.
+        The parameters without weight decay: by name, as the arrays themselves, or those for which ``no_decay(name,
+        array)`` is True (``lambda name, x: x.ndim < 2`` for biases and scales). They become a separate group and keep
+        their other hyperparameters.
 
     Notes
     -----
@@ -121,15 +121,15 @@ class RMSProp(Optimizer):
 
     Results are bit-identical on the CPU, for any number of threads, and on CUDA devices.
 
-    On a device a step is one kernel launch for all tensors that share device, dtype and switches (two with
+    On a device a step takes one kernel launch for all tensors that share device, dtype and switches (two with
     `bias_correction`, `use_ema`, ``grad_scale`` or ``found_inf``, three with norms or `skip_nonfinite`), on CuPy's
     current stream. The host does not wait. A step may be captured in a CUDA graph after a step with the same gradient
     arrays; see `refresh`.
 
     Any hyperparameter may change between steps (``opt.lr = 1e-4``, ``opt.param_groups[0]["momentum"] = 0.9``), except
-    `initial_scale`, `square_avg_dtype` and `store_param_remainders`. A buffer that becomes necessary is made in the
-    next step, where torch raises KeyError. The defaults are the definition above. Others differ: torch's alpha is 0.99;
-    Keras's lr is 1e-3 and its eps 1e-7, inside the root.
+    `initial_scale`, `square_avg_dtype` and `store_param_remainders`. A buffer that becomes necessary is allocated in
+    the next step, while torch raises KeyError. The defaults are the definition above. Other libraries differ: torch's
+    alpha is 0.99; Keras's lr is 1e-3 and its eps 1e-7, inside the root.
 
     Two threads may step two different optimizers at the same time, but not the same one.
 
@@ -210,26 +210,26 @@ class RMSProp(Optimizer):
         Parameters
         ----------
         name : str
-            Of a preset; ``rmsprop_gpu.conventions.presets.PRESETS`` has their sources and all their arguments.
+            The preset's name; ``rmsprop_gpu.conventions.presets.PRESETS`` has all sources and arguments.
         params
             As in :class:`RMSProp`; a group in it names hyperparameters as `RMSProp` does.
         no_decay
             As in :class:`RMSProp`.
         **arguments
-            The framework's, by its names and with its defaults. In every preset the learning rate may be a callable of
-            the step count. An argument without a counterpart here (timm's ``caution``, ...) is accepted only at the
-            values that do not change the trajectory. Any ``name`` is accepted.
+            The framework's, with its names and defaults. In every preset the learning rate may be a callable of the
+            step count. An argument without a counterpart here (timm's ``caution``, ...) is accepted only at values that
+            do not change the trajectory. Any ``name`` is accepted.
 
         Returns
         -------
         RMSProp
-            From then on its hyperparameters have our names: ``opt.param_groups[0]["alpha"]`` for every framework.
+            Its hyperparameters have our names: ``opt.param_groups[0]["alpha"]`` for every framework.
 
         Raises
         ------
         TypeError
-            For an argument that the framework does not have, listing those that it has; for a required one that is
-            missing; for a value of the wrong type.
+            For an argument that the framework does not have, listing those it has; for a missing required argument; for
+            a value of the wrong type.
         ValueError
             For an unknown preset; a value out of range; an argument without a counterpart, at a value that would change
             the trajectory; optax's ``centered`` with ``bias_correction``, whose first step is 0/0 or up to 1e8 learning
@@ -237,12 +237,12 @@ class RMSProp(Optimizer):
 
         Notes
         -----
-        The trajectories are the frameworks' up to rounding, as long as theirs are finite. We do not reproduce their
-        NaNs (see `centered` and `eps`).
+        The trajectories are those of the frameworks up to rounding, as long as theirs are finite. Their NaNs are not
+        reproduced (see `centered` and `eps`).
 
-        tf.keras up to 2.10 has eps inside the root with momentum, and outside without. That is decided when the
-        optimizer is built, here as there. If momentum becomes 0 later, eps stays inside. If it becomes larger than 0
-        later, tf.keras ignores it; here it is momentum with eps outside. An epsilon of None or 0 means 1e-7, as there.
+        tf.keras up to 2.10 has eps inside the root with momentum, and outside without. As there, this is decided when
+        the optimizer is built. If momentum becomes 0 later, eps stays inside. If it becomes larger than 0 later,
+        tf.keras ignores it; here it is momentum with eps outside. As there, an epsilon of None or 0 means 1e-7.
         Its ``decay`` makes `lr` a schedule, ``lr / (1 + decay * steps)``; assigning `lr` later replaces the schedule.
 
         Keras's ``get_config()`` can be passed to ``"keras"``, that of tf.keras up to 2.10 to ``"tf_keras_legacy"``. For
@@ -284,7 +284,7 @@ class AdaGrad(Optimizer):
     clipnorm, global_clipnorm, skip_nonfinite, use_ema, ema_momentum, no_decay
         As in :class:`RMSProp`.
     sum_dtype, store_param_remainders, bf16_stochastic_round, seed
-        As `square_avg_dtype` and the others in :class:`RMSProp`.
+        Like `square_avg_dtype` and the others in :class:`RMSProp`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How an optimizer's state is seen, goes out and comes in, by name; what is loaded is validated before it counts."""
+"""An optimizer's state, by name: shown, saved and loaded; what is loaded is validated before anything changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """What a load is to put in place, validated."""
+    """What a load will put in place, validated."""
 
     report: LoadReport
     groups: list[dict[str, Any]]
@@ -36,11 +36,11 @@ class Loaded(NamedTuple):
 
 
 class Stateful:
-    """The part of an optimizer that is kept."""
+    """The part of an optimizer that deals with what is saved."""
 
     _adagrad: ClassVar[bool]
     _whole: Sequence[Tensor]  # the parameters
-    _tensors: Sequence[Tensor]  # what of them is updated here, and has state
+    _tensors: Sequence[Tensor]  # those, or their parts, that are updated here and have state
     _group_of: Sequence[int]
     _groups: Groups
     _devices: list[int]
@@ -52,7 +52,7 @@ class Stateful:
 
     @property
     def steps(self) -> int:
-        """The number of calls of `step` so far, which a callable `lr` receives; 0 in the first call.
+        """The number of calls of `step` so far, which a callable `lr` receives; it gets 0 in the first call.
 
         Examples
         --------
@@ -67,7 +67,7 @@ class Stateful:
 
     @property
     def _saved_as(self) -> str:
-        """What a saved state calls the optimizer, and is to be loaded into."""
+        """The name of the optimizer in a saved state, which has to match when it is loaded."""
         return type(self).__name__
 
     def _refuse_capture(self, what: str) -> None:
@@ -76,7 +76,7 @@ class Stateful:
 
     @property
     def state(self) -> State:
-        """``opt.state[name_or_index]["square_avg"]``: the state itself, arrays of the parameter's shape beside it.
+        """``opt.state[name_or_index]["square_avg"]``: the state itself, arrays with the parameter's shape and place.
 
         Examples
         --------
@@ -91,11 +91,11 @@ class Stateful:
 
     @property
     def ema(self) -> Averages:
-        """``opt.ema[name_or_index]``: the moving average of a parameter, where `use_ema` is on; the state itself.
+        """``opt.ema[name_or_index]``: the moving average of a parameter if `use_ema` is on; the state itself.
 
-        Before the first step it is the parameter. The first step sets it to the new parameter, each later one takes
-        ``ema_momentum * ema + (1 - ema_momentum) * param``; a step that is skipped leaves it. It stays where it is
-        while `use_ema` is off, and goes on from there.
+        Before the first step it is the parameter. The first step sets it to the new parameter, each later one computes
+        ``ema_momentum * ema + (1 - ema_momentum) * param``; a skipped step leaves it unchanged. While `use_ema` is off
+        it is frozen, and it continues from there.
 
         Examples
         --------
@@ -110,7 +110,7 @@ class Stateful:
         return Averages(self._state)
 
     def decoded_state(self, key: str | int) -> dict[str, Array]:
-        """The state of a parameter in float32, where its codes have fewer bits: copies, where it lies.
+        """The state of a parameter, with codes of fewer bits decoded to float32: copies, in the same place.
 
         Parameters
         ----------
@@ -120,8 +120,8 @@ class Stateful:
         Returns
         -------
         dict
-            As ``opt.state[key]``, without bases, and ``square_avg`` (``sum``) as the number that each code stands for,
-            exactly.
+            Like ``opt.state[key]``, without bases, and with ``square_avg`` (``sum``) as the exact number that each code
+            stands for.
 
         Examples
         --------
@@ -144,34 +144,35 @@ class Stateful:
     def state_dict(self, *, flat: bool = False) -> dict[str, Any]:
         """A snapshot of state, hyperparameters and steps, made of plain dicts, lists, numbers and arrays.
 
-        Unlike torch's it is a copy, which later steps do not change, and is keyed by name. A callable ``lr`` is a
-        program, not a number: it is saved as None, and you give it again to the optimizer that loads.
+        Unlike torch's it is a copy, which later steps do not change, and is keyed by name. A callable ``lr`` is code,
+        not a number: it is saved as None, and you pass it again to the optimizer that loads.
 
         Parameters
         ----------
         flat : bool
-            Return what files keep without pickle: NumPy arrays under ``"<parameter>/<buffer>"``, and all else as one
-            JSON text under ``"rmsprop_gpu"``, which is no array's name. For arrays on a device the host waits.
+            Return what files can store without pickle: NumPy arrays under ``"<parameter>/<buffer>"``, and all else as
+            one JSON text under ``"rmsprop_gpu"``, which is never the name of an array. For arrays on a device the host
+            waits.
 
         Returns
         -------
         dict
-            ``"optimizer"``, ``"version"``, ``"steps"``, ``"skipped_steps"`` (on one device an array there, so that
-            nobody waits); ``"state"``, by name the arrays of each parameter, on its device (no copies of the host), in
-            C order however the parameter lies; ``"param_groups"``, a list of dicts of hyperparameters, with names as
-            ``"params"``. `flat`: see there.
+            ``"optimizer"``, ``"version"``, ``"steps"``, ``"skipped_steps"`` (with one device, an array there, so that
+            the host need not wait); ``"state"``, by name the arrays of each parameter, on its device (not copied to
+            the host), in C order whatever the parameter's layout; ``"param_groups"``, a list of dicts of
+            hyperparameters, with names as ``"params"``. For `flat` see there.
 
         Raises
         ------
         TypeError
-            `flat`, where what others have put into a group is nothing that JSON has.
+            With `flat`, if other code has put something into a group that JSON cannot represent.
 
         Notes
         -----
-        The text has every number to the last bit; infinity is written as Python's json does (``Infinity``). In what
-        others have put into a group, tuples become lists and keys of mappings texts, as JSON has them.
+        The text has every number to the last bit; infinity is written as in Python's json (``Infinity``). In keys that
+        other code has put into a group, tuples become lists and keys of mappings become strings, as in JSON.
 
-        ``numpy.savez`` takes the flat form as it is. For safetensors there are `save` and `load`, which need no copy.
+        ``numpy.savez`` accepts the flat form directly. For safetensors use `save` and `load`, which need no copy.
 
         Examples
         --------
@@ -221,34 +222,34 @@ class Stateful:
     def save(self, path: str | bytes | os.PathLike[Any], progress: Progress | None = None) -> None:
         """Write a checkpoint: everything of `state_dict`, in one safetensors file, without a copy of the state.
 
-        The new file is written beside the old one, synced, and then takes its place: whoever opens it, also after a
-        crash, finds the one or the other. Symbolic links are followed and permissions kept, the owner and hard links
-        are not.
+        The new file is written beside the old one, synced, and then replaces it: a reader, also after a crash, finds
+        one or the other. Symbolic links are followed and permissions kept; the owner and hard links are not.
 
         Parameters
         ----------
         path : path-like
-            The file. While it is written, ``<path>.saving`` is beside it; what a killed save leaves there is taken over
-            by the next.
+            The file. While it is being written, ``<path>.saving`` is beside it; if a killed save leaves that behind,
+            the next save reuses it.
         progress : callable, optional
-            Called with the bytes that are done, and those in all, after each piece of at most 16 MiB.
+            Called with the bytes done and the bytes in total, after each piece of at most 16 MiB.
 
         Raises
         ------
         RuntimeError
-            Where another process or thread saves to the same file, or another thread steps this optimizer.
+            If another process or thread is saving to the same file, or another thread is stepping this optimizer.
         TypeError, ValueError
-            Where what others have put into a group is nothing that JSON has, or a name is no Unicode.
+            If other code has put something into a group that JSON cannot represent, or a name is not valid Unicode.
         OSError
-            Where the file cannot be written, or is no regular file; what was there stays.
+            If the file cannot be written, or is not a regular file; what was there stays.
 
         Notes
         -----
-        Arrays are called ``<parameter>/<buffer>``, and the rest stands in the metadata: any safetensors reader opens
-        it, and nothing in it is executed. A callable ``lr`` is saved as None, as in `state_dict`. Arrays on a device
-        come by one pinned buffer of 16 MiB, for which the host waits. In a signal handler a whole step is saved.
+        Arrays are named ``<parameter>/<buffer>``, and the rest is in the metadata. Any safetensors reader can open the
+        file, and nothing in it is executed. A callable ``lr`` is saved as None, as in `state_dict`. Arrays on a device
+        are copied through one pinned buffer of 16 MiB, for which the host waits. A signal handler always saves a
+        complete step.
 
-        Parameters are not in it: they are yours.
+        Parameters are not included: save them yourself.
 
         Examples
         --------
@@ -284,8 +285,8 @@ class Stateful:
         Parameters
         ----------
         path : path-like
-            The file; or the folder, which any number of processes have saved. Its arrays are read in pieces of 16 MiB
-            into the state that is there.
+            The file; or a folder, saved by any number of processes. Its arrays are read in pieces of 16 MiB into the
+            existing state.
         strict : bool
             As in `load_state_dict`.
 
@@ -297,10 +298,10 @@ class Stateful:
         Raises
         ------
         TypeError, ValueError
-            Naming everything that does not fit, or what the file is where it is no checkpoint, is damaged or newer
+            Naming everything that does not fit, or saying that the file is not a checkpoint, is damaged or is newer
             (in a folder also parts that are missing or overlap); nothing was changed.
         MissingExtraError
-            Where safetensors is not installed (the extra ``safetensors``).
+            If safetensors is not installed (the extra ``safetensors``).
 
         Examples
         --------
@@ -325,22 +326,22 @@ class Stateful:
         Parameters
         ----------
         state_dict : mapping
-            As `state_dict` returned it, flat or not, or read back from wherever it was kept: an open npz file is one.
+            As returned by `state_dict`, flat or not, or read back from storage: an open npz file is one.
         strict : bool
-            True: the same parameters in the same groups; the hyperparameters are loaded too (a callable ``lr``
-            stays, and has to be there where one was saved). False: parameters that both have are loaded, the others
-            and all hyperparameters stay as they are; `steps` and `skipped_steps` are loaded.
+            True: the same parameters in the same groups; the hyperparameters are loaded too (a callable ``lr`` stays,
+            and is required if one was saved). False: parameters that both have are loaded, while the others and all
+            hyperparameters stay unchanged; `steps` and `skipped_steps` are loaded.
 
         Returns
         -------
         LoadReport
-            The names ``missing`` in the dict, and the ``unexpected`` ones in it; both empty with `strict`.
+            The names ``missing`` from the dict, and the ``unexpected`` ones in it; both are empty with `strict`.
 
         Raises
         ------
         TypeError, ValueError
-            Naming everything that does not fit; then nothing was changed. torch finds a wrong shape at the next step,
-            and casts float32 state to the parameter's dtype.
+            Naming everything that does not fit; nothing was changed then. torch notices a wrong shape only at the next
+            step, and casts float32 state to the parameter's dtype.
 
         Examples
         --------
@@ -354,11 +355,11 @@ class Stateful:
         return self._load(state_dict, strict)
 
     def _load(self, state_dict: Mapping[str, Any], strict: bool, anew: tuple[str, ...] = ()) -> LoadReport:
-        """Load a state dict; the buffers that are `anew` may be missing in it, and then start as new ones do."""
+        """Load a state dict; buffers named in `anew` may be missing from it, and then get their initial values."""
         return self._put(self._checked(state_dict, strict, anew))
 
     def _checked(self, state_dict: Mapping[str, Any], strict: bool, anew: tuple[str, ...] = ()) -> Loaded:
-        """What of a state dict is to be loaded; everything is validated, nothing changes."""
+        """What will be loaded from a state dict; everything is validated, nothing changes."""
         problems = Problems()
         loaded = check_state_dict(state_dict, self._saved_as, problems)
         if not loaded:
@@ -390,11 +391,11 @@ class Stateful:
         return Loaded(report, groups, found, int(loaded["steps"]), skipped)
 
     def _own_state(self, state: Mapping[str, Any], problems: Problems) -> Mapping[str, Any]:
-        """Of the state of the parameters, by name, that of what is updated here: here all of it."""
+        """The part of the parameters' state, by name, that belongs to what is updated here: here all of it."""
         return state
 
     def _put(self, loaded: Loaded) -> LoadReport:
-        """Put what was validated in the place of what is there."""
+        """Replace the current state by what was validated."""
         turn, token = self._groups.changes.turn, object()
         try:
             if turn.setdefault(0, token) is not token:
@@ -412,7 +413,7 @@ class Stateful:
                     torn.refuse()
                 raise
             if self._order:
-                self._order.broken = None  # if it was between two steps, it is not now
+                self._order.broken = None  # if it was between two steps, it no longer is
         finally:
             if turn.get(0) is token:
                 del turn[0]
@@ -425,65 +426,66 @@ class Stateful:
     ) -> None:
         """Continue a run that was started in another framework, on the same trajectory.
 
-        Parameters are matched by name, group by group, where both sides have names, and by order where one side has
-        none. Load the parameters yourself: they are no part of an optimizer's state.
+        Parameters are matched by name, group by group, if both sides have names, and by order if one side has none.
+        Load the parameters yourself: they are not part of an optimizer's state.
 
         Parameters
         ----------
         framework : {"torch", "keras", "tf_keras_legacy", "tf1", "optax", "timm", "chainer", "bitsandbytes"}
-            Whose state it is, as in `RMSProp.from_preset`; what ``"graves"`` is there has chainer's state.
+            The framework of the state, as in `RMSProp.from_preset`; for ``"graves"`` use chainer's state.
         state : object
             torch: ``state_dict()`` of ``torch.optim.RMSprop`` (`AdaGrad`: of ``Adagrad``), of tensors or NumPy arrays.
             Its hyperparameters are loaded too, with eps outside the root and lr outside the momentum; what torch does
-            not have (clipping, say) stays. A parameter that has no state yet starts anew. Names are those of named
-            parameters, ``param_names``.
+            not have (such as clipping) stays. A parameter without state starts from the beginning. Names are those of
+            named parameters, ``param_names``.
 
-            timm, bitsandbytes: the same of ``timm.optim.RMSpropTF`` and ``bitsandbytes.optim.RMSprop`` (`AdaGrad`: of
-            ``bitsandbytes.optim.Adagrad``), with eps and lr where these have them; state of 8 bits is refused.
+            timm, bitsandbytes: the same for ``timm.optim.RMSpropTF`` and ``bitsandbytes.optim.RMSprop`` (`AdaGrad`:
+            ``bitsandbytes.optim.Adagrad``), with eps and lr in the place they have there; 8-bit state is refused.
 
             Keras: ``optimizer.variables`` of ``keras.optimizers.RMSprop`` (``Adagrad``), or a mapping from their paths
-            to arrays; names have underscores for slashes. The learning rate is loaded unless `lr` is a callable here;
-            the other hyperparameters are not in it: build with the same ones,
-            ``RMSProp.from_preset("keras", params, ...)``. Its averages of the parameters become `ema`. Of a
-            ``LossScaleOptimizer`` what it wraps is read; the scale is for your loop (`grad_scale` of `step`).
+            to arrays; names have underscores for slashes. The learning rate is loaded unless `lr` is a callable here.
+            The state does not contain the other hyperparameters: build with the same ones,
+            ``RMSProp.from_preset("keras", params, ...)``. Its averages of the parameters become `ema`. For a
+            ``LossScaleOptimizer`` the wrapped optimizer is read; the scale is up to your loop (`grad_scale` of `step`).
 
             optax: the state of ``optax.rmsprop`` (``adagrad``), also inside ``chain``, ``inject_hyperparams``,
-            ``MultiSteps`` (between two steps; the gradients of mini-steps are yours to add up) or ``partition``, whose
+            ``MultiSteps`` (between two steps; you add up the gradients of mini-steps yourself) or ``partition``, whose
             parts are merged, with a group here for each that differs. A nested tree matches parameters that are nested
             alike, names joined by slashes or dots, or the order of ``jax.tree.leaves``. Only the learning rate of
-            ``inject_hyperparams`` is loaded; build with the same ones, ``RMSProp.from_preset("optax", params, ...)``.
+            ``inject_hyperparams`` is loaded; build with the same hyperparameters,
+            ``RMSProp.from_preset("optax", params, ...)``.
 
-            tf_keras_legacy: ``optimizer.variables()`` of tf.keras up to 2.10, or a mapping from names to arrays, theirs
-            or those in a checkpoint. The learning rate is loaded as from Keras; where ``decay`` is another one here, it
-            is refused.
+            tf_keras_legacy: ``optimizer.variables()`` of tf.keras up to 2.10, or a mapping from names to arrays, with
+            the names of the variables or those in a checkpoint. The learning rate is loaded as from Keras; a ``decay``
+            that differs from the one here is refused.
 
             tf1: a mapping from the names in a checkpoint to arrays, ``{n: reader.get_tensor(n) for n in
             reader.get_variable_to_shape_map()}``, with the slots of ``RMSPropOptimizer``, whatever its name is
-            (``AdagradOptimizer`` under its own). The model's variables are passed over, and so is the buffer of
-            momentum where there is no momentum here: it is always there. Build with the same hyperparameters.
+            (``AdagradOptimizer`` under its own). The model's variables are ignored. So is the momentum buffer, which
+            TensorFlow always has, if there is no momentum here. Build with the same hyperparameters.
 
             chainer: a mapping as in the file of ``save_npz(optimizer)``, or of a trainer with one optimizer:
             ``RMSprop``, ``RMSpropGraves`` or ``AdaGrad``. Build with the same hyperparameters.
         steps : int, optional
-            The count of steps where the state has none: TensorFlow 1 without ``global_step``, optax without
-            ``bias_correction`` or schedule (0 if not given; needed where `bias_correction` or a callable `lr` here read
-            it). For torch, timm and bitsandbytes, what a callable `lr` is given later; by default the largest step of a
-            parameter.
+            The count of steps if the state has none: TensorFlow 1 without ``global_step``, optax without
+            ``bias_correction`` or schedule (0 if not given; required if `bias_correction` or a callable `lr` here uses
+            it). For torch, timm and bitsandbytes, the count that a callable `lr` receives later; by default the largest
+            step of any parameter.
         match : {"name", "order"}
-            ``"name"``: names that differ are refused, showing both lists; ``_orig_mod.`` and ``module.``, which
-            ``torch.compile`` and ``DataParallel`` put before all names, do not count. ``"order"``: the first parameter
-            there is the first here, whatever they are called.
+            ``"name"``: names that differ are refused, showing both lists; the prefixes ``_orig_mod.`` and ``module.``
+            from ``torch.compile`` and ``DataParallel`` are ignored. ``"order"``: the first parameter there is the first
+            here, whatever their names.
 
         Raises
         ------
         TypeError, ValueError
-            Naming every entry that cannot be mapped; then nothing was changed.
+            Naming every entry that cannot be mapped; nothing was changed then.
 
         Notes
         -----
-        An array of a dtype narrower than our state (of halves: float32) is widened; none is rounded. ``bias_weight`` is
-        ``1 - alpha**step``, rounded once. Only Keras has averages of the parameters: else, with `use_ema`, they start
-        anew from the parameters as they are when the state is loaded.
+        An array with a narrower dtype than our state (float32 for halves) is widened; none is rounded. ``bias_weight``
+        is ``1 - alpha**step``, rounded once. Only Keras has averages of the parameters. From other frameworks, with
+        `use_ema`, they start from the parameters at the time the state is loaded.
 
         Examples
         --------
@@ -500,7 +502,7 @@ class Stateful:
         self._load(self._translated(framework, state, steps, match), True, anew=("ema",))
 
     def _translated(self, framework: str, state: Any, steps: int | None, match: str) -> dict[str, Any]:
-        """Another framework's state as a state dict of ours."""
+        """Another framework's state as one of our state dicts."""
         problems = Problems()
         if match not in ("name", "order"):
             raise ValueError(f"match is {match!r}; wanted 'name' or 'order'")
@@ -512,20 +514,20 @@ class Stateful:
         return state_dict
 
     def to_foreign(self, framework: str) -> dict[str, Any]:
-        """The state in the form in which a run continues in torch.
+        """The state in the form that torch needs to continue the run.
 
         Parameters
         ----------
         framework : {"torch"}
-            torch, which has to be installed.
+            Only torch, which has to be installed.
 
         Returns
         -------
         dict
             For ``load_state_dict`` of a ``torch.optim.RMSprop`` (`AdaGrad`: ``Adagrad``) over the same parameters in
-            the same groups and order: copies as tensors, on a device where the state is, and the hyperparameters. torch
-            casts the state of half parameters to their dtype when it loads, and computes in it. With ``eps=0`` an
-            element that never saw a gradient stays where it is here, and becomes NaN there (0/0).
+            the same groups and order: copies as tensors, on the device of the state, and the hyperparameters. torch
+            casts the state of half parameters to their dtype when it loads, and computes in that. With ``eps=0`` an
+            element that never saw a gradient stays unchanged here, and becomes NaN there (0/0).
 
         Raises
         ------
@@ -534,7 +536,7 @@ class Stateful:
 
         Examples
         --------
-        What torch does not have is refused. A whole run there and back: :doc:`/howto/other_frameworks`.
+        What torch does not have is refused. For a whole run there and back see :doc:`/howto/other_frameworks`.
 
         >>> import numpy as np
         >>> from rmsprop_gpu import RMSProp

@@ -1,4 +1,4 @@
-"""The structures in which parameters come: arrays in sequences and mappings, nested or not, or groups of these."""
+"""The structures of parameters: arrays in sequences and mappings, nested or not, or groups of these."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ..arrays.selector import kind_of
 
 
 class Leaf(NamedTuple):
-    """A parameter in the structure: its key in the state, and how to write its place behind ``params`` or ``grads``."""
+    """A parameter in the structure: its key in the state, and its place as written after ``params`` or ``grads``."""
 
     key: str
     place: str
     given: Any
-    named: bool  # by a mapping somewhere above it, rather than by places in lists alone
+    named: bool  # by a mapping somewhere above it, rather than only by positions in lists
 
 
 class Branch(NamedTuple):
-    """A mapping or sequence in the structure, or the groups, and what is in it."""
+    """A mapping or sequence in the structure, or the list of groups, and its contents."""
 
     place: str
     given: Any
     entries: dict[Any, Leaf | Branch]
-    kept: bool  # are its entries, rather than made when they are asked for, another object each time?
+    kept: bool  # does it store its entries, rather than make a new object on each access?
     of_groups: bool = False
 
     @property
@@ -35,21 +35,21 @@ class Branch(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """What was given as a tree, and its leaves in groups with their own settings."""
+    """The given structure as a tree, and its leaves in groups with their own settings."""
 
     tree: Leaf | Branch
     groups: list[tuple[dict[str, Any], list[Leaf]]]
 
 
 def leaves_of(tree: Leaf | Branch) -> list[Leaf]:
-    """The parameters in a structure, in their order."""
+    """The parameters in a structure, in order."""
     if isinstance(tree, Leaf):
         return [tree]
     return [leaf for entry in tree.entries.values() for leaf in leaves_of(entry)]
 
 
 def parse(params: Any) -> Structure:
-    """The structure of `params`; a TypeError or ValueError says what cannot be one."""
+    """The structure of `params`; a TypeError or ValueError if it is not a valid one."""
     if is_sequence(params):
         params = _indexed(params)
         if any(isinstance(x, Mapping) and ("params" in x or _has_settings(x)) for x in params):
@@ -66,11 +66,11 @@ def _parse_groups(params: Any) -> Structure:
     for i, group in enumerate(params):
         if not isinstance(group, Mapping) or "params" not in group:
             found = f"a mapping with keys {list(group)}" if isinstance(group, Mapping) else f"a {type(group).__name__}"
-            raise TypeError(f'params[{i}] is {found}; wanted a group, a mapping with "params", as its neighbours are')
+            raise TypeError(f'params[{i}] is {found}; wanted a group, a mapping with "params", like its neighbours')
         entries[i] = tree = _tree(group["params"], f"[{i}]", first=count)
         leaves = leaves_of(tree)
         groups.append(({name: value for name, value in group.items() if name != "params"}, leaves))
-        # The next list goes on behind these, behind the empty entries of a list too.
+        # The next list continues after these, also after the empty entries of a list.
         count += max(len(leaves), 0 if isinstance(tree, Leaf) or tree.is_mapping else len(tree.entries))
     if not any(leaves for _, leaves in groups):
         raise ValueError("params has groups, but no array in any of them; wanted at least one")
@@ -79,14 +79,14 @@ def _parse_groups(params: Any) -> Structure:
 
 
 def _tree(x: Any, place: str, name: str | None = None, first: int = 0, named: bool = False) -> Leaf | Branch:
-    """What `params` is, or what stands in it under this name; the places of a list at the top count from `first`."""
+    """The tree of `params`, or of its entry under this name; the positions in a list at the top count from `first`."""
     if isinstance(x, Mapping):
         _check_mapping(x, place)
         named, entries = True, [(key, str(key), entry) for key, entry in x.items()]
     elif is_dataclass(x) and kind_of(x) is None:
-        raise TypeError(f"params{place} is {a(type(x))}, a dataclass; wanted a mapping, as vars(...) is one")
+        raise TypeError(f"params{place} is {a(type(x))}, a dataclass; wanted a mapping, such as its vars(...)")
     elif isinstance(x, tuple) and hasattr(x, "_fields"):
-        raise TypeError(f"params{place} is {a(type(x))}, a named tuple; wanted a mapping, as its _asdict() is one")
+        raise TypeError(f"params{place} is {a(type(x))}, a named tuple; wanted a mapping, such as its _asdict()")
     elif isinstance(x, (tuple, MutableSequence)) or (name is None and is_sequence(x)):
         x = _indexed(x)
         entries = [(i, str(first + i), entry) for i, entry in enumerate(x)]
@@ -103,7 +103,7 @@ def _tree(x: Any, place: str, name: str | None = None, first: int = 0, named: bo
 
 
 def _indexed(x: Any) -> Any:
-    """A sequence as it is, or of what can be read only once a tuple."""
+    """A sequence unchanged, or a tuple made from something that can be read only once."""
     return x if isinstance(x, (tuple, MutableSequence)) else tuple(x)
 
 
@@ -117,7 +117,7 @@ def _check_mapping(x: Mapping[Any, Any], place: str) -> None:
 
 
 def _has_settings(x: Mapping[Any, Any]) -> bool:
-    """Is anything in it a hyperparameter by its name, and by its value nothing with parameters in it?"""
+    """Does it have a hyperparameter: an entry with such a name, whose value contains no parameters?"""
     named = (x[name] for name in hyper.ALL if name in x)
     return any(not isinstance(value, (Mapping, tuple, MutableSequence)) and kind_of(value) is None for value in named)
 
@@ -132,7 +132,7 @@ def _unique(structure: Structure) -> Structure:
 
 
 def settled(x: Any) -> Any:
-    """The same structure with lists in the place of what can be read only once."""
+    """The same structure, with lists in place of anything that can be read only once."""
     if isinstance(x, Mapping):
         return {name: settled(entry) for name, entry in x.items()}
     return [settled(entry) for entry in x] if is_sequence(x) else x

@@ -1,4 +1,4 @@
-"""What ``repr(opt)`` says: how much is optimized, with what, and what it takes."""
+"""What ``repr(opt)`` says: how much is optimized, with which settings, and how much memory it needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..hyper import shown
 def summary(
     name: str, steps: int, hypers: Sequence[Mapping[str, Any]], members: Sequence[Sequence[Tensor]], state_bytes: int
 ) -> str:
-    """A line for the optimizer and one for each group, of its hyperparameters and the tensors in `members`."""
+    """One line for the optimizer and one per group, with its hyperparameters and the tensors in `members`."""
     tensors = [tensor for group in members for tensor in group]
     dtypes = ", ".join(sorted({str(tensor.layout.dtype) for tensor in tensors}))
     devices = ", ".join(sorted({"the cpu" if t.device is None else f"cuda:{t.device}" for t in tensors}))
@@ -34,9 +34,9 @@ def counted(n: int, what: str) -> str:
 
 
 def _is_said(name: str, value: Any, h: Mapping[str, Any]) -> bool:
-    """Is a hyperparameter worth a word: always lr, alpha and eps, others where they do something."""
+    """Is a hyperparameter worth showing? lr, alpha and eps always are, others if they have an effect."""
     if name == "ema_momentum" and not h["use_ema"]:
         return False
-    if value == "float32":  # the format of its own
+    if value == "float32":  # its own format
         return False
     return name in ("lr", "alpha", "eps") or (value is not None and value is not False and value != 0)

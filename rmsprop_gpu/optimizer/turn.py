@@ -1,15 +1,15 @@
-"""A step, or a load, is one thing: nothing that changes its optimizer may happen inside of it."""
+"""A step or a load is indivisible: nothing that changes its optimizer may happen inside it."""
 
 from __future__ import annotations
 
 import sys
 from threading import get_ident
 
-HELD_IN = {"step", "_put", "save"}  # the functions that have a turn, in a local variable `token`
+HELD_IN = {"step", "_put", "save"}  # the functions that take a turn, held in a local variable `token`
 
 
 class Torn:
-    """In the place of a token: a load was cut off, and the state is partly the old one."""
+    """Stands in place of a token: a load was cut off, and part of the state is still the old one."""
 
     def __init__(self, why: str) -> None:
         self._why = why
@@ -19,17 +19,17 @@ class Torn:
 
 
 class Turn(dict[int, object]):
-    """Whose turn it is: empty, or under 0 the token of the step that runs.
+    """Whose turn it is: empty, or the token of the running step under 0.
 
-    ``turn.setdefault(0, token) is token`` takes it, which no other thread and no signal handler can come between.
+    ``turn.setdefault(0, token) is token`` takes the turn; no other thread or signal handler can get in between.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.asking: int | None = None  # the thread whose step asks a schedule: that may assign, for the next step
+        self.asking: int | None = None  # the thread whose step calls a schedule, which may assign for the next step
 
     def take_over(self, token: object, what: str) -> None:
-        """Refuse `what`, unless the step whose turn it is has ended without giving it back: Ctrl-C may hit anywhere."""
+        """Refuse `what`, unless the step that has the turn ended without returning it: Ctrl-C may strike anywhere."""
         self.refuse_torn()
         before = self.get(0)
         if before is not None and _is_held(before):
@@ -37,20 +37,20 @@ class Turn(dict[int, object]):
         self[0] = token
 
     def take_for_load(self, token: object) -> None:
-        """As `take_over`, also of an optimizer that a load before has left in pieces."""
+        """Like `take_over`, but also for an optimizer with a state left incomplete by an earlier load."""
         if isinstance(self.get(0), Torn):
             self[0] = token
         else:
             self.take_over(token, "a load")
 
     def refuse_torn(self) -> None:
-        """Raise where a load has left the state in pieces."""
+        """Raise if a load has left the state incomplete."""
         before = self.get(0)
         if isinstance(before, Torn):
             before.refuse()
 
     def share(self, token: object, what: str) -> None:
-        """As `take_over`, for what only reads: it may be a handler of this very thread within a step or a save."""
+        """Like `take_over`, for reading only: a signal handler of the same thread may do so inside a step or a save."""
         self.refuse_torn()
         before = self.get(0)
         holder = None if before is None else _holder(before)
@@ -60,7 +60,7 @@ class Turn(dict[int, object]):
             raise RuntimeError(self._refusal(what))
 
     def refuse(self, what: str) -> None:
-        """Refuse an assignment while a step runs, but for one by the step's own schedule."""
+        """Refuse an assignment while a step runs, except by the step's own schedule."""
         token = self.get(0)
         if token is None or isinstance(token, Torn) or self.asking == get_ident():
             return
@@ -71,19 +71,19 @@ class Turn(dict[int, object]):
     @staticmethod
     def _refusal(what: str) -> str:
         return (
-            f"{what} was asked for inside a step of the same optimizer, or a load or a save (by another thread, a "
-            "signal handler, its own schedule or progress), which would mix the two; nothing was changed. Let threads "
-            "share a lock, and let handlers leave a note for the loop"
+            f"{what} was requested inside a step, load or save of the same optimizer (by another thread, a signal "
+            "handler, its own schedule or progress), which would mix the two; nothing was changed. Let threads share "
+            "a lock, and let handlers set a flag for the loop"
         )
 
 
 def _is_held(token: object) -> bool:
-    """Does any thread stand in the function whose token it is?"""
+    """Is any thread inside the function that made this token?"""
     return _holder(token) is not None
 
 
 def _holder(token: object) -> tuple[int, str] | None:
-    """The thread that stands in the function whose token it is, and its name; None where none does."""
+    """The thread inside the function that made this token, and that function's name; None if there is none."""
     for thread, innermost in sys._current_frames().items():
         frame = innermost
         while frame is not None:

@@ -1,4 +1,4 @@
-"""What a step launches, moves and takes, beside a copy of as many bytes; the model of its traffic; its machine code.
+"""What a step launches and moves and how long it takes, beside a copy of the same size; its traffic and machine code.
 
 `demo` and `cli` may import it. `profile` here is the function: its module is `measure`.
 """

@@ -1,7 +1,7 @@
-"""Whether others used the machine while it was measured: then the measurements of one profile contradict each other.
+"""Did others use the machine during a measurement? Then the measurements of one profile contradict each other.
 
-The bounds leave room for what an idle machine does. The figures beside them were measured on two cores of a server,
-with models of a thousand to twenty million elements, beside no, one and two busy programs.
+The bounds leave room for the variation of an idle machine. The figures beside them were measured on two cores of a
+server, with models of a thousand to twenty million elements, beside no, one and two busy programs.
 """
 
 from __future__ import annotations
@@ -9,25 +9,27 @@ from __future__ import annotations
 from .results import Results, Times
 from .units import flop_rate, rate
 
-# The part of their time in which threads have a processor: 0.91 to 1 alone, 0.25 to 0.74 beside one or two.
+# The fraction of their time in which threads have a processor: 0.91 to 1 alone, 0.25 to 0.74 beside one or two.
 PROCESSORS = 0.8
-# Between ceilings before and after, each the best of ten or more: 1.00 to 1.05 alone, up to 84 beside others.
+# Ratio between ceilings before and after, each the best of ten or more: 1.00 to 1.05 alone, up to 84 beside others.
 CEILINGS = 1.2
-# Between the quartiles, of the median: 0.01 to 0.16 alone, up to 11 beside others; on an H200, in 122 us, 0.35 alone.
+# Distance of the quartiles over the median: 0.01 to 0.16 alone, up to 11 beside others; on an H200, in 122 us, 0.35
+# alone.
 SPREAD = 0.5
-CLOCK = 5e-6  # seconds that an interrupt, or the clock of a device, adds to a time: so far apart says nothing
-# Of a copy's speed: up to 1.03 alone, for a launch does all that a copy does; some room, since caches are odd.
+CLOCK = 5e-6  # seconds that an interrupt, or a device's clock, may add to a time: smaller distances mean nothing
+# Fraction of a copy's speed: up to 1.03 alone, since a launch does all that a copy does; some room, since caches are
+# odd.
 COPY = 1.5
 
 
 def sentence(results: Results, most: int | None = None) -> str | None:
-    """What others did to a measurement, by so many reasons at most; None where nothing is seen of it."""
+    """A sentence on how others disturbed a measurement, with at most this many reasons; None if nothing shows it."""
     found = reasons(results)[:most]
     return f"the machine was busy: {'; '.join(found)}; measure again on an idle one" if found else None
 
 
 def reasons(results: Results) -> list[str]:
-    """What contradicts what, the plainest first; empty on an idle machine."""
+    """The contradictions, the plainest first; empty on an idle machine."""
     return [reason for reason in (_threads(results), *_ceilings(results), *_launches(results)) if reason]
 
 
@@ -39,7 +41,7 @@ def _threads(results: Results) -> str | None:
 
 
 def _ceilings(results: Results) -> list[str | None]:
-    """Measured twice, before the steps and after them."""
+    """Compare ceilings measured before the steps and after them."""
     before, after = results.before, results.after
     pairs = [("copies", rate, before.memory_rate, after.memory_rate)]
     pairs += [(dtype, flop_rate, best, after.flop_rates[dtype]) for dtype, best in before.flop_rates.items()]
@@ -51,7 +53,7 @@ def _ceilings(results: Results) -> list[str | None]:
 
 
 def _launches(results: Results) -> list[str | None]:
-    """Launches against their ceilings, repeats against each other; of each the worst."""
+    """Compare launches with their ceilings, and repeats with each other; the worst of each."""
     launches, rates = results.launches, results.flop_rates
     above = max(launches, key=lambda x: x.flop_rate / rates[x.compute_dtype])
     roof = rates[above.compute_dtype]
@@ -70,5 +72,5 @@ def _launches(results: Results) -> list[str | None]:
 
 
 def _scatter(times: Times) -> float:
-    """Of the median, but for what the clock adds."""
+    """The spread as a fraction of the median, without what the clock may add."""
     return max(0.0, times.spread - CLOCK) / times.median

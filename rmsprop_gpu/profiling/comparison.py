@@ -1,4 +1,4 @@
-"""Profiles beside each other: before and after a change, ours and another's."""
+"""Profiles side by side: before and after a change, ours and another's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Measured: TypeAlias = Report | Times
 
 @dataclass(frozen=True)
 class Comparison(Shown):
-    """What `compare` was given, and shows: the others beside the first.
+    """The profiles passed to `compare`, shown in comparison with the first.
 
     Examples
     --------
@@ -34,9 +34,9 @@ class Comparison(Shown):
     measured: dict[str, Measured]
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw one roofline: the launches of each report, and the steps of which Times alone are known.
+        """Draw one roofline: the launches of each report, and the steps for which only Times are known.
 
-        Such a step is drawn as if it moved the bytes of the first report's, and did its arithmetic.
+        The latter are drawn as if they moved the bytes of the first report's step and did its arithmetic.
 
         Parameters
         ----------
@@ -63,12 +63,12 @@ class Comparison(Shown):
         return self._busy() or self._findings()
 
     def _busy(self) -> list[str]:
-        """Of whom it is known that others used the machine."""
+        """The profiles during which others are known to have used the machine."""
         said = {name: busy.sentence(x, most=1) for name, x in self.measured.items() if isinstance(x, Report)}
         return [f"{name}: {text}" for name, text in said.items() if text]
 
     def _findings(self) -> list[str]:
-        """How long a step of each of the others takes, beside the first's."""
+        """How long a step of each of the others takes, compared with the first's."""
         (first, base), *others = ((name, _step(x)) for name, x in self.measured.items())
         found = []
         for name, times in others:
@@ -78,7 +78,7 @@ class Comparison(Shown):
         return found
 
     def _tables(self) -> list[Table]:
-        """A row for each figure, a column for each profile, and then each of the others by the first."""
+        """A row per figure, a column per profile, then the ratio of each of the others to the first."""
         first, *others = self.measured
         rows: dict[str, dict[str, tuple[str, float]]] = {}
         for name, x in self.measured.items():
@@ -96,20 +96,20 @@ class Comparison(Shown):
 
 
 def compare(measured: Mapping[str, Measured]) -> Comparison:
-    """Set profiles beside each other: before and after a change, one optimizer and another.
+    """Compare profiles: before and after a change, one optimizer and another.
 
     Parameters
     ----------
     measured : mapping of name to Report or Times
-        Two or more; the others are measured by the first, and one at least is a `Report`. For a step that is not of
-        this package, ``Times.of`` takes the seconds; for a report of another run, see ``Report.from_dict``.
+        Two or more; the others are compared with the first, and at least one is a `Report`. For a step of another
+        package, pass its seconds to ``Times.of``; for a report from another run, see ``Report.from_dict``.
 
     Returns
     -------
     Comparison
         ``print`` shows a table, a notebook shows it as HTML, ``plot()`` draws all in one roofline. On the CPU a step is
-        host and kernels, on a device the longer of the two. Where a report says that the machine was busy, that is
-        said in place of who is faster.
+        host and kernels, on a device the longer of the two. If a report says that the machine was busy, this is shown
+        instead of which one is faster.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def _step(x: Measured) -> Times:
 
 
 def _figures(x: Measured) -> dict[str, tuple[str, float]]:
-    """What is known, as it is shown and as a number."""
+    """The known figures, as text and as numbers."""
 
     def all_of(times: Mapping[str, Times]) -> dict[str, tuple[str, float]]:
         return {name: (seconds(t.median), t.median) for name, t in times.items()}

@@ -1,4 +1,4 @@
-"""The clock and the ceilings of CUDA devices: events, a device copy, fma; and what is known of a kernel's code."""
+"""The clock and the ceilings of CUDA devices: events, a device copy, fma; and facts about a kernel's code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from . import machine_code
 from .results import Code
 
 WARM_UP = 3
-COPY = 1 << 28  # bytes that a copy moves at most: beyond the caches
-CHAINS, DEPTH = 4, 64  # fma in a chain, and chains of a thread, which hide each other's latency
-LONG_ENOUGH = 2e-4  # seconds, beside which a launch is nothing
+COPY = 1 << 28  # the most bytes that a copy moves: larger than the caches
+CHAINS, DEPTH = 4, 64  # chains per thread, which hide each other's latency, and fma per chain
+LONG_ENOUGH = 2e-4  # seconds, compared with which a launch is negligible
 
 
 def _make_fma_kernel(T: Any) -> Any:
@@ -35,14 +35,14 @@ def _make_fma_kernel(T: Any) -> Any:
         for _ in range(rounds):
             for _ in range(DEPTH):
                 a, b, c, d = fma(a, half, half), fma(b, half, half), fma(c, half, half), fma(d, half, half)
-        if a + b + c + d == half:  # never; but the compiler must not know
+        if a + b + c + d == half:  # never true, but the compiler must not know that
             results[0] = a
 
     return fma_kernel
 
 
 class DeviceProbe:
-    """Measures on CUDA devices; where there are several, the slowest counts, and ceilings are those of the first."""
+    """Measures on CUDA devices; with several, the slowest counts, and the ceilings are those of the first."""
 
     def __init__(self, devices: Sequence[int]) -> None:
         self._devices = tuple(devices)
@@ -53,9 +53,9 @@ class DeviceProbe:
     def step(
         self, bind: Callable[[], Callable[[], object]], repeats: int, within: AbstractContextManager[Any]
     ) -> tuple[list[float], list[float]]:
-        """Seconds of the host, of ``bind()()``, and of the devices, of calling again what ``bind()`` returned.
+        """Seconds of the host for ``bind()()``, and of the devices for repeating the call that ``bind()`` returned.
 
-        With the host's work before it, a device would be seen waiting for that.
+        With the host's work in front, the device's time would include waiting for it.
         """
 
         def step() -> None:
@@ -68,26 +68,26 @@ class DeviceProbe:
     def launch(
         self, call: Callable[[], object], batch: Batch, moved: int, repeats: int, within: AbstractContextManager[Any]
     ) -> tuple[list[float], list[float], int]:
-        """Seconds of a launch over a batch and of a copy that moves as much, half read and half written; its bytes."""
+        """Seconds of a launch over a batch, and of a copy of as many bytes, half of them read; and the copy's bytes."""
         with cupy.cuda.Device(batch.device):
             with within:
                 seconds = self._seconds(call, repeats)
             return seconds, *self._copies(moved, repeats)
 
     def _seconds(self, call: Callable[[], object], repeats: int) -> list[float]:
-        """Seconds of the devices, of each of many calls."""
+        """Seconds of the devices for each of many calls."""
         result = benchmark(call, n_repeat=repeats, n_warmup=WARM_UP, devices=self._devices, name="call")
         times: list[float] = result.gpu_times.max(axis=0).tolist()
         return times
 
     def memory_rate(self, repeats: int) -> tuple[float, float | None]:
-        """Bytes per second of a copy that no cache holds; nothing is known of other users of the device."""
+        """Bytes per second of a copy too large for any cache; None, since other users of the device are unknown."""
         with cupy.cuda.Device(self._devices[0]):
             seconds, copied = self._copies(COPY, repeats)
         return copied / min(seconds), None
 
     def _copies(self, moved: int, repeats: int) -> tuple[list[float], int]:
-        """Seconds of copies, and the bytes that each moved."""
+        """Seconds of copies, and the bytes that each one moved."""
         half = min(moved, COPY) // 2
         source, target = cupy.zeros(half, np.uint8), cupy.zeros(half, np.uint8)
         stream = cupy.cuda.get_current_stream()
@@ -95,7 +95,7 @@ class DeviceProbe:
         return self._seconds(copy, repeats), 2 * half
 
     def flop_rate(self, T: Any, repeats: int) -> float:
-        """Operations per second, as fma of type T on all multiprocessors."""
+        """Operations per second, for fma of type T on all multiprocessors."""
         kernel, rounds, threads = once(_make_fma_kernel, T), 1, 256
         with cupy.cuda.Device(self._devices[0]) as device:
             blocks = 8 * device.attributes["MultiProcessorCount"]
@@ -108,12 +108,12 @@ class DeviceProbe:
         return rate
 
     def facts(self, batch: Batch) -> dict[str, Any]:
-        """How the work of a batch is cut, and what its kernel's code holds."""
+        """How the work of a batch is cut, and facts about its kernel's code."""
         chunks = len(cuda.chunks(batch.sizes, batch.dtype))
         return {"chunks": chunks, "grid": chunks, "block": cuda.THREADS, "code": self._code(batch)}
 
     def _code(self, batch: Batch) -> Code:
-        """Registers and occupancy of the kernel that is loaded; spills and instructions by ptxas where it is there."""
+        """Registers and occupancy of the loaded kernel; spills and instructions from ptxas if it is installed."""
         device = batch.device or 0
         made = batch.variant, batch.dtype, batch.grad_dtype
         with cupy.cuda.Device(device) as current:

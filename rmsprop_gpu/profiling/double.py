@@ -1,4 +1,4 @@
-"""The double of an optimizer, which takes the steps that are measured: copies that lie in memory as its arrays do."""
+"""The double of an optimizer, which takes the measured steps: its arrays are copies with the same memory layout."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..arrays.layout import Array, address_of
 from ..optimizer.base import Optimizer
 from ..optimizer.rmsprop import AdaGrad, RMSProp
 
-PAGE = 4096  # bytes: a copy lies to its page, and so to its cache line and vector, as the array does
+PAGE = 4096  # bytes: a copy has the same offset as the array to its page, and so to its cache line and vector
 
 
 def check_optimizer(opt: object) -> None:
-    """Refuse what no double can be made of."""
+    """Refuse anything of which no double can be made."""
     if not isinstance(opt, Optimizer):
         raise TypeError(f"opt is a {type(opt).__name__}; wanted an RMSProp or AdaGrad")
 
 
 def double_of(opt: Optimizer) -> Optimizer:
-    """The same optimizer over copies that lie in memory as its arrays do."""
+    """The same optimizer over copies with the same memory layout as its arrays."""
     groups = [
         {"params": {t.key: _copy(t, opt._order) for t in tensors}, **group.hyper(), "lr": _rate(group["lr"])}
         for group, tensors in zip(opt.param_groups, opt._groups.members, strict=True)
@@ -35,13 +35,13 @@ def double_of(opt: Optimizer) -> Optimizer:
 
 
 def in_groups(opt: Optimizer) -> list[int]:
-    """The order of the parameters in their groups, which is that of the double's."""
+    """The order of the parameters by groups, which is the order in the double."""
     index = {id(tensor): i for i, tensor in enumerate(opt._tensors)}
     return [index[id(tensor)] for tensors in opt._groups.members for tensor in tensors]
 
 
 def _rate(lr: Any) -> Any:
-    """A number as it is; a schedule in the place of one, since the user's may remember that it was called."""
+    """A number unchanged; for a schedule a stand-in, since the user's own may keep track of its calls."""
     return (lambda step: 0.0) if callable(lr) else lr
 
 
@@ -61,7 +61,7 @@ def _copy(tensor: Tensor, order: Any) -> Array:
 
 
 def _fill(copy: Array, original: Array, tensor: Tensor, order: Any) -> None:
-    """Copy what belongs to a parameter, on its device after the steps before."""
+    """Copy what belongs to a parameter, on its device, after earlier steps."""
     if tensor.device is None:
         np.copyto(copy, original)
         return

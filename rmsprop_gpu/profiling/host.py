@@ -1,4 +1,4 @@
-"""The clock and the ceilings of the CPU: what memory alone takes, and how many operations per second there are."""
+"""The clock and the ceilings of the CPU: the time for memory alone, and the operations per second."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ..optimizer.rmsprop import RMSProp
 from ..steps.batch import Batch
 from .traffic import bytes_per_element
 
-WARM_UP, SOME = 3, 10  # calls before those that are measured; of which a ceiling is the best of some at least
-BIG = 1 << 24  # elements of three float32 streams, 192 MiB: beyond the caches
+WARM_UP, SOME = 3, 10  # calls before the measured ones; a ceiling is the best of at least SOME of those
+BIG = 1 << 24  # elements of three float32 streams, 192 MiB: larger than the caches
 DEPTH = 16  # fma in a chain
 PARTS, WIDTH = 64, 2048  # chains: independent ones hide each other's latency, and a part's fit in a cache
 
 
 def make_touch(variant: Variant, T: Any) -> Any:
-    """In the place of the rule: every stream is read and written as the rule does it, with one addition each."""
+    """A stand-in for the rule: it reads and writes every stream as the rule does, with one addition each."""
 
     @inline
     def touch(p, grad, v, m, b, e, s, f):  # type: ignore[no-untyped-def]
@@ -63,7 +63,7 @@ class HostProbe:
     def step(
         self, bind: Callable[[], Callable[[], object]], repeats: int, within: AbstractContextManager[Any]
     ) -> tuple[list[float], list[float]]:
-        """Seconds of ``bind()``, which checks a step, and of running what it returns."""
+        """Seconds for ``bind()``, which checks a step, and for running what it returns."""
         host, device = [], []
         for _ in range(WARM_UP + repeats):
             with within:
@@ -79,13 +79,13 @@ class HostProbe:
     def launch(
         self, call: Callable[[], object], batch: Batch, moved: int, repeats: int, within: AbstractContextManager[Any]
     ) -> tuple[list[float], list[float], int]:
-        """Seconds of a launch over a batch, and of its streams in the same loop without the rule; bytes of those."""
+        """Seconds of a launch over a batch, and of its streams in the same loop without the rule, with their bytes."""
         return *self._beside_a_copy(call, batch, repeats, within), moved
 
     def _beside_a_copy(
         self, call: Callable[[], object], batch: Batch, repeats: int, within: AbstractContextManager[Any]
     ) -> tuple[list[float], list[float]]:
-        """Seconds of both, in turns: the speed of memory changes from second to second where others use it too."""
+        """Seconds of both, in turns: memory speed changes from second to second if others use it too."""
         copy = cpu.make_launch([batch], np.zeros(1, np.int64), make_touch)
 
         def run() -> Callable[[], object]:
@@ -96,8 +96,8 @@ class HostProbe:
         return self.step(run, repeats, nullcontext())
 
     def memory_rate(self, repeats: int) -> tuple[float, float | None]:
-        """Bytes per second of arrays that no cache holds; the part of the time that threads had a processor."""
-        # Written to, since all pages of untouched zeros are one and the same.
+        """Bytes per second for arrays too large for any cache; the fraction of time that threads had a processor."""
+        # Written to first, since all pages of untouched zeros are the same page.
         opt, grad = RMSProp(np.ones(BIG, np.float32)), np.ones(BIG, np.float32)
         plan = opt._planner.plan()
         plan.bind([grad])
@@ -109,7 +109,7 @@ class HostProbe:
         return BIG * bytes_per_element(batch.variant, batch.dtype, batch.grad_dtype) / min(copies), had
 
     def flop_rate(self, T: Any, repeats: int) -> float:
-        """Operations per second, as fma of type T on all threads."""
+        """Operations per second, for fma of type T on all threads."""
         loop = once(_make_fma_loop, T, not in_forked_child())  # a child has lost its parent's threads
         x, rounds = np.ones((PARTS, WIDTH), T), 20
         with nullcontext() if in_forked_child() else cpu_drive.in_parallel:
@@ -123,7 +123,7 @@ class HostProbe:
 
 
 def _processor() -> str:
-    """The name of the processor, as far as the system tells."""
+    """The name of the processor, if the system tells."""
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:

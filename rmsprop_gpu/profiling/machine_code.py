@@ -1,4 +1,4 @@
-"""What the machine code of a CUDA kernel holds: Numba, ptxas and nvdisasm tell, with no GPU and no driver."""
+"""Facts about the machine code of a CUDA kernel, from Numba, ptxas and nvdisasm, without a GPU or a driver."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..extras import command
 from ..optimizer.base import Optimizer
 from .double import check_optimizer
 
-# The tools, and the packages on PyPI that hold them.
+# The tools, and the packages on PyPI that contain them.
 TOOLS = {"ptxas": "nvidia-cuda-nvcc", "nvdisasm": "nvidia-cuda-nvdisasm"}
 TOOLKIT = "/usr/local/cuda"  # where it is installed, if no variable says so
 
 
 @cache
 def tool(name: str) -> Path:
-    """The path of ptxas or nvdisasm: of the package, else of the CUDA toolkit."""
+    """The path of ptxas or nvdisasm: from the package, or else from the CUDA toolkit."""
     try:
         files = metadata.files(TOOLS[name]) or []
     except metadata.PackageNotFoundError:
@@ -36,7 +36,7 @@ def tool(name: str) -> Path:
         if path.stem == name and path.exists():
             return path
     homes = filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), TOOLKIT))
-    for place in (None, *(f"{home}/bin" for home in homes)):  # None: where programs are looked for
+    for place in (None, *(f"{home}/bin" for home in homes)):  # None: the PATH
         if found := which(name, path=place):
             return Path(found)
     raise RuntimeError(f"machine code is read with {name}, which is not installed; {_extras()}")
@@ -70,7 +70,7 @@ class Facts:
     local: int  # loads and stores of local memory
     float64: int  # float64 instructions of the machine code
     ptx_float64: int  # ... and of the PTX
-    calls: int  # in the PTX; the machine code calls what finishes a division or root of an unusual number
+    calls: int  # in the PTX; the machine code calls a routine that finishes divisions and roots of unusual numbers
     fma: int  # in the PTX
     loop: Mapping[str, int]  # by opcode, the loop over 128-bit vectors, executed or not; empty: there is none
     ptx: str = field(repr=False)
@@ -78,17 +78,17 @@ class Facts:
 
     @property
     def accesses(self) -> dict[str, int]:
-        """Loads and stores of the loop."""
+        """Loads and stores in the loop."""
         return {opcode: n for opcode, n in self.loop.items() if re.match(r"(LDG?|STG?|ATOM\w*|RED\w*)\b", opcode)}
 
     @property
     def mix(self) -> dict[str, int]:
-        """Instructions of the loop by what they are for, the most frequent first."""
+        """Instructions in the loop by purpose, the most frequent first."""
         return dict(sum((Counter({_kind(opcode): n}) for opcode, n in self.loop.items()), Counter()).most_common())
 
 
 def _kind(opcode: str) -> str:
-    """What an instruction is for."""
+    """The purpose of an instruction."""
     kinds = {
         "memory": r"LD|ST|ATOM|RED",
         "float64": r"D(FMA|MUL|ADD|SETP)|.*64H",
@@ -100,7 +100,7 @@ def _kind(opcode: str) -> str:
 
 
 def mix_of_ptx(ptx: str) -> dict[str, int]:
-    """Instructions of a whole kernel by what they are for, where no machine code can be read."""
+    """Instructions of a whole kernel by purpose, for when no machine code can be read."""
     kinds = {"ld": "memory", "st": "memory", "cvt": "conversion", "bra": "branches", "ret": "branches"}
     found: Counter[str] = Counter()
     for opcode in _ptx_opcodes(ptx):
@@ -115,28 +115,27 @@ def _ptx_opcodes(ptx: str) -> list[str]:
 
 
 def read_machine_code(opt: Optimizer, compute_capability: tuple[int, int] = (9, 0)) -> dict[str, Facts]:
-    """What the CUDA kernels of an optimizer's updates hold in machine code, with no GPU: its arrays may be NumPy's.
+    """The machine code of the CUDA kernels for an optimizer's updates, without a GPU: its arrays may be NumPy's.
 
     Parameters
     ----------
     opt : RMSProp or AdaGrad
-        Its hyperparameters and the dtypes of its parameters say which kernels these are.
+        Its hyperparameters and the dtypes of its parameters determine the kernels.
     compute_capability : pair of int
-        Of the GPU that they are compiled for: (9, 0) is an H100's.
+        That of the GPU to compile for: (9, 0) is an H100's.
 
     Returns
     -------
     dict
-        From a name, as ``opt.kernels()`` has it, to the facts: ``registers`` of a thread, ``spill_bytes``, ``mix``, the
-        instructions of the loop by what they are for, ``accesses``, its loads and stores, and the texts ``ptx`` and
-        ``sass``.
+        From a name, as in ``opt.kernels()``, to the facts: ``registers`` per thread, ``spill_bytes``, ``mix``, the
+        instructions in the loop by purpose, ``accesses``, its loads and stores, and the texts ``ptx`` and ``sass``.
 
     Raises
     ------
     TypeError, ValueError
         For anything but an optimizer and a pair of numbers.
     RuntimeError
-        Where a tool is not installed, with what to install; where one does not know the compute capability.
+        If a tool is not installed, with what to install; if one does not support the compute capability.
 
     Examples
     --------
@@ -162,19 +161,19 @@ def read_machine_code(opt: Optimizer, compute_capability: tuple[int, int] = (9, 
 
 
 def read(kernels: Sequence[Any], cc: tuple[int, int], *options: str) -> list[Facts]:
-    """The Facts of kernels, Python functions of int64, on a compute capability.
+    """The Facts about kernels, given as Python functions of int64, for a compute capability.
 
-    They are of the code that is loaded there: linked by nvJitLink where that is installed, as numba-cuda does it, else
-    made by ptxas, which the driver has inside. Further `options` are those of ptxas, on either way. RuntimeError where
-    a tool is absent or fails; `why_not` asks before.
+    They describe the code that would be loaded there: linked by nvJitLink if that is installed, as numba-cuda does,
+    else made by ptxas, which the driver contains. Further `options` are those of ptxas, in both cases. RuntimeError if
+    a tool is absent or fails; `why_not` tells in advance.
     """
     from ..kernels import cuda_fit  # it imports nothing itself
 
     make = _linked if cuda_fit.nvjitlink() else _assembled
-    # All of them at once: to start nvdisasm takes longer than to disassemble twenty kernels.
+    # All of them at once: starting nvdisasm takes longer than disassembling twenty kernels.
     try:
         texts, log, cubin = make(kernels, cc, options)
-    except Exception as error:  # of nvJitLink or Numba, which have no common base
+    except Exception as error:  # nvJitLink's and Numba's errors have no common base
         raise RuntimeError(f"no machine code for {cc[0]}.{cc[1]}: {type(error).__name__}: {error}") from error
     with TemporaryDirectory() as folder:
         file = Path(folder, "kernels.cubin")
@@ -209,14 +208,14 @@ def _assembled(kernels: Sequence[Any], cc: tuple[int, int], options: Sequence[st
 
 
 def _linked(kernels: Sequence[Any], cc: tuple[int, int], options: Sequence[str]) -> tuple[list[str], str, bytes]:
-    """The PTX of each kernel after the optimization at the link, what nvJitLink says, and the machine code of all."""
+    """The PTX of each kernel after link-time optimization, what nvJitLink says, and the machine code of all."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
     number = (*cc, "a" if cc >= (9, 0) else "")
     names = [kernel.__qualname__ for kernel in kernels]
     try:
         for i, kernel in enumerate(kernels):
-            kernel.__qualname__ += f"_number{i}_"  # by which it is found again
+            kernel.__qualname__ += f"_number{i}_"  # to find it again
         inputs = [ObjectCode.from_ltoir(_compiled(kernel, number, "ltoir")) for kernel in kernels]
     finally:
         for kernel, name in zip(kernels, names, strict=True):
@@ -238,7 +237,7 @@ def _run(name: str, *arguments: str) -> str:
 
 
 def _sections(head: str, text: str) -> dict[str, str]:
-    """What follows each match of `head`, by the group in it."""
+    """The text after each match of `head`, by the group in it."""
     parts = re.split(head, text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -271,7 +270,7 @@ def _facts(ptx: str, log: str, text: str) -> Facts:
 
 
 def _parse(text: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """The (opcode, operands) of every instruction, and before which of them each label stands."""
+    """The (opcode, operands) of every instruction, and the position of each label among them."""
     code: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
@@ -283,9 +282,9 @@ def _parse(text: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
 
 
 def _hot_loop(code: Sequence[tuple[str, str]], labels: Mapping[str, int], updates: bool) -> slice:
-    """Where the vector loop stands: the shortest one around all 128-bit stores of the kernel.
+    """The position of the vector loop: the shortest one around all 128-bit stores of the kernel.
 
-    Where no stream of an update has so many bits, all of them halves or codes, it is around those of 64 bits.
+    If no stream of an update has that many bits, because all are halves or codes, it is around the 64-bit stores.
     """
     jumps = [
         (i, labels[label])
@@ -298,7 +297,7 @@ def _hot_loop(code: Sequence[tuple[str, str]], labels: Mapping[str, int], update
     if not loops:
         return slice(0)
     _, first, last = min(loops)
-    while any(i == last + 1 and first < to <= last for i, to in jumps):  # where Turing's threads wait for each other
+    while any(i == last + 1 and first < to <= last for i, to in jumps):  # here Turing's threads wait for each other
         last += 1
     apart = _apart(code, labels)
     if any(first < to <= last and not first <= i <= last and i not in apart for i, to in jumps):
@@ -307,15 +306,15 @@ def _hot_loop(code: Sequence[tuple[str, str]], labels: Mapping[str, int], update
 
 
 def _loops(code: Sequence[tuple[str, str]], jumps: Sequence[tuple[int, int]], bits: str) -> list[tuple[int, int, int]]:
-    """(length, first, last) of every loop around all stores of so many bits."""
+    """(length, first, last) of every loop around all stores with this many bits."""
     stores = [i for i, (opcode, _) in enumerate(code) if opcode.startswith("ST") and opcode.endswith(bits)]
     return [(i - to, to, i) for i, to in jumps if stores and to <= stores[0] and stores[-1] < i]
 
 
 def _apart(code: Sequence[tuple[str, str]], labels: Mapping[str, int]) -> set[int]:
-    """What stands at the end for warps whose threads are apart where they exchange values, which ours never are.
+    """Code at the end for warps whose threads have diverged when they exchange values, which ours never do.
 
-    BRA.DIV leads there, and the first jump without a condition back.
+    BRA.DIV leads there, and the first unconditional jump leads back.
     """
     starts = [labels[label] for opcode, to in code if opcode == "BRA.DIV" for label in re.findall(r"\.L\w+", to)]
     ends = [next(i for i in range(start, len(code)) if code[i][0] == "BRA") for start in starts]

@@ -1,4 +1,4 @@
-"""Profile a step: what it launches, how many bytes it moves, how long that takes, and how far that is from a copy."""
+"""Profile a step: what it launches, how many bytes it moves, how long that takes, and how that compares to a copy."""
 
 from __future__ import annotations
 
@@ -23,50 +23,49 @@ from .traffic import bytes_per_element, flops_per_element
 
 
 def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
-    """Measure what a step of an optimizer launches, moves and takes, beside a copy of as many bytes.
+    """Measure what a step launches and moves and how long it takes, in comparison with a copy of as many bytes.
 
     The steps are taken by a double: an optimizer over copies of the parameters and of the state, with the same
-    hyperparameters. The optimizer itself, its parameters, state, counters and the gradients stay as they are.
+    hyperparameters. The optimizer itself, its parameters, state, counters and the gradients stay unchanged.
 
     Parameters
     ----------
     opt : RMSProp or AdaGrad
-        On the CPU or on CUDA devices. Of the memory where its arrays lie, as much is needed as parameters and state
-        take, and up to 256 MiB to measure the ceilings.
+        On the CPU or on CUDA devices. In the memory of its arrays, as much again as parameters and state is needed, and
+        up to 256 MiB to measure the ceilings.
     grads : as for ``opt.step``
         The gradients of every measured step.
     repeats : int
-        Steps, launches and copies that are measured, each by itself, after a few that are not; above 0.
+        The number of steps, launches and copies to measure, each on its own, after a few unmeasured ones; above 0.
 
     Returns
     -------
     Report
         ``print(report)`` shows tables (by rich, or as plain text), a notebook shows them as HTML, ``report.plot()``
         draws a roofline and ``report.plot_repeats()`` every repeat (matplotlib), ``report.to_dict()`` is all of it in
-        plain numbers. Times are in seconds. ``report.busy`` lists what tells that others used the machine meanwhile.
+        plain numbers. Times are in seconds. ``report.busy`` lists signs that others used the machine meanwhile.
 
     Raises
     ------
     TypeError, ValueError
-        For anything but an optimizer and a count; for gradients that ``opt.step(grads)`` would refuse, and where there
-        is none.
+        For anything but an optimizer and a count; for gradients that ``opt.step(grads)`` would refuse, or if there are
+        none.
     RuntimeError
-        While a stream is captured in a CUDA graph.
+        While a stream is being captured in a CUDA graph.
 
     Notes
     -----
     On a CUDA device, ``host`` is what a step costs the calling thread (``time.perf_counter``) and ``device_times`` what
     its launches take there (CUDA events, by ``cupyx.profiler.benchmark``); launches of a few microseconds are measured
     with their latency. On the CPU, ``host`` is the check of the arrays and ``device_times`` the kernels. A callable
-    ``lr`` is not called: another takes its place, so that its own time is in no figure. The copy is the driver's,
-    device to device, of at most 256 MiB; on the CPU it is the same streams in the same loop, with one addition in the
-    place of the rule: a plain copy writes what it did not read, which is another kind of traffic.
+    ``lr`` is not called: a stand-in replaces it, so its own time is not in any figure. The copy is the driver's, device
+    to device, of at most 256 MiB. On the CPU it is the same streams in the same loop, with one addition in place of the
+    rule: a plain copy writes memory that it did not read, which is a different kind of traffic.
 
-    The ceilings, of memory and of arithmetic, are measured before the steps and after them. Where they, the repeats or
-    the launches contradict each other, or threads had to wait for a processor, the report says that the machine was
-    busy.
+    The ceilings, of memory and of arithmetic, are measured before the steps and after them. If they, the repeats or the
+    launches contradict each other, or threads had to wait for a processor, the report says that the machine was busy.
 
-    Arrays that fit in a cache are measured in it, as they are in a training loop that does nothing else.
+    Arrays that fit in a cache are measured in it, as in a training loop that does nothing else.
 
     With nvtx installed (the extra ``profile``), the measured steps and launches are NVTX ranges, which Nsight shows by
     name; so are the steps of a training loop inside :func:`annotate`.
@@ -122,12 +121,12 @@ def profile(opt: Optimizer, grads: Any, *, repeats: int = 30) -> Report:
 
 @contextmanager
 def annotate(opt: Optimizer) -> Iterator[None]:
-    """Inside, every ``opt.step`` is an NVTX range, so that Nsight shows it by name in a training loop of your own.
+    """Make every ``opt.step`` inside an NVTX range, so that Nsight shows it by name in your own training loop.
 
     Raises
     ------
     ImportError
-        Where nvtx is not installed, naming the extra.
+        If nvtx is not installed, naming the extra.
 
     Examples
     --------
@@ -151,12 +150,12 @@ def annotate(opt: Optimizer) -> Iterator[None]:
         yield
     finally:
         del vars(opt)["step"]
-        if before:  # of an annotation around this one
+        if before:  # an annotation around this one
             vars(opt)["step"] = before
 
 
 def _range(name: str) -> AbstractContextManager[Any]:
-    """An NVTX range where nvtx is installed; it may be entered again and again."""
+    """An NVTX range if nvtx is installed; it may be entered repeatedly."""
     try:
         import nvtx
     except ImportError:
@@ -175,7 +174,7 @@ def _probe(tensors: Sequence[Tensor]) -> Any:
 
 
 def _with_gradient(opt: Optimizer, grads: Sequence[Any]) -> list[Tensor]:
-    """The parameters that a step would update; every refusal of a gradient comes from here, and nothing is touched."""
+    """The parameters that a step would update; all refusals of gradients come from here, and nothing is changed."""
     problems, written = Problems(), Written(opt._tensors, opt._state.buffers)
     pairs = [(t, grad) for t, grad in zip(opt._tensors, grads, strict=True) if grad is not None]
     for tensor, grad in pairs:
@@ -189,7 +188,7 @@ def _with_gradient(opt: Optimizer, grads: Sequence[Any]) -> list[Tensor]:
 
 
 def _ceilings(probe: Any, computes: set[np.dtype[Any]], repeats: int) -> Ceilings:
-    """By half of the repeats: the other half is measured on the other side of the steps."""
+    """Measure with half of the repeats; the other half is measured on the other side of the steps."""
     half = -(-repeats // 2)
     memory_rate, processors = probe.memory_rate(half)
     rates = {str(dtype): probe.flop_rate(dtype.type, half) for dtype in sorted(computes, key=str)}
@@ -202,7 +201,7 @@ def _sizes(batch: Batch, measured: set[str]) -> list[int]:
 
 
 def _launch(batch: Batch, call: Callable[[], object], measured: set[str], probe: Any, repeats: int) -> Launch:
-    """What is known of the launch over a batch, which is this call."""
+    """Everything about the launch over a batch, which is made by this call."""
     name, sizes = batch.title("update_kernel"), _sizes(batch, measured)
     moved = bytes_per_element(batch.variant, batch.dtype, batch.grad_dtype)
     seconds, copies, copied = probe.launch(call, batch, round(moved * sum(sizes)), repeats, _range(name))

@@ -1,4 +1,4 @@
-"""The roofline of profiles: what memory and arithmetic allow on this machine, and where each launch stands."""
+"""The roofline of profiles: what memory and arithmetic allow on this machine, and where each launch is."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .results import Launch, Results, Times
 from .units import flop_rate, seconds
 
 INK, PAPER, GRID = "#222222", "#ffffff", "#cccccc"  # opaque: readable on a dark page too
-NEAR = 0.5  # of a ceiling, from where on it is what limits
+NEAR = 0.5  # fraction of a ceiling from which on it counts as the limit
 COLOURS = ("#006BA4", "#C85200", "#595959", "#5F9ED1", "#A2C8EC", "#898989", "#FFBC79")  # of tableau-colorblind10
 MARKERS = "osD^vPX"
-TITLE, LEGEND = 76, 80  # characters of a line
+TITLE, LEGEND = 76, 80  # characters per line
 
 
 def paper(ax: Any, **size: Any) -> Any:
@@ -33,7 +33,7 @@ def paper(ax: Any, **size: Any) -> Any:
 
 
 def ink(ax: Any, title: str, width: int = TITLE) -> None:
-    """The colours of what is written, when all is drawn."""
+    """Set the colours of all text, once everything is drawn."""
     ax.set_title(fill(title[0].upper() + title[1:], width), color=INK, fontsize="medium")
     ax.set_axisbelow(True)
     ax.grid(color=GRID, linewidth=0.5)
@@ -43,15 +43,15 @@ def ink(ax: Any, title: str, width: int = TITLE) -> None:
 
 
 def roofline(measured: Mapping[str, Results | Times], ax: Any = None, title: str = "") -> Any:
-    """Draw it on the axes, or on new ones of pyplot; return them.
+    """Draw it on the axes, or on new ones from pyplot; return them.
 
-    The launches of a report are points of one colour, or of a colour each where it is the only one. Times are of a step
-    that does the work of the first report's.
+    The launches of a report are points of one colour, or of different colours if it is the only report. Times are of a
+    step that does the work of the first report's.
     """
     ax = paper(ax, figsize=(8, 5))
     reports = {name: x for name, x in measured.items() if isinstance(x, Results)}
     first = next(iter(reports.values()))
-    points = []  # intensity, rate, what it is of, and its name
+    points = []  # intensity, rate, the name of the report, and the label
     for name, x in measured.items():
         if isinstance(x, Times):
             points.append((first.flops / first.bytes, first.flops / x.median, name, f"{seconds(x.median)} a step"))
@@ -80,7 +80,7 @@ def _said(launch: Launch) -> str:
 
 
 def _roofs(ax: Any, devices: list[list[Results]], points: list[tuple[float, float]]) -> None:
-    """The ceilings of each device, the best of its reports', in limits that hold them and the points."""
+    """Draw the ceilings of each device, the best among its reports, with limits that include them and the points."""
     memory = [max(report.memory_rate for report in reports) for reports in devices]
     flops = [
         {dtype: max(r.flop_rates.get(dtype, 0.0) for r in reports) for r in reports for dtype in r.flop_rates}
@@ -91,7 +91,7 @@ def _roofs(ax: Any, devices: list[list[Results]], points: list[tuple[float, floa
     right = 8 * max(*bends, *(x for x, _ in points))
     roofs = [rate for rates in flops for rate in rates.values()]
     bottom = min(left * min(memory), *(y for _, y in points), *roofs) / 2
-    # A sixth of the height above the highest, where its name stands.
+    # A sixth of the height above the highest ceiling, for its name.
     top = bottom * (max(*(y for _, y in points), *roofs) / bottom) ** (6 / 5)
     ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom / 1e9, top / 1e9))
 
@@ -101,7 +101,7 @@ def _roofs(ax: Any, devices: list[list[Results]], points: list[tuple[float, floa
         for j, (dtype, roof) in enumerate(rates.items()):
             ax.plot(x, np.minimum(x * rate, roof) / 1e9, color=color, linestyle=("-", "--")[j % 2], linewidth=1.5)
             _write(ax, f"{dtype}: {flop_rate(roof)}, fma", (right, roof), "right", next(number) == highest, color)
-        # From the left edge on, as high as the slope is near its end: no text is so long that it meets the line before.
+        # From the left edge, at the height of the slope near its end: no text is long enough to meet the line there.
         height = rate * left * (bend / left) ** (0.85 - 0.25 * i)
         _write(ax, f"memory: {units.rate(rate)}, a copy", (left, height), "left", True, color)
 
@@ -114,7 +114,7 @@ def _write(ax: Any, text: str, at: tuple[float, float], side: str, above: bool, 
 
 
 def _finding(report: Results) -> str:
-    """The title: what holds back the launch that moves the most, unless others did."""
+    """The title: what limits the launch that moves the most, unless others were using the machine."""
     if said := busy.sentence(report, most=1):
         return said
     launch = max(report.launches, key=lambda launch: launch.bytes)

@@ -1,4 +1,4 @@
-"""Times as they are distributed over the repeats, and as they grow with a size."""
+"""Plots of times: their distribution over the repeats, and their growth with a size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .units import seconds
 
 
 def strips(times: Sequence[tuple[str, Times]], said: str | None, ax: Any = None) -> Any:
-    """A strip for each of the times: its repeats in their order from top to bottom, quartiles and median over them."""
+    """A strip for each of the times: its repeats in order from top to bottom, with quartiles and median over them."""
     names = [fill(name.replace("+", " + "), 32) for name, _ in times]
-    height = max(0.6, 0.16 * max(name.count("\n") + 1 for name in names))  # inches of a strip
+    height = max(0.6, 0.16 * max(name.count("\n") + 1 for name in names))  # inches per strip
     ax = paper(ax, figsize=(8, 1.5 + height * len(times)))
     for i, (_, x) in enumerate(times):
         order = np.linspace(-0.3, 0.3, len(x.each)) if len(x.each) > 1 else np.zeros(1)
@@ -35,7 +35,7 @@ def strips(times: Sequence[tuple[str, Times]], said: str | None, ax: Any = None)
 def lines(
     sizes: Sequence[int], times: Mapping[str, Sequence[Times]], copies: Sequence[float], title: str, ax: Any
 ) -> Any:
-    """Medians over sizes with a band between the quartiles, beside the time that copies of as many bytes take."""
+    """Medians over sizes with a band between the quartiles, beside the time of copies of as many bytes."""
     ax = paper(ax, figsize=(8, 4.5))
     for i, (name, found) in enumerate(times.items()):
         low, middle, high = (np.array([getattr(x, part) for x in found]) * 1e6 for part in ("q1", "median", "q3"))

@@ -1,4 +1,4 @@
-"""What a profile shows: tables in a terminal and in a notebook, a roofline, and how its repeats are distributed."""
+"""How a profile is shown: tables in a terminal and in a notebook, a roofline, and the distribution of its repeats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CODES = ("launch", "grid x block", "registers", "spilled", "local memory", "occu
 
 @dataclass(frozen=True)
 class Report(Results, Shown):
-    """What `profile` measured, and shows.
+    """What `profile` measured, and how it is shown.
 
     Examples
     --------
@@ -35,11 +35,11 @@ class Report(Results, Shown):
 
     @property
     def busy(self) -> list[str]:
-        """What tells that others used the machine meanwhile, so that nothing follows from the times."""
+        """Signs that others used the machine meanwhile, so that the times prove nothing."""
         return busy.reasons(self)
 
     def title_of(self, launch: Launch) -> str:
-        """The name of a launch, with the device where launches are on several.
+        """The name of a launch, with the device if launches are on several.
 
         Examples
         --------
@@ -100,12 +100,12 @@ class Report(Results, Shown):
         return strips(self._times(), busy.sentence(self, most=1), ax)
 
     def _times(self) -> list[tuple[str, Times]]:
-        """Of the host, of the kernels together, and of each launch and the copy beside it."""
+        """The times of the host, of all kernels together, and of each launch and the copy beside it."""
         launches = ([(self.title_of(x), x.seconds), ("a copy beside it", x.copies)] for x in self.launches)
         return [("host", self.host), ("kernels", self.device_times), *chain.from_iterable(launches)]
 
     def _lines(self) -> list[str]:
-        """What is true of the step as a whole."""
+        """Lines about the step as a whole."""
         tensors, elements = (sum(getattr(x, name) for x in self.launches) for name in ("tensors", "elements"))
         without = f", {self.skipped} without a gradient" if self.skipped else ""
         said = busy.sentence(self)
@@ -118,7 +118,7 @@ class Report(Results, Shown):
         ]
 
     def _tables(self) -> list[Table]:
-        """A row for each launch; the distribution of the repeats; where it is known, what the machine code holds."""
+        """A row per launch; the distribution of the repeats; and facts about the machine code if known."""
         rows: list[tuple[str, ...]] = [
             (
                 self.title_of(x),

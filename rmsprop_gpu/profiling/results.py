@@ -1,4 +1,4 @@
-"""What was measured of a step and its launches, in plain numbers, and what follows from them."""
+"""The measurements of a step and its launches, in plain numbers, and what follows from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = TypeVar("Kind", bound="Results")
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the repeats: their median, quartiles and ends, and each, in the order in which they were measured.
+    """Seconds of the repeats: median, quartiles and extremes, and every single one in the order of measurement.
 
     Examples
     --------
@@ -58,20 +58,20 @@ class Times:
 
 @dataclass(frozen=True)
 class Code:
-    """What is known of the machine code of a CUDA kernel."""
+    """Facts about the machine code of a CUDA kernel."""
 
-    registers: int  # a thread
-    local_bytes: int  # of local memory a thread: the stack, and what was spilled
-    spill_bytes: int | None  # stores and loads of spilled registers; None where ptxas is not installed
+    registers: int  # per thread
+    local_bytes: int  # of local memory per thread: the stack, and spilled registers
+    spill_bytes: int | None  # stores and loads of spilled registers; None if ptxas is not installed
     blocks_per_multiprocessor: int
-    occupancy: float  # threads that a multiprocessor holds at a time, of those it could
+    occupancy: float  # threads resident on a multiprocessor, as a fraction of the most possible
     instructions_of: str
     instructions: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a step launches over the tensors that share device, dtypes and Variant (a second, small kernel with it).
+    """A step's launch over the tensors that share device, dtypes and Variant (with a second, small kernel if needed).
 
     Examples
     --------
@@ -99,7 +99,7 @@ class Launch:
     flops_per_element: int
     seconds: Times
     copies: Times  # of a copy, measured beside it
-    copied: int  # bytes that such a copy moved: as many, or as many as a copy moves at most
+    copied: int  # bytes that this copy moved: as many, unless limited by the largest copy
     code: Code | None  # None on the CPU
 
     @property
@@ -114,7 +114,7 @@ class Launch:
 
     @property
     def fraction_of_copy(self) -> float:
-        """Of the speed of the copy."""
+        """The fraction of the copy's speed."""
         return self.rate / self.copy_rate
 
     @property
@@ -130,7 +130,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What memory and arithmetic allow, at best.
+    """The best that memory and arithmetic allow.
 
     Examples
     --------
@@ -142,9 +142,9 @@ class Ceilings:
     (True, ['float64'])
     """
 
-    memory_rate: float  # bytes per second, of the fastest copy that no cache holds
+    memory_rate: float  # bytes per second of the fastest copy that is too large for any cache
     flop_rates: dict[str, float]  # operations per second by compute dtype, of fma
-    processors: float | None  # the part of the threads' time in which they had a processor; None on devices
+    processors: float | None  # the fraction of the threads' time in which they had a processor; None on devices
 
 
 @dataclass(frozen=True)
@@ -163,17 +163,17 @@ class Results:
 
     @property
     def memory_rate(self) -> float:
-        """Bytes per second, of the fastest copy that no cache holds."""
+        """Bytes per second of the fastest copy that is too large for any cache."""
         return max(self.before.memory_rate, self.after.memory_rate)
 
     @property
     def flop_rates(self) -> dict[str, float]:
-        """Operations per second by compute dtype, of fma, at best."""
+        """The best operations per second of fma, by compute dtype."""
         return {dtype: max(rate, self.after.flop_rates[dtype]) for dtype, rate in self.before.flop_rates.items()}
 
     @property
     def step(self) -> Times:
-        """Of a whole step: on the CPU host and kernels, on a device the longer of the two, which overlap."""
+        """Times of a whole step: on the CPU host plus kernels, on a device the longer of the two, which overlap."""
         host, kernels = self.host, self.device_times
         if any(launch.device != "cpu" for launch in self.launches):
             return max(host, kernels, key=lambda times: times.median)
@@ -186,7 +186,7 @@ class Results:
 
     @property
     def bytes(self) -> int:
-        """That a step moves."""
+        """The bytes that a step moves."""
         return sum(launch.bytes for launch in self.launches)
 
     @property
@@ -196,12 +196,12 @@ class Results:
 
     @property
     def fraction_of_copy(self) -> float:
-        """How long the copies of all launches take, of what the launches take."""
+        """The time of the copies for all launches, as a fraction of the time of the launches."""
         copies = sum(launch.bytes / launch.copy_rate for launch in self.launches)
         return copies / sum(launch.seconds.median for launch in self.launches)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that was measured, in dicts, lists, strings and numbers, as `from_dict` reads it.
+        """Everything that was measured, as dicts, lists, strings and numbers, which `from_dict` can read.
 
         Examples
         --------
@@ -217,7 +217,7 @@ class Results:
 
     @classmethod
     def from_dict(cls: type[Kind], data: Mapping[str, Any]) -> Kind:
-        """What `to_dict` gave, also by way of JSON: to compare with what was measured before, or elsewhere.
+        """Read what `to_dict` returned, also by way of JSON: to compare with measurements made before or elsewhere.
 
         Raises
         ------
@@ -241,7 +241,7 @@ class Results:
             ceilings = {name: Ceilings(**data[name]) for name in ("before", "after")}
             return cls(**{**data, **_times(data, "host", "device_times"), **ceilings, "launches": launches})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"data is no report: {error}; wanted what to_dict of one returned") from None
+            raise ValueError(f"data is not a report: {error}; wanted what to_dict of one returned") from None
 
 
 def _times(data: Mapping[str, Any], *names: str) -> dict[str, Times]:

@@ -1,4 +1,4 @@
-"""Lines and tables: by rich in a terminal, as plain text where it is not installed, as HTML in a notebook."""
+"""Lines and tables: with rich in a terminal, as plain text if that is not installed, as HTML in a notebook."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from html import escape
 from typing import Any, TypeAlias
 
 Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head and rows
-WIDTH = 120  # where the report is not printed to a terminal
-NARROW = 24  # as far as a first column gives way to the others
+WIDTH = 120  # if the report is not printed to a terminal
+NARROW = 24  # the least width of a first column that gives way to the others
 
 
 class Shown:
-    """What has lines and tables, and shows them."""
+    """Anything that has lines and tables, and shows them."""
 
     def _lines(self) -> list[str]:
-        """Sentences about all of it."""
+        """Sentences about the whole."""
         raise NotImplementedError
 
     def _tables(self) -> list[Table]:
@@ -41,7 +41,7 @@ class Shown:
         for head, rows in self._tables():
             table = RichTable(box=SIMPLE_HEAD)
             for i, name in enumerate(head):
-                if i == 0:  # of all columns this one may break, within its many switches
+                if i == 0:  # only this column may break, within its many switches
                     longest = max(len(row[0]) for row in rows)
                     table.add_column(name, overflow="fold", min_width=min(longest, NARROW))
                 else:
@@ -56,7 +56,7 @@ class Shown:
 
 
 def _plain(lines: Sequence[str], tables: Sequence[Table]) -> str:
-    """Columns as wide as their widest cell, the first to the left, the others to the right."""
+    """Columns as wide as their widest cell, the first aligned left, the others right."""
     blocks = ["\n".join(lines)]
     for head, rows in tables:
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -69,13 +69,13 @@ def _plain(lines: Sequence[str], tables: Sequence[Table]) -> str:
 
 
 def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table without colours of its own: it takes those of the page."""
+    """A table without its own colours: it inherits those of the page."""
     lines = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
     return f"<table><thead><tr>{_html_cells('th', head)}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def _html_cells(tag: str, cells: Sequence[str]) -> str:
-    """The first may break within its many switches, the others not at all."""
+    """The cells of a row: the first may break within its many switches, the others not at all."""
     first, *others = map(escape, cells)
     made = [f'<{tag} style="text-align: left">{first.replace("+", "+<wbr>")}</{tag}>']
     return "".join(made + [f'<{tag} style="white-space: nowrap">{cell}</{tag}>' for cell in others])

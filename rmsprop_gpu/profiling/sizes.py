@@ -1,4 +1,4 @@
-"""How the times of a step grow with a size."""
+"""How the time of a step grows with a size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .units import seconds, size
 
 @dataclass(frozen=True)
 class Sizes(Shown):
-    """What `profile_sizes` measured, and shows: a report for each size.
+    """What `profile_sizes` measured: one report per size.
 
     Examples
     --------
@@ -110,8 +110,8 @@ def profile_sizes(make: Callable[[int], tuple[Any, Any]], sizes: Iterable[int], 
     Parameters
     ----------
     make : callable
-        Takes a size, whatever that counts, and returns an optimizer and its gradients, as `profile` takes them. It is
-        called for one size after the other, so that one model at a time is in memory.
+        Receives a size, whatever that counts, and returns an optimizer and its gradients, as for `profile`. It is
+        called for one size after the other, so that only one model at a time is in memory.
     sizes : iterable of int
         Above 0, each once.
     repeats : int
@@ -120,13 +120,13 @@ def profile_sizes(make: Callable[[int], tuple[Any, Any]], sizes: Iterable[int], 
     Returns
     -------
     Sizes
-        ``print`` shows a row for each size, ``plot()`` draws the times over the sizes; ``reports`` are what `profile`
+        ``print`` shows one row per size, ``plot()`` draws the times over the sizes; ``reports`` has what `profile`
         returned.
 
     Raises
     ------
     TypeError, ValueError
-        For anything else, before a size is measured, and what `profile` raises.
+        For anything else, before any size is measured; and whatever `profile` raises.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def profile_sizes(make: Callable[[int], tuple[Any, Any]], sizes: Iterable[int], 
 
 
 def _profiled(make: Callable[[int], tuple[Any, Any]], n: int, repeats: int) -> Report:
-    """At one size; what was made ends here."""
+    """Profile one size; what was made for it is released here."""
     made = make(n)
     if not isinstance(made, tuple) or len(made) != 2:
         raise TypeError(f"make({n}) returned a {type(made).__name__}; wanted an optimizer and its gradients")

@@ -1,4 +1,4 @@
-"""What a step moves and computes: bytes and operations per element, by the Variant and the dtype alone."""
+"""What a step moves and computes: bytes and operations per element, from just the Variant and the dtypes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..kernels.rule import Factors, Scalars, Variant, make_rule
 
 
 def bytes_per_element(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any] | None = None) -> float:
-    """Bytes that a step moves between memory and processor for each element of parameters of this dtype.
+    """Bytes that a step moves between memory and processor per element of a parameter with this dtype.
 
-    The gradients are of the same or of another.
+    The gradients have the same dtype, or `grad_dtype`.
 
-    The gradient is read, the parameter and each buffer are read and written, once each; norms or a finite check read
-    the gradient once more, and zeros may be written into it. Tables, numbers and counters are not in it: some hundred
-    bytes a tensor, and 24 for each chunk of thousands of elements.
+    The gradient is read once; the parameter and each buffer are read and written once. Norms or a finite check read the
+    gradient once more, and zeros may be written into it. Tables, numbers and counters are not included: a few hundred
+    bytes per tensor, and 24 per chunk of thousands of elements.
 
     Examples
     --------
@@ -35,16 +35,16 @@ def bytes_per_element(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dty
     """
     buffers, compute = variant.centered + variant.momentum + variant.ema, compute_dtype(dtype).itemsize
     grad = (1 + variant.measures + variant.zero_grads) * (grad_dtype or dtype).itemsize
-    moment = 2 if variant.uint16 else 1 + 2 / BLOCK if variant.uint8 else compute  # and of 8 bits the bases
+    moment = 2 if variant.uint16 else 1 + 2 / BLOCK if variant.uint8 else compute  # 8-bit codes also have bases
     return grad + 2 * (dtype.itemsize + 2 * variant.remainder + moment + buffers * compute)
 
 
 @cache
 def flops_per_element(variant: Variant) -> int:
-    """Floating-point operations of the rule for each element: an fma is two, a division and a root one each.
+    """Floating-point operations of the rule per element: an fma counts as two, a division or a root as one.
 
-    They are counted, by running the rule once on expressions; one that stands twice counts once. Comparisons and
-    choices are none.
+    They are counted by running the rule once on expressions; one that occurs twice counts once. Comparisons and choices
+    do not count.
 
     Examples
     --------
@@ -85,7 +85,7 @@ class _Expression:
         return self._with("root")
 
     def __neg__(self) -> _Expression:
-        return _Expression(f"-{self._text}", self.operations)  # a sign costs nothing: it is part of an fma
+        return _Expression(f"-{self._text}", self.operations)  # a sign is free: it is part of an fma
 
     def __lt__(self, other: _Expression) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""Numbers as people read them: three digits and a unit."""
+"""Numbers for people to read: three digits and a unit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def flop_rate(value: float) -> str:
 
 
 def _scaled(value: float, *units: tuple[str, float]) -> str:
-    """In the first unit of which it is one or more, else in the last."""
+    """The value in the first unit of which it is at least one, or else in the last."""
     name, unit = next((pair for pair in units if value >= pair[1]), units[-1])
     return f"{value / unit:.3g} {name}" if value < 1000 * unit else f"{value / unit:,.0f} {name}"

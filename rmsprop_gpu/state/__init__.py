@@ -1,4 +1,4 @@
-"""What an optimizer keeps, how it goes out and how it comes in, from other frameworks too.
+"""What an optimizer keeps, and how it is saved and loaded, also from other frameworks.
 
-`optimizer` and whatever stands above it may import it.
+`optimizer` and the layers above it may import it.
 """

@@ -1,4 +1,4 @@
-"""The state of an optimizer: the buffers of each parameter, and how they go out and come in by name."""
+"""The state of an optimizer: the buffers of each parameter, and how they are saved and loaded by name."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 
 class State(Mapping[str | int, Mapping[str, Array]]):
-    """By name or index of a parameter: its ``step``, ``square_avg``, ... as arrays, where the parameter lives.
+    """By name or index of a parameter: its ``step``, ``square_avg``, ... as arrays, in the same place as the parameter.
 
     The arrays are the state itself, not copies. A buffer is made when it is first needed and then stays. On a device,
-    the current stream waits for the steps before: what it does with the arrays comes after them.
+    the current stream waits for earlier steps, so what it does with the arrays comes after them.
     """
 
     def __init__(self, tensors: Sequence[Tensor], order: Order | None, moments: Sequence[str]) -> None:
         self._tensors, self._order = tensors, order
         self._moments = moments  # the format of each parameter's second moment
-        self.order: Sequence[int] = range(len(tensors))  # in which a step takes the parameters
+        self.order: Sequence[int] = range(len(tensors))  # in which a step goes through the parameters
         self._index = {tensor.key: i for i, tensor in enumerate(tensors)}
         self._guards: list[Any] = []
         self.buffers: list[dict[str, Array]] = [{} for _ in tensors]
 
     def at(self, i: int) -> AbstractContextManager[Any]:
-        """Where work on the state of a parameter belongs: on its device, after what was enqueued before."""
+        """The context for work on the state of a parameter: on its device, after the work enqueued before."""
         device = self._tensors[i].device
         return nullcontext() if self._order is None or device is None else self._order.on(device)
 
     def number(self, key: str | int) -> int:
-        """Which parameter it is."""
+        """The number of a parameter."""
         if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and 0 <= key < len(self.buffers):
             return int(key)
         if isinstance(key, str) and key in self._index:
@@ -59,7 +59,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         if self._order is not None and not self._order.capturing():
             with self.at(index):
                 pass
-        # Views: what a caller does to their shape, dtype or flags does not reach the state.
+        # Views: changes by a caller to their shape, dtype or flags do not reach the state.
         return MappingProxyType({name: buffer.view() for name, buffer in self.buffers[index].items()})
 
     def __iter__(self) -> Iterator[str]:
@@ -76,14 +76,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         return sum(buffer.nbytes for buffers in self.buffers for buffer in buffers.values())
 
     def ensure(self, names: Sequence[Sequence[str]], initial_scale: Sequence[float]) -> None:
-        """Make what is missing, on each device in one allocation."""
+        """Allocate what is missing, with one allocation per device."""
         missing = [(i, name) for i, wanted in enumerate(names) for name in wanted if name not in self.buffers[i]]
         made: list[tuple[int, str, Array]] = []
         for device in dict.fromkeys(self._tensors[i].device for i, _ in missing):
             here = [(i, name) for i, name in missing if self._tensors[i].device == device]
             arrays = self._allocate([self._layout(i, name) for i, name in here], device)
             made += [(i, name, array) for (i, name), array in zip(here, arrays, strict=True)]
-        starts: dict[tuple[int, str], Any] = {}  # what does not start from zero
+        starts: dict[tuple[int, str], Any] = {}  # initial values other than zero
         for i, name, _ in made:
             if name in MOMENTS and initial_scale[i]:
                 starts[i, name], base = self._coded(i, initial_scale[i])
@@ -103,14 +103,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         return layout_of(self._tensors[i], name, self._moments[i])
 
     def _coded(self, i: int, start: float) -> tuple[float, int | None]:
-        """What a second moment starts from in the format of this parameter, and the base that goes with it."""
+        """The initial value of a second moment in the format of this parameter, and the base that goes with it."""
         if self._moments[i] == "float32":
             return start, None
         codes, bases = coded(np.full(1, start), self._moments[i])
         return int(codes[0]), None if bases is None else int(bases[0])
 
     def _place(self, filled: Mapping[tuple[int, str], Array]) -> None:
-        """Have buffers of the host that are about to be filled, by one thread, first written to by those of a step."""
+        """Let the threads of a step write first to host buffers that a single thread is about to fill."""
         if self._order is None:
             for name in dict.fromkeys(name for _, name in filled if name not in BASES):
                 touch([self._tensors[i].layout.size for i in self.order], [filled.get((i, name)) for i in self.order])
@@ -118,7 +118,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
     def _allocate(self, layouts: list[Layout], device: int | None) -> list[Array]:
         if device is None or self._order is None:
             made = allocate(layouts)
-            # NumPy resizes no array that has weak references: the memory, which is the base of what we hand out, stays.
+            # NumPy does not resize an array with weak references, so the memory, the base of what we hand out, stays.
             self._guards += [weakref.ref(buffer.base) for buffer in made[:1]]
             return made
         from ..steps.on_cupy import allocate as allocate_on_device  # it imports CuPy
@@ -126,9 +126,10 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         return allocate_on_device(layouts, device, self._order)
 
     def snapshot(self, names: Sequence[Sequence[str]], *, on_host: bool = False) -> dict[str, dict[str, Array]]:
-        """Copies of everything, by name, where the state lies; in C order, since bytes in a file have no strides.
+        """Copies of everything, by name, in the place of the state; in C order, since bytes in a file have no strides.
 
-        `on_host` they are NumPy's, for which the host waits. Of `names`, what is not there yet is as it starts.
+        With `on_host` they are NumPy arrays, for which the host waits. State in `names` that does not exist yet gets
+        its initial value.
         """
         copies = {}
         for i, tensor in enumerate(self._tensors):
@@ -141,7 +142,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         return copies
 
     def entries(self, names: Sequence[Sequence[str]]) -> list[Entry]:
-        """The arrays themselves, by their names in files; those of `names` that are not there yet as they start."""
+        """The arrays themselves, by their names in files; those in `names` that do not exist yet at initial values."""
         return [
             Entry(f"{tensor.key}/{name}", buffer, partial(self.at, i))
             for i, tensor in enumerate(self._tensors)
@@ -149,18 +150,18 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         ]
 
     def kept(self, i: int, names: Sequence[str]) -> dict[str, Array]:
-        """The buffers of a parameter, and those of these that a step is yet to make, as they start."""
+        """The buffers of a parameter, and the initial values of those in `names` that no step has made yet."""
         missing = [name for name in names if name not in self.buffers[i]]
         return {**self.buffers[i], **{name: self._start(i, name) for name in missing}}
 
     def _start(self, i: int, name: str) -> Array:
-        """What a new buffer starts from."""
+        """The initial value of a new buffer."""
         tensor = self._tensors[i]
         layout = self._layout(i, name)
         return tensor.view.astype(layout.dtype) if name == "ema" else np.zeros(layout.shape, layout.dtype)
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
-        """What `saved` holds for each of our parameters, validated; `names` is what each must have."""
+        """The entries of `saved` for each of our parameters, validated; `names` says what each must have."""
         found: dict[int, dict[str, Array]] = {}
         known = {name for wanted in names for name in wanted} | self.buffers[0].keys()
         known |= {"grad_avg", "momentum_buffer", "ema"} if "square_avg" in known else {"ema"}
@@ -190,13 +191,13 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         return found
 
     def make_room(self, found: Mapping[int, Mapping[str, Array]]) -> None:
-        """Make what is missing for what `check` returned."""
+        """Allocate what is missing for what `check` returned."""
         self.ensure([list(found.get(i, ())) for i in range(len(self))], [0.0] * len(self))
 
     def load(self, found: Mapping[int, Mapping[str, Array]], *, fresh: bool) -> None:
-        """Copy what `check` returned, or read it, into the buffers where they lie; one that it lacks starts anew.
+        """Copy or read what `check` returned into the buffers in place; buffers missing there get initial values.
 
-        `fresh` says that no step has been taken yet, and so no page of them was written to where it should lie.
+        `fresh` means that no step has been taken yet, so that no page of them has been placed by a first write.
         """
         if fresh:
             self._place({(i, name): x for i in found for name, x in self.buffers[i].items() if name in BUFFERS})

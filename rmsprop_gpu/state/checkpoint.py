@@ -1,4 +1,4 @@
-"""A state dict as one safetensors file: written in pieces, in its place at once, read in pieces into the state."""
+"""A state dict as one safetensors file: written in pieces, renamed into place, read in pieces into the state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = "rmsprop_gpu"
 
 
 def save(path: FilePath, frame: Mapping[str, Any], entries: Sequence[Entry], tell: Progress | None) -> None:
-    """Write a state dict, given without its arrays, and these; what the file was stays until the new one is whole."""
+    """Write a state dict, given as a frame and its arrays; the old file stays until the new one is complete."""
     groups = json.dumps(json.loads(as_json(frame))["param_groups"])
     texts = {name: str(frame[name]) for name in ("version", "optimizer", "steps", "skipped_steps")}
     write_arrays(path, {"format": FORMAT, **texts, "param_groups": groups}, entries, tell)
@@ -25,14 +25,14 @@ def save(path: FilePath, frame: Mapping[str, Any], entries: Sequence[Entry], tel
 
 @contextmanager
 def opened(path: FilePath) -> Iterator[dict[str, Any]]:
-    """The state dict in a file or folder, a `Stored` in the place of each array: while it is open these can be read.
+    """The state dict in a file or folder, with a `Stored` for each array; these can be read while it is open.
 
     Raises
     ------
     CheckpointError
-        Naming what the file is where it is no checkpoint of this package, is damaged, or newer.
+        If the file is not a checkpoint of this package (naming what it is), is damaged, or is newer.
     MissingExtraError
-        Where safetensors is not installed.
+        If safetensors is not installed.
     """
     if os.path.isdir(path):
         with folder.opened(path) as saved:
@@ -42,7 +42,7 @@ def opened(path: FilePath) -> Iterator[dict[str, Any]]:
         with open(path, "rb", buffering=0) as file:
             found = read_head(path, file, FORMAT)
             if found is None:
-                continue  # a save has put another one in its place
+                continue  # a save has just replaced it
             metadata, described, start = found
             ways = Ways()
             state: dict[str, dict[str, Stored]] = {}
@@ -59,6 +59,6 @@ def _frame(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         groups = json.loads(metadata.get("param_groups", ""))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{named(path)} is damaged: its param_groups are no JSON ({error})") from None
+        raise CheckpointError(f"{named(path)} is damaged: its param_groups are not JSON ({error})") from None
     counts = {name: as_whole(metadata.get(name)) for name in ("steps", "skipped_steps", "version")}
     return {"optimizer": metadata.get("optimizer"), **counts, "param_groups": groups}

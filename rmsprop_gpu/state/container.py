@@ -1,7 +1,7 @@
-"""The safetensors files that checkpoints are: written in pieces, their heads read, and named where they are none.
+"""The safetensors files of checkpoints: written in pieces; heads are read, and other kinds of file are recognized.
 
-The library opens such files and validates them. It does not write them here: it wants every byte in host memory at
-one time, and takes address and shape on trust, so that an array in another order of memory is permuted without a word.
+The library opens these files and validates them. It does not write them here: it needs every byte in host memory at
+once, and trusts address and shape, so that an array in another memory order would be silently permuted.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from .pieces import Ways, pieces, write
 from .replacing import SETTLED, replacing, settle
 from .saved import VERSION
 
-# What the format calls the dtypes that state has.
+# The format's names for the dtypes of state.
 DTYPES = {"float64": "F64", "int64": "I64", "float32": "F32", "uint16": "U16", "int16": "I16", "uint8": "U8"}
 _OURS = {theirs: np.dtype(ours) for ours, theirs in DTYPES.items()}
 _ALIGNMENT = 8  # of the data in the file
-LONGEST_HEAD = 100_000_000  # bytes, says the library
+LONGEST_HEAD = 100_000_000  # bytes, the library's limit
 
 FilePath: TypeAlias = str | bytes | os.PathLike[Any]
 Progress: TypeAlias = Callable[[int, int], object]
 
 
 class Entry(NamedTuple):
-    """An array that is to be written."""
+    """An array to be written."""
 
     name: str
     array: Array
-    at: Callable[[], AbstractContextManager[Any]]  # where work on it belongs: its device, after what came before
+    at: Callable[[], AbstractContextManager[Any]]  # the context for work on it: its device, after earlier work
 
 
 class Described(NamedTuple):
-    """An array as the head of a file has it."""
+    """An array as described in the head of a file."""
 
     name: str
     dtype: np.dtype[Any]
@@ -69,8 +69,8 @@ class CheckpointError(ValueError):
 
 
 def write_arrays(path: FilePath, metadata: Mapping[str, str], entries: Sequence[Entry], tell: Progress | None) -> None:
-    """Write a file of these texts and arrays; what the file was stays until the new one is whole."""
-    entries = sorted(entries, key=lambda entry: -entry.array.itemsize)  # so that each begins at a multiple of it
+    """Write a file with these texts and arrays; the old file stays until the new one is complete."""
+    entries = sorted(entries, key=lambda entry: -entry.array.itemsize)  # so that each starts at a multiple of it
     head, ways = _head(metadata, entries), Ways()
     done, total = 0, sum(entry.array.nbytes for entry in entries)
     with replacing(path, len(head) + total) as file:
@@ -89,7 +89,7 @@ def write_arrays(path: FilePath, metadata: Mapping[str, str], entries: Sequence[
 
 
 def _head(metadata: Mapping[str, str], entries: Sequence[Entry]) -> bytes:
-    """What stands before the data: its own length, and as JSON where each array is, and texts."""
+    """What precedes the data: its own length, then JSON with the position of each array, and the texts."""
     head: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array, _ in entries:
@@ -100,26 +100,26 @@ def _head(metadata: Mapping[str, str], entries: Sequence[Entry]) -> bytes:
 
 
 def as_text(content: Mapping[str, Any]) -> bytes:
-    """JSON as files keep it: of a length that the format has, and of a multiple of what its data are aligned to."""
+    """JSON as stored in files: of a length within the format's limit, and a multiple of the alignment of the data."""
     try:
         text = json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{error.object[error.start - 20 : error.end + 20]!r} is in a name or a group and is no Unicode, which a "
-            "checkpoint cannot hold; wanted another name"
+            f"{error.object[error.start - 20 : error.end + 20]!r} is in a name or a group and is not valid Unicode, "
+            "which a checkpoint cannot hold; wanted another name"
         ) from None
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > LONGEST_HEAD:
         raise ValueError(
-            f"names, shapes and groups take {len(text):,} bytes; wanted at most {LONGEST_HEAD:,}, which the format has"
+            f"names, shapes and groups take {len(text):,} bytes; wanted at most {LONGEST_HEAD:,}, the format's limit"
         )
     return text
 
 
 def read_head(path: FilePath, file: BinaryIO, wanted: str) -> tuple[dict[str, str], list[Described], int] | None:
-    """The texts in an open file of this format, its arrays in the order in which they lie, and where they begin.
+    """The texts in an open file of this format, its arrays in storage order, and where they begin.
 
-    None where the path is another file's meanwhile.
+    None if the path has come to name another file.
     """
     with extra("safetensors"):
         from safetensors import SafetensorError, safe_open
@@ -139,28 +139,28 @@ def read_head(path: FilePath, file: BinaryIO, wanted: str) -> tuple[dict[str, st
         ) from None
     if metadata.get("format") != wanted:
         raise CheckpointError(
-            f"{named(path)} is a safetensors file, but no checkpoint of rmsprop_gpu: its metadata has the format "
+            f"{named(path)} is a safetensors file, but not a checkpoint of rmsprop_gpu: its metadata has the format "
             f"{metadata.get('format')!r}"
         )
     check_version(path, as_whole(metadata.get("version")))
     odd = [f"{name!r} ({dtype})" for name, (dtype, _) in zip(names, described, strict=True) if dtype not in _OURS]
     odd += [f"{name!r}, which has no slash" for name in names if "/" not in name]
     if odd:
-        raise CheckpointError(f"{named(path)} has arrays that no state has, by their dtypes or names: {some(odd)}")
+        raise CheckpointError(f"{named(path)} has arrays that cannot be state, by their dtypes or names: {some(odd)}")
     arrays = [Described(name, _OURS[dtype], shape) for name, (dtype, shape) in zip(names, described, strict=True)]
     return metadata, arrays, 8 + int.from_bytes(file.read(8), "little")
 
 
 def check_version(path: FilePath, version: object) -> None:
-    """Refuse what this package does not read."""
+    """Refuse a version that this package cannot read."""
     if version != VERSION:
         newer = isinstance(version, int) and version > VERSION
-        why = "a newer one has written it" if newer else "it is damaged"
+        why = "it was written by a newer one" if newer else "it is damaged"
         raise CheckpointError(f"{named(path)} has version {version!r}, and this package reads {VERSION}: {why}")
 
 
 def _kind(file: BinaryIO) -> str | None:
-    """What else people keep state in, by its first bytes; a good checkpoint may begin with the same."""
+    """Another format used for state, recognized by its first bytes; a valid checkpoint may begin with the same."""
     first = file.read(8)
     file.seek(0)
     if first.startswith(b"PK\x03\x04"):
@@ -171,17 +171,17 @@ def _kind(file: BinaryIO) -> str | None:
 
 
 def as_whole(text: str | None) -> Any:
-    """A whole number where this is one; else as it is, to be refused by whoever knows what it is for."""
+    """The integer in a text; other text is returned unchanged, to be refused by the caller."""
     return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 20 else text
 
 
 def some(texts: Sequence[str]) -> str:
-    """The first of them, where they are many."""
+    """The first of them, if there are many."""
     return ", ".join([*texts[:8], *["..."] * (len(texts) > 8)])
 
 
 def plain(error: Exception) -> str:
-    """What an error says, on a line that speaks to no terminal."""
+    """The text of an error on one line, with control characters for the terminal escaped."""
     text = str(error)[:300]
     return text if text.isprintable() else ascii(text)
 

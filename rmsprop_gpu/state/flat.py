@@ -1,4 +1,4 @@
-"""A state dict as files keep it: arrays under ``<parameter>/<buffer>``, and all else as one JSON text beside them."""
+"""A state dict as stored in files: arrays under ``<parameter>/<buffer>``, and all else as one JSON text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays.checks import Problems, a, quoted
 from ..arrays.real import one_real
 
-HEADER = "rmsprop_gpu"  # the key of the text: no array's, which all have a slash
+HEADER = "rmsprop_gpu"  # the key of the text; keys of arrays all have a slash
 
 
 def flattened(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def flattened(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_json(frame: Mapping[str, Any]) -> str:
-    """What a state dict has beside its arrays, as text; a TypeError names every key of a group that cannot be one."""
+    """What a state dict has beside its arrays, as text; a TypeError names every key of a group that has no JSON."""
     problems = Problems()
     for i, group in enumerate(frame["param_groups"]):
         for name, value in group.items():
@@ -47,30 +47,30 @@ def as_json(frame: Mapping[str, Any]) -> str:
                 json.dumps(value, default=_number)
             except (TypeError, ValueError, RecursionError) as error:
                 found = f"param_groups[{i}][{quoted(name)}] is {a(type(value))}"
-                problems.add(TypeError, f"{found}, which is no JSON ({error}); wanted numbers, texts, lists, mappings")
+                problems.add(TypeError, f"{found}, which is not JSON ({error}); wanted numbers, texts, lists, mappings")
     problems.raise_any()
     return json.dumps(frame, default=_number)
 
 
 def _number(x: object) -> bool | int | float:
-    """A number of another library's as Python's, which JSON writes to the last bit."""
+    """A number from another library as Python's, which JSON writes to the last bit."""
     if isinstance(x, np.bool_):
         return bool(x)
     found = one_real(x)
     if isinstance(found, numbers.Integral):
         return int(found)
     if found is None or (float(found) != found and not math.isnan(found)):
-        raise TypeError(f"there is {a(type(x))} in it")
+        raise TypeError(f"it contains {a(type(x))}")
     return float(found)
 
 
 def is_flat(saved: Mapping[Any, Any]) -> bool:
-    """Is this a flat form, or arrays of one?"""
+    """Is this the flat form, or arrays from one?"""
     return HEADER in saved or ("state" not in saved and any(isinstance(key, str) and "/" in key for key in saved))
 
 
 def unflattened(flat: Mapping[Any, Any], problems: Problems) -> dict[str, Any]:
-    """The state dict again, from whatever mapping: an open npz file has a 0-d array in the place of the text."""
+    """The state dict again, from any mapping: an open npz file has a 0-d array in place of the text."""
     state: dict[str, dict[str, Any]] = {}
     for key in flat:
         if key == HEADER:
@@ -79,14 +79,14 @@ def unflattened(flat: Mapping[Any, Any], problems: Problems) -> dict[str, Any]:
         if slash:
             state.setdefault(parameter, {})[buffer] = flat[key]
         else:
-            problems.add(ValueError, f'state_dict[{quoted(key)}] is no "<parameter>/<buffer>"')
+            problems.add(ValueError, f'state_dict[{quoted(key)}] is not a "<parameter>/<buffer>"')
     return {**_header(flat, problems), "state": state}
 
 
 def _header(flat: Mapping[Any, Any], problems: Problems) -> dict[str, Any]:
     where, wanted = f'state_dict["{HEADER}"]', "the JSON text that state_dict(flat=True) has there"
     if HEADER not in flat:
-        problems.add(ValueError, f"{where} is missing; wanted {wanted} (safetensors keeps it as metadata)")
+        problems.add(ValueError, f"{where} is missing; wanted {wanted} (safetensors stores it as metadata)")
         return {}
     text = flat[HEADER]
     if isinstance(text, np.ndarray) and text.shape == () and text.dtype.kind == "U":
@@ -97,7 +97,7 @@ def _header(flat: Mapping[Any, Any], problems: Problems) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        problems.add(ValueError, f"{where} is no JSON ({error}); wanted {wanted}")
+        problems.add(ValueError, f"{where} is not JSON ({error}); wanted {wanted}")
         return {}
     if not isinstance(found, dict):
         problems.add(ValueError, f"{where} is the JSON of {a(type(found))}; wanted {wanted}")

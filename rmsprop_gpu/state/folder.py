@@ -1,7 +1,7 @@
-"""A checkpoint that several processes write: a folder with one safetensors file of each, and an index of what is where.
+"""A checkpoint from several processes: a folder with one safetensors file per process, and an index of the contents.
 
-The files have names that no other save uses, and the index comes last: its rename is the moment at which the checkpoint
-exists. Until then the one before is there with all its files, which are removed behind it.
+The files have names that no other save uses, and the index comes last: the checkpoint exists from the moment it is
+renamed. Until then the previous one is there with all its files, which are removed afterwards.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _OURS = re.compile(rf"{index.FILE.pattern}(?:{_SUFFIX})*|{re.escape(index.NAME)}
 
 
 class Part(NamedTuple):
-    """Elements of a state array, as one process has them.
+    """Elements of a state array, as held by one process.
 
     Parameters
     ----------
     parameter, kind : str
-        Whose, and what: ``"square_avg"``, ``"step"``, ...
+        The name of the parameter, and the kind of state: ``"square_avg"``, ``"step"``, ...
     start, stop : int or None
-        Which elements of the whole array, counted in C order; None of a counter. An array without elements needs its
-        part ``[0:0]``, or nobody would know that it is there.
+        Which elements of the whole array, counted in C order; None for a counter. An array without elements needs its
+        part ``[0:0]``, or nothing would show that it exists.
     array : array
         These elements, on one axis, or the number as a 0-d array; NumPy's or CuPy's.
     at : callable
@@ -57,7 +57,7 @@ class Part(NamedTuple):
 
 
 def new_token() -> str:
-    """What sets the files of one save apart from those of any other: made by one process, and told to all."""
+    """A token that tells the files of one save from those of any other: made by one process, and sent to all."""
     return secrets.token_hex(4)
 
 
@@ -70,12 +70,12 @@ def file_name(steps: int, token: str, rank: int) -> str:
 
 
 def write_file(folder: FilePath, name: str, parts: Iterable[Part], progress: Progress | None = None) -> list[str]:
-    """Write the file of one process, and return the names of its parts; the folder is made where it is not there.
+    """Write the file of one process, and return the names of its parts; the folder is created if necessary.
 
     It belongs to no checkpoint until an index names it.
     """
     if not index.FILE.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a file of a process; wanted one that file_name() made")
+        raise ValueError(f"{name!r} is not the name of a process's file; wanted one made by file_name()")
     entries: dict[str, Entry] = {}
     for parameter, kind, start, stop, array, at in parts:
         span = Span(parameter, kind, start, stop)
@@ -92,14 +92,14 @@ def write_file(folder: FilePath, name: str, parts: Iterable[Part], progress: Pro
 
 
 def _make(folder: Path) -> None:
-    """Have a folder, whoever is the first to make it."""
+    """Make sure that the folder exists, whichever process creates it first."""
     try:
         folder.mkdir()
     except FileExistsError:
         if not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is no folder; wanted one, or a name that is free") from None
+            raise NotADirectoryError(f"{folder} is not a folder; wanted a folder, or an unused name") from None
         return
-    with suppress(OSError):  # Windows opens no folders
+    with suppress(OSError):  # Windows cannot open folders
         at = os.open(folder.parent, os.O_RDONLY)
         try:
             os.fsync(at)
@@ -110,7 +110,7 @@ def _make(folder: Path) -> None:
 def write_index(
     folder: FilePath, frame: Mapping[str, Any], tensors: Tensors, files: Mapping[str, Sequence[str]]
 ) -> None:
-    """Make a checkpoint of files that were written, and remove those of others.
+    """Turn files that were written into a checkpoint, and remove those of others.
 
     Parameters
     ----------
@@ -119,25 +119,25 @@ def write_index(
     frame : mapping
         A state dict without its arrays.
     tensors : mapping
-        By name dtype and shape of each parameter.
+        Dtype and shape of each parameter, by name.
     files : mapping
-        By its name, what `write_file` returned.
+        What `write_file` returned, by file name.
 
     Raises
     ------
     TypeError, ValueError
-        Naming parts that are missing, overlap, or are of no tensor, or what is no JSON in a group; the checkpoint that
-        was there stays.
+        Naming parts that are missing, overlap, or belong to no tensor, or values in a group that are not JSON; the old
+        checkpoint stays.
     OSError
-        Where one of the files is not there, or the index cannot be written; that too.
+        If one of the files is missing, or the index cannot be written; again the old checkpoint stays.
     """
     path = Path(os.fsdecode(folder))
     text = index_text(frame, tensors, files)
     missing = [name for name in files if not (path / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{path} lacks {some(missing)}, which were written; wanted one folder for all processes, into which nobody "
-            "else saves at this time"
+            f"{path} lacks {some(missing)}, which were written; wanted one folder for all processes, with no other "
+            "save into it at the same time"
         )
     with replacing(path / index.NAME, len(text)) as file:
         write(file, text)
@@ -145,7 +145,7 @@ def write_index(
 
 
 def names(folder: FilePath, file: str) -> bool:
-    """Does the index name this file? One that cannot be read does."""
+    """Does the index name this file? True also if the index cannot be read."""
     try:
         return file.encode() in (Path(os.fsdecode(folder)) / index.NAME).read_bytes()
     except FileNotFoundError:
@@ -155,11 +155,11 @@ def names(folder: FilePath, file: str) -> bool:
 
 
 def remove(folder: FilePath, which: Callable[[str], bool]) -> None:
-    """Remove such files of saves, whole or not; what is none of ours stays, and what cannot be removed."""
+    """Remove these files of saves, complete or not; files that are not ours or cannot be removed stay."""
     with suppress(OSError), os.scandir(os.fsdecode(folder)) as entries:
         for entry in entries:
             if _OURS.fullmatch(entry.name) and which(entry.name) and entry.is_file(follow_symlinks=False):
-                with suppress(OSError):  # Windows deletes no file that is open
+                with suppress(OSError):  # Windows cannot delete an open file
                     os.unlink(entry.path)
 
 
@@ -167,7 +167,7 @@ def remove(folder: FilePath, which: Callable[[str], bool]) -> None:
 
 
 class _File(NamedTuple):
-    """The file of a process, open."""
+    """The open file of a process."""
 
     name: str
     file: BinaryIO
@@ -177,30 +177,30 @@ class _File(NamedTuple):
 
 @contextmanager
 def opened(folder: FilePath) -> Iterator[dict[str, Any]]:
-    """The state dict in a folder, as from `checkpoint.opened`; and the names of its files, as ``"files"``.
+    """The state dict in a folder, as from `checkpoint.opened`, with the names of its files as ``"files"``.
 
-    All files are open before any array is read: what a save removes meanwhile is read to its end.
+    All files are opened before any array is read: one that a save removes in the meantime can still be read to its end.
     """
     path = Path(os.fsdecode(folder))
     while True:
         with ExitStack() as stack:
             found = _open_all(path, stack)
             if found is None:
-                continue  # a save has put another one in its place
+                continue  # a save has just replaced it
             content, files = found
             yield {**content.frame, "files": [file.name for file in files], "state": _state(content, files)}
             return
 
 
 def _open_all(folder: Path, stack: ExitStack) -> tuple[Index, list[_File]] | None:
-    """What the index says, and the files that it names; None where another one has replaced them."""
+    """The index, and the files that it names; None if another save has replaced them."""
     at, name = folder / index.NAME, ""
     try:
         text = stack.enter_context(_open(at))
     except FileNotFoundError:
-        folder.stat()  # or there is no folder, and the system says so
+        folder.stat()  # if there is no folder, the system's error says so
         raise CheckpointError(
-            f"{named(folder)} has no {index.NAME}, which a save writes last; wanted a folder that save() has written"
+            f"{named(folder)} has no {index.NAME}, which a save writes last; wanted a folder written by save()"
         ) from None
     content = read_index(at, text)
     try:
@@ -215,7 +215,7 @@ def _open_all(folder: Path, stack: ExitStack) -> tuple[Index, list[_File]] | Non
             metadata, arrays, start = head
             if metadata.get("file") != name:
                 was = metadata.get("file")
-                raise CheckpointError(f"{named(folder / name)} was written as {was!r}; wanted the file of this name")
+                raise CheckpointError(f"{named(folder / name)} was written as {was!r}; wanted the file with this name")
             found.append(_File(name, file, arrays, start))
     except FileNotFoundError:
         if _replaced(at, text):
@@ -232,7 +232,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _replaced(path: Path, file: BinaryIO) -> bool:
-    """Is there another one at this path than the one that is open?"""
+    """Is the file at this path no longer the one that is open?"""
     try:
         return not os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -240,7 +240,7 @@ def _replaced(path: Path, file: BinaryIO) -> bool:
 
 
 def _differences(file: _File, content: Index) -> list[str]:
-    """Where a file has not what its index says."""
+    """Where a file differs from its index."""
     listed, there = set(content.files[file.name]), {array.name for array in file.arrays}
     problems = [f"{name!r} is not in {file.name}" for name in content.files[file.name] if name not in there]
     for name, dtype, shape in file.arrays:
@@ -257,7 +257,7 @@ def _differences(file: _File, content: Index) -> list[str]:
 
 
 def _state(content: Index, files: Sequence[_File]) -> dict[str, dict[str, Stored]]:
-    """By name each array, whichever files its parts are in."""
+    """Each array by name, whichever files hold its parts."""
     parts: dict[tuple[str, str], list[tuple[int, int, BinaryIO, int]]] = {}
     dtypes: dict[tuple[str, str], np.dtype[Any]] = {}
     for _, file, arrays, start in files:

@@ -1,6 +1,6 @@
-"""The formats of a second moment as arrays: codes to float32, exactly, and float32 to codes, to nearest.
+"""The formats of a second moment, on arrays: codes to float32 exactly, float32 to codes by rounding to nearest.
 
-NumPy's arrays or CuPy's. What codes are is said in kernels/codes.py; in a step the kernels make them, with dither.
+The arrays are NumPy's or CuPy's. For the codes see kernels/codes.py; in a step the kernels make them, with dither.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .pieces import Stored
 
 
 def decoded(codes: Array, bases: Array | None = None) -> Array:
-    """The float32 that codes stand for, of any shape; with bases those of 8 bits, in C order."""
+    """The float32 values that codes of any shape stand for; 8-bit codes have bases and are in C order."""
     bits = codes.astype(np.uint32)
     if bases is None:
         return (bits << SHIFT16).view(np.float32)
@@ -27,13 +27,13 @@ def decoded(codes: Array, bases: Array | None = None) -> Array:
 
 
 def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
-    """The codes nearest to a float32 of any shape, and the bases of those of 8 bits."""
+    """The codes nearest to float32 values of any shape, and for 8-bit codes their bases."""
     bits = (v.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0.0 is 0.0
     if moment == "uint16":
         half = np.uint32(1 << (SHIFT16 - 1))
         return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16), None
     flat = bits.reshape(-1).astype(np.int64)
-    padded = flat[: -(-flat.size // BLOCK) * BLOCK].copy()  # of its library
+    padded = flat[: -(-flat.size // BLOCK) * BLOCK].copy()  # by its own library
     padded.resize(-(-flat.size // BLOCK) * BLOCK)
     padded[padded >= INFINITE] = 0
     most = padded.reshape(-1, BLOCK).max(axis=1, initial=0)
@@ -46,9 +46,9 @@ def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
 def in_format(
     entry: Mapping[str, Any], moment: str, tensor: Tensor, label: str, problems: Problems
 ) -> Mapping[str, Any]:
-    """A saved entry of a parameter with its second moment in this format, whichever it was saved in.
+    """A saved entry of a parameter, with its second moment converted to this format from whichever it was saved in.
 
-    What it lacks or has too much stays as it is, for whoever checks that.
+    Missing or surplus arrays are left as they are, for later checks.
     """
     kind = next((kind for kind in MOMENTS if kind in entry), None)
     if kind is None:
@@ -67,7 +67,7 @@ def in_format(
         return entry
     rest = {name: x for name, x in entry.items() if name not in (kind, base)}
     values = _read(saved)
-    if theirs == "float32" and bool((values < 0).any()):  # which codes could not say any more
+    if theirs == "float32" and bool((values < 0).any()):  # codes could no longer express that
         problems.add(ValueError, f'{label}["{kind}"] has elements below 0; wanted averages or sums of squares')
         return rest
     if moment != "float32":

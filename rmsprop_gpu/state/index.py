@@ -1,4 +1,4 @@
-"""The index of a checkpoint that is a folder: which parts are in which file, and all that is no array."""
+"""The index of a checkpoint folder: which parts are in which file, and everything that is not an array."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from .parts import Tensors, problems_of_parts
 
 NAME = "index.json"
 FORMAT = "rmsprop_gpu folder"
-# No index names any other file: none outside the folder, and none that a save would not remove.
+# An index names no other files: none outside the folder, and none that a save would not remove.
 FILE = re.compile(r"step-[0-9]{8,20}-[0-9a-f]{8}-rank-[0-9]{5,10}\.safetensors")
-_MOST_AXES = 64  # that NumPy has
+_MOST_AXES = 64  # NumPy's limit
 
 
 class Index(NamedTuple):
-    """What an index says."""
+    """The content of an index."""
 
     frame: dict[str, Any]
     tensors: Tensors
-    files: dict[str, list[str]]  # by its name, the parts in it
+    files: dict[str, list[str]]  # the parts in each file, by its name
 
 
 def index_text(frame: Mapping[str, Any], tensors: Tensors, files: Mapping[str, Sequence[str]]) -> bytes:
-    """What is written; a ValueError names parts that are missing, overlap, or are of no tensor."""
+    """The text to be written; a ValueError names parts that are missing, overlap, or belong to no tensor."""
     problems = problems_of_parts(tensors, files)
     if problems:
-        raise ValueError(f"the parts are no whole state, nothing was changed: {some(problems)}")
+        raise ValueError(f"the parts are not a complete state, nothing was changed: {some(problems)}")
     described = {name: {"dtype": str(dtype), "shape": list(shape)} for name, (dtype, shape) in tensors.items()}
     listed = {name: list(parts) for name, parts in files.items()}
     return as_text({"format": FORMAT, **json.loads(as_json(frame)), "tensors": described, "files": listed})
 
 
 def read_index(path: Path, file: BinaryIO) -> Index:
-    """What an index says, whose parts are a whole state by their names."""
+    """Read an index, and check that its parts, by their names, are a complete state."""
     wanted = "wanted an index as save() writes it"
     if os.fstat(file.fileno()).st_size > LONGEST_HEAD:
         raise CheckpointError(f"{named(path)} is longer than {LONGEST_HEAD:,} bytes; {wanted}")
     try:
         content = json.loads(file.read().decode())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{named(path)} is no JSON ({plain(error)}); {wanted}") from None
+        raise CheckpointError(f"{named(path)} is not JSON ({plain(error)}); {wanted}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{named(path)} is JSON, but no index of rmsprop_gpu; {wanted}")
+        raise CheckpointError(f"{named(path)} is JSON, but not an index of rmsprop_gpu; {wanted}")
     check_version(path, content.get("version"))
     tensors, files = content.get("tensors"), content.get("files")
     if not isinstance(tensors, dict) or not all(map(_is_tensor, tensors.values())):
@@ -68,7 +68,7 @@ def read_index(path: Path, file: BinaryIO) -> Index:
 
 
 def _is_tensor(x: Any) -> bool:
-    """Is this how an index describes a parameter?"""
+    """Does this describe a parameter as an index does?"""
     if not isinstance(x, dict) or x.get("dtype") not in dtypes.NAMES or not isinstance(x.get("shape"), list):
         return False
     return len(x["shape"]) <= _MOST_AXES and all(type(n) is int and 0 <= n < 2**63 for n in x["shape"])

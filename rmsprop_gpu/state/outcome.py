@@ -1,4 +1,4 @@
-"""What steps leave behind beside the state: how many were skipped, and the norm of the last gradients."""
+"""What steps leave behind besides the state: how many were skipped, and the norm of the last gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LAYOUT = Layout((2,), (8,), np.dtype(np.int64), 0)
 
 
 class Outcome:
-    """Two words on each device, written there by the steps and read only when they are asked for."""
+    """Two words on each device, written there by the steps and read only on request."""
 
     def __init__(self, devices: Sequence[int], order: Order | None) -> None:
         self._order = order
@@ -34,11 +34,11 @@ class Outcome:
 
     @property
     def addresses(self) -> dict[int | None, int]:
-        """Where they are, by device."""
+        """Their addresses, by device."""
         return {device: address_of(words) for device, words in self._words.items()}
 
     def _read(self) -> Iterator[Any]:
-        """The words of each device; the host waits for the steps before."""
+        """The words of each device; the host waits for earlier steps."""
         for device, words in self._words.items():
             if device is None or self._order is None:
                 yield words
@@ -55,7 +55,7 @@ class Outcome:
         return math.hypot(*(float(words.view(np.float64)[NORM]) for words in self._read()))
 
     def snapshot(self) -> int | Array:
-        """The count of skipped steps; on one device an array there, so that nobody waits for it."""
+        """The count of skipped steps; with one device an array there, so that the host need not wait for it."""
         if self._order is None or len(self._words) > 1:
             return self.skipped
         ((device, words),) = self._words.items()
@@ -64,7 +64,7 @@ class Outcome:
             return words[SKIPPED].copy()
 
     def load(self, skipped: int) -> None:
-        """Count on from here."""
+        """Continue counting from this number."""
         for i, (device, words) in enumerate(self._words.items()):
             if device is None or self._order is None:
                 words[SKIPPED] = skipped

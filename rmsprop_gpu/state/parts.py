@@ -1,4 +1,4 @@
-"""Arrays of which several files have parts: their names, whether all are there, and how they are read as one."""
+"""Arrays with parts in several files: the parts' names, whether all are there, and how they are read as one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from .kinds import elements_of, is_counter
 
-# By name what a parameter is, of which the state has the shape: its dtype and its shape.
+# Dtype and shape of each parameter, by name; its state has the same shape.
 Tensors: TypeAlias = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
-_NUMBER = "(0|[1-9][0-9]{0,18})"  # written in one way only
+_NUMBER = "(0|[1-9][0-9]{0,18})"  # only one spelling per number
 _NAME = re.compile(rf"(?s:(.*))/([^/\[\]]+)(?:\[{_NUMBER}:{_NUMBER}\])?")
 
 
 class Span(NamedTuple):
-    """What a part is of, and which elements, counted in C order; a counter has no range."""
+    """What a part belongs to, and which elements it has, counted in C order; a counter has no range."""
 
     parameter: str
     kind: str
@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As in a file: ``w/square_avg[4096:40960]``, ``w/step``."""
+        """The name in a file: ``w/square_avg[4096:40960]``, ``w/step``."""
         whole = f"{self.parameter}/{self.kind}"
         return whole if self.start is None else f"{whole}[{self.start}:{self.stop}]"
 
@@ -38,7 +38,7 @@ class Span(NamedTuple):
 
 
 def span_of(name: str) -> Span | None:
-    """What a part of this name is; None where it is no such name."""
+    """The part with this name; None if it is not the name of a part."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -47,7 +47,7 @@ def span_of(name: str) -> Span | None:
 
 
 def problems_of_parts(tensors: Tensors, files: Mapping[str, Iterable[str]]) -> list[str]:
-    """What is wrong with the parts that files have, by their names: each element has to be there, and once."""
+    """What is wrong with the parts in these files, by their names: each element has to be there exactly once."""
     problems: list[str] = []
     seen: dict[str, str] = {}
     found: dict[str, dict[str, list[Span]]] = {name: {} for name in tensors}
@@ -57,12 +57,12 @@ def problems_of_parts(tensors: Tensors, files: Mapping[str, Iterable[str]]) -> l
             if name in seen:
                 problems.append(f"{where} is in {seen[name]} too")
             elif span is None:
-                problems.append(f"{where} is no name of a part, as 'w/square_avg[0:8]' and 'w/step' are")
+                problems.append(f"{where} is not the name of a part, such as 'w/square_avg[0:8]' or 'w/step'")
             elif span.parameter not in tensors:
-                problems.append(f"{where} is of none of the tensors")
+                problems.append(f"{where} belongs to none of the tensors")
             elif is_counter(span.kind) != (span.start is None):
-                wanted = "no range, as of one number" if is_counter(span.kind) else "a range of elements"
-                problems.append(f"{where} is no part of a {span.kind}; wanted {wanted}")
+                wanted = "no range, since it is one number" if is_counter(span.kind) else "a range of elements"
+                problems.append(f"{where} is not a part of a {span.kind}; wanted {wanted}")
             else:
                 found[span.parameter].setdefault(span.kind, []).append(span)
             seen.setdefault(name, file)
@@ -81,13 +81,13 @@ def problems_of_parts(tensors: Tensors, files: Mapping[str, Iterable[str]]) -> l
 def _problems_of_ranges(
     array: str, ranges: Iterable[tuple[int, int]], size: int, files: Mapping[str, str]
 ) -> Iterator[str]:
-    """What of an array is missing, or there twice, by ranges in their order."""
+    """What is missing from an array, or there twice, from its ranges in order."""
     end, last = 0, ""
     for start, stop in ranges:
         name = f"{array}[{start}:{stop}]"
         where = f"{name!r} in {files[name]}"
         if not start <= stop <= size:
-            yield f"{where} is no range of its {size} elements"
+            yield f"{where} is not a range of its {size} elements"
             continue
         if start > end:
             yield f"{array!r} lacks its elements {end} to {start} of {size}"
@@ -100,10 +100,10 @@ def _problems_of_ranges(
 
 
 class Joined:
-    """The parts of an array, which cover it, as one file of its bytes."""
+    """The parts that make up an array, as one file of its bytes."""
 
     def __init__(self, parts: Iterable[tuple[int, int, BinaryIO, int]]) -> None:
-        """Of each part, in bytes: where it begins in the array, how long it is, its file, where it begins there."""
+        """For each part: its start in the array, its length, its file, and its start there; all in bytes."""
         self._parts = sorted((part for part in parts if part[1]), key=_start)
         self._at = 0
 
@@ -111,11 +111,11 @@ class Joined:
         self._at = offset
 
     def readinto(self, into: memoryview, /) -> int:
-        """Read, to the end of a part at most; how many bytes?"""
+        """Read, at most to the end of a part, and return the number of bytes."""
         start, nbytes, file, offset = self._parts[bisect_right(self._parts, self._at, key=_start) - 1]
         file.seek(offset + self._at - start)
         within = into[: start + nbytes - self._at]
-        count: int = file.readinto(within)  # type: ignore[attr-defined]  # files without a buffer have it
+        count: int = file.readinto(within)  # type: ignore[attr-defined]  # unbuffered files have it
         self._at += count
         return count
 

@@ -1,4 +1,4 @@
-"""Arrays to files and back in pieces, whatever their layout and wherever they lie; in a file they are in C order."""
+"""Arrays to files and back in pieces, whatever their layout and place; in a file they are in C order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from ..arrays.layout import Array, NDArray
 
-PIECE = 16 << 20  # bytes that are under way at a time
+PIECE = 16 << 20  # bytes in transit at a time
 
 
 def pieces(array: Array) -> Iterator[Array]:
-    """Views of an array that follow each other in C order, none of more bytes than a piece has."""
+    """Consecutive views of an array in C order, none larger than a piece."""
     if array.nbytes <= PIECE:
         yield array
     elif array.flags.c_contiguous:
@@ -30,30 +30,30 @@ def pieces(array: Array) -> Iterator[Array]:
 
 
 def write(file: BinaryIO, data: Any) -> None:
-    """All of it, to a file without a buffer."""
+    """Write all of it to an unbuffered file."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
 
 
 class Source(Protocol):
-    """What is read from: a file without a buffer, or several as one."""
+    """What is read from: an unbuffered file, or several as one."""
 
     def seek(self, offset: int, /) -> Any: ...
     def readinto(self, into: memoryview, /) -> int | None: ...
 
 
 def read(file: Source, into: memoryview) -> None:
-    """As many bytes as there is room for."""
+    """Read as many bytes as there is room for."""
     while into:
         count = file.readinto(into)
         if not count:
-            raise OSError("the file ends before its last array; it became shorter after it was opened")
+            raise OSError("the file ends before its last array; it was shortened after it was opened")
         into = into[count:]
 
 
 class Host:
-    """The way of NumPy arrays."""
+    """How NumPy arrays are written and read."""
 
     def write(self, file: BinaryIO, piece: NDArray) -> None:
         write(file, _bytes(np.ascontiguousarray(piece)))
@@ -74,7 +74,7 @@ def _bytes(array: NDArray) -> memoryview:
 
 
 class Device:
-    """The way of CuPy arrays: by pinned memory, on the current stream of their device, which the host waits for."""
+    """How CuPy arrays are written and read: through pinned memory, on their device's current stream; the host waits."""
 
     def __init__(self) -> None:
         import cupy
@@ -99,7 +99,7 @@ class Device:
 
 
 class Ways:
-    """Of each kind of array one, made when it is first needed: a piece of pinned memory serves all."""
+    """One of these per kind of array, made when first needed: one piece of pinned memory serves all arrays."""
 
     def __init__(self) -> None:
         self._made: dict[bool, Host | Device] = {}
@@ -112,7 +112,7 @@ class Ways:
 
 
 class Stored(NamedTuple):
-    """An array in a file that is open, in C order."""
+    """An array in an open file, in C order."""
 
     file: Source
     offset: int
@@ -125,11 +125,11 @@ class Stored(NamedTuple):
         return self.dtype.itemsize * math.prod(self.shape)
 
     def part(self, start: int, stop: int) -> Stored:
-        """Some of its elements, counted in C order, as an array of one axis."""
+        """Some of its elements, counted in C order, as an array with one axis."""
         return self._replace(offset=self.offset + start * self.dtype.itemsize, shape=(stop - start,))
 
     def values(self) -> Iterator[NDArray]:
-        """Its elements, a piece after the other, each in the place of the one before."""
+        """Its elements, piece by piece, each in the same memory as the one before."""
         count = math.prod(self.shape)
         room = np.empty(min(count, PIECE // self.dtype.itemsize), self.dtype)
         self.file.seek(self.offset)
@@ -139,7 +139,7 @@ class Stored(NamedTuple):
             yield piece
 
     def read_into(self, array: Array) -> None:
-        """Read it into an array of its shape and dtype, on the current device where it lies on one."""
+        """Read it into an array with its shape and dtype, which is in host memory or on the current device."""
         self.file.seek(self.offset)
         for piece in pieces(array):
             self.ways.of(array).read(self.file, piece)

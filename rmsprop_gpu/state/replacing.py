@@ -1,4 +1,4 @@
-"""A file that takes the place of another one when it is whole: whoever opens that finds the one or the other."""
+"""A file that replaces another one when it is complete: a reader finds one or the other."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-SETTLED = 64 << 20  # bytes after which a file goes to the disk
-SUFFIX = ".saving"  # of the file that is written: a fixed name, so that a killed save leaves one file at most
+SETTLED = 64 << 20  # bytes after which data are flushed to disk
+SUFFIX = ".saving"  # of the file being written: a fixed name, so that a killed save leaves at most one file
 
-_writing: set[tuple[int, Path]] = set()  # by which thread
+_writing: set[tuple[int, Path]] = set()  # by which thread, and which file
 
 
 @contextmanager
 def replacing(path: str | bytes | os.PathLike[Any], nbytes: int) -> Iterator[BinaryIO]:
     """A new file beside the one at `path`, which replaces it at the end, with its permissions; not if anything fails.
 
-    What the path links to is replaced, not the link. The data are on the disk before they have the name, and there is
-    room for `nbytes` of them before any is written. A signal handler may do the same in the middle of it.
+    If the path is a link, its target is replaced, not the link. The data are on disk before they get the name, and
+    space for `nbytes` is reserved before any is written. A signal handler may do the same in the middle of it.
 
     Raises
     ------
     RuntimeError
-        Where another process or thread writes it at the same time.
+        If another process or thread is writing it at the same time.
     OSError
-        Where the folder does not take it; what was there stays.
+        If it cannot be written into the folder; what was there stays.
     """
     target = Path(os.path.realpath(os.fsdecode(path)))
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; wanted the name of a file")
     if target.exists() and not target.is_file():
-        raise OSError(f"{target} is no regular file, and would be replaced by one")
+        raise OSError(f"{target} is not a regular file, and would be replaced by one")
     beside = target.with_name(target.name + SUFFIX)
     while (mine := (threading.get_ident(), beside)) in _writing:
-        beside = beside.with_name(beside.name + SUFFIX)  # a handler's, in the middle of a save to the same file
+        beside = beside.with_name(beside.name + SUFFIX)  # for a handler in the middle of a save to the same file
     file, renamed = _locked(beside), False
     _writing.add(mine)
     try:
-        file.truncate(0)  # what a killed save has left
+        file.truncate(0)  # remove what a killed save has left
         _make_room(file, nbytes)
         yield file
         with _folder(target.parent) as folder:
@@ -55,7 +55,7 @@ def replacing(path: str | bytes | os.PathLike[Any], nbytes: int) -> Iterator[Bin
                 os.fsync(folder)
     except BaseException:
         if not renamed:
-            with suppress(OSError):  # Windows deletes no file that is open
+            with suppress(OSError):  # Windows cannot delete an open file
                 beside.unlink()
         raise
     finally:
@@ -64,9 +64,9 @@ def replacing(path: str | bytes | os.PathLike[Any], nbytes: int) -> Iterator[Bin
 
 
 def settle(file: BinaryIO, start: int, stop: int) -> None:
-    """Have these bytes of a file on the disk, and their memory free for those that follow.
+    """Flush these bytes of a file to disk, and free their memory for those that follow.
 
-    Else as much memory would be taken as the file is large, from whatever else is cached, and written at the end.
+    Otherwise the page cache would grow by the size of the file, push out other data, and be written only at the end.
     """
     if hasattr(os, "posix_fadvise"):
         os.fdatasync(file.fileno())
@@ -74,37 +74,36 @@ def settle(file: BinaryIO, start: int, stop: int) -> None:
 
 
 def _make_room(file: BinaryIO, nbytes: int) -> None:
-    """Have a disk that is full say so now; what has room is written faster, too."""
+    """Make a full disk report that now; writing into reserved space is also faster."""
     if hasattr(os, "posix_fallocate") and nbytes:
         try:
             os.posix_fallocate(file.fileno(), 0, nbytes)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # some file systems cannot
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # some file systems cannot do it
                 raise
 
 
 def _mode(target: Path) -> int:
-    """The permissions of a file that is there; else those of a new one."""
+    """The permissions of an existing file; else those of a new one."""
     try:
         return stat.S_IMODE(target.stat().st_mode)
     except FileNotFoundError:
-        mask = os.umask(0o077)  # it cannot be asked without being set
+        mask = os.umask(0o077)  # it cannot be read without being set
         os.umask(mask)
         return 0o666 & ~mask
 
 
 def _locked(path: Path) -> BinaryIO:
-    """Open a file that may be there already, and lock it."""
+    """Open a file that may already exist, and lock it."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
         file = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
         try:
             if not _lock(file):
                 raise RuntimeError(
-                    f"another process, or another thread of this one, writes {path.name} at this time; nothing was "
-                    "changed"
+                    f"another process, or another thread of this one, is writing to {path.name}; nothing was changed"
                 )
-            # Whoever had it may have given it its name between our opening and locking it.
+            # The previous holder may have renamed it between our opening and locking it.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     return file
@@ -125,12 +124,12 @@ if sys.platform == "win32":
         return True
 
     def _rename(file: BinaryIO, beside: Path, target: Path) -> None:
-        file.close()  # Windows renames no file that is open
+        file.close()  # Windows cannot rename an open file
         os.replace(beside, target)
 
     @contextmanager
     def _folder(path: Path) -> Iterator[int | None]:
-        """Windows syncs no folders."""
+        """Do nothing: Windows cannot sync folders."""
         yield None
 
 else:
@@ -141,7 +140,7 @@ else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # a file system that has no locks
+        except OSError:  # a file system without locks
             return True
         return True
 
@@ -150,7 +149,7 @@ else:
 
     @contextmanager
     def _folder(path: Path) -> Iterator[int | None]:
-        """A folder, opened before anything in it is changed, to be synced behind that."""
+        """A folder, opened before anything in it is changed, to be synced afterwards."""
         at = os.open(path, os.O_RDONLY)
         try:
             yield at

@@ -1,4 +1,4 @@
-"""What a saved state has to be: its frame, and each array in it, validated before anything counts."""
+"""What a saved state has to look like: its frame and each array in it, validated before anything changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .flat import is_flat, unflattened
 from .kinds import BASES
 from .pieces import Stored
 
-VERSION = 1  # of what state_dict returns
+VERSION = 1  # of the format that state_dict returns
 
 
 class LoadReport(NamedTuple):
@@ -44,12 +44,12 @@ class LoadReport(NamedTuple):
 
 
 def check_skipped(saved: Mapping[str, Any], problems: Problems) -> int:
-    """The count of skipped steps in a state dict, which those of earlier versions lack."""
+    """The count of skipped steps in a state dict; earlier versions do not have it."""
     return _count(saved.get("skipped_steps", 0), "skipped_steps", problems)
 
 
 def _count(x: Any, name: str, problems: Problems) -> int:
-    """A count in a state dict, whatever number it comes as: npz makes 0-d arrays of them, others int32."""
+    """A count in a state dict, given as any kind of number: npz makes 0-d arrays of them, others int32."""
     count = whole(x)
     if count is None or not 0 <= count < 2**62:
         problems.add(TypeError, f'state_dict["{name}"] is {_brief(x)}; wanted a count >= 0')
@@ -58,7 +58,7 @@ def _count(x: Any, name: str, problems: Problems) -> int:
 
 
 def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[str, Any]:
-    """The frame of a state dict: which optimizer, which version, what stands where."""
+    """Check the frame of a state dict: which optimizer, which version, which entries."""
     before = len(problems)
     if not isinstance(saved, Mapping):
         problems.add(TypeError, f"state_dict is a {type(saved).__name__}; wanted a mapping, as state_dict() returns it")
@@ -81,7 +81,7 @@ def check_state_dict(saved: Any, optimizer: str, problems: Problems) -> Mapping[
     x = saved.get("version")
     if whole(x) != VERSION:
         problems.add(ValueError, f'state_dict["version"] is {_brief(x)}; wanted {VERSION!r}')
-    sound = len(problems) == before  # else what is in it would be taken for something else
+    sound = len(problems) == before  # otherwise its content would be misinterpreted
     steps = _count(saved.get("steps"), "steps", problems)
     return {**saved, "steps": steps} if sound else {}
 
@@ -91,12 +91,12 @@ def _brief(x: Any) -> str:
 
 
 def _counter(x: object, dtype: np.dtype[Any]) -> object:
-    """One real number as an array of this dtype, where that has its value; else as it is.
+    """One real number as an array of this dtype if that can hold its value; otherwise returned unchanged.
 
-    A count may be an array of any integers; a weight that is one has its dtype, as averages have.
+    A count may be an array of any integer dtype; a weight given as an array must have the right dtype, like averages.
     """
     if kind_of(x) is not None and (dtype.kind == "f" or str(getattr(x, "dtype", "")) == str(dtype)):
-        return x  # on a device nobody waits for it
+        return x  # on a device, so that the host need not wait
     found = one_real(x)
     if found is not None and (dtype.kind == "f" or isinstance(found, numbers.Integral)):
         try:
@@ -113,10 +113,10 @@ def _counter(x: object, dtype: np.dtype[Any]) -> object:
 def check_entry(
     entry: object, label: str, name: str, layout: Layout, tensor: Tensor, problems: Problems
 ) -> Array | Stored | None:
-    """One saved array, of the host or a device, of the shape and dtype that the state has; counters may be numbers.
+    """One saved array, on the host or a device, with the shape and dtype of the state; counters may be numbers.
 
-    Returned as a copy where the parameter lies: it may be a view of the very state that is loaded. What is in a file
-    stays there.
+    It is returned as a copy in the place of the parameter, since it may be a view of the very state being loaded.
+    Arrays in a file stay there.
     """
     if isinstance(entry, Stored):
         right = _has_form(entry, label, layout, problems) and _has_range(entry.values(), label, name, problems)
@@ -134,7 +134,7 @@ def check_entry(
 
 
 def where(x: Array) -> AbstractContextManager[Any]:
-    """The device of an array: what is asked of it there comes after what made it."""
+    """The device of an array: work on it there comes after the work that made it."""
     device = device_of(x)
     if device is None:
         return nullcontext()
@@ -152,14 +152,14 @@ def _checked_entry(
 
 def _has_form(x: Array | Stored, label: str, layout: Layout, problems: Problems) -> bool:
     if x.dtype != layout.dtype:
-        problems.add(TypeError, f"{label} has dtype {x.dtype}; wanted {layout.dtype}, no value is rounded on loading")
+        problems.add(TypeError, f"{label} has dtype {x.dtype}; wanted {layout.dtype}, since loading rounds no value")
     if x.shape != layout.shape:
         problems.add(ValueError, f"{label} has shape {x.shape}; wanted {layout.shape}")
     return bool(x.dtype == layout.dtype and x.shape == layout.shape)
 
 
 def _has_range(parts: Iterable[Array], label: str, name: str, problems: Problems) -> bool:
-    """Are all elements of these parts of an array what they may be? Of momentum, say, any number may be one."""
+    """Are all elements of these parts of an array in the valid range? For momentum, for example, any number is."""
     if name in ("grad_avg", "momentum_buffer", "ema", "param_remainder"):
         return True
     before = len(problems)

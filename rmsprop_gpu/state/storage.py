@@ -1,4 +1,4 @@
-"""Which parameters a format of fewer bytes is for."""
+"""Which parameters may use a format with fewer bytes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..arrays.dtypes import compute_dtype
 
 
 class Kind(NamedTuple):
-    """What of a parameter decides which formats it may have."""
+    """The properties of a parameter that decide which formats it may have."""
 
     label: str
     dtype: str
     compute: str
-    in_order: bool  # does it lie in C order?
+    in_order: bool  # is it in C order?
 
 
 def kinds_of(tensors: Iterable[Tensor]) -> list[Kind]:
-    """Those of a group, one of each sort."""
+    """The different kinds of tensor in a group."""
     found: dict[tuple[Any, ...], Kind] = {}
     for tensor in tensors:
         dtype, in_order = tensor.layout.dtype, bool(tensor.view.flags.c_contiguous)
@@ -29,7 +29,7 @@ def kinds_of(tensors: Iterable[Tensor]) -> list[Kind]:
 
 
 def check_storage(values: Mapping[str, Any], kinds: Sequence[Kind]) -> None:
-    """Refuse a format for parameters that cannot have it; a ValueError names one of them, and says what goes."""
+    """Refuse a format for parameters that cannot have it; a ValueError names one of them, and what is allowed."""
     name = "square_avg_dtype" if "square_avg_dtype" in values else "sum_dtype"
     moment = values.get(name, "float32")
     rests, rounds = values.get("store_param_remainders", False), values.get("bf16_stochastic_round", False)

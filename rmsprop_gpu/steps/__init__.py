@@ -1,4 +1,4 @@
-"""What a step needs and who runs it: the plan, its batches, and the loops of host and device that take the steps.
+"""What a step needs and what runs it: the plan, its batches, and the loops that take steps on host and device.
 
-`state`, `optimizer` and `profiling` may import it. A plan makes batches and runs its steps where its arrays lie.
+`state`, `optimizer` and `profiling` may import it. A plan makes batches and runs its steps where its arrays are stored.
 """

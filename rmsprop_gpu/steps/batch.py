@@ -20,11 +20,11 @@ from ..kernels.rule import Scalars, Variant
 from .library import Block
 
 _LR, _LR_TIMES_DECAY = (Scalars._fields.index(name) for name in Rates._fields)
-LINE = 64  # bytes: large buffers start on a cache line of their own
+LINE = 64  # bytes: large buffers start on their own cache line
 
 
 def allocated(layouts: Sequence[Layout], zeros: Callable[[int], Array]) -> list[Array]:
-    """Zeroed arrays of these layouts, views of one aligned allocation: that of ``zeros(bytes)``."""
+    """Zeroed arrays with these layouts, as views of one aligned allocation, made by ``zeros(bytes)``."""
     offsets, end = [], 0
     for layout in layouts:
         unit = LINE if layout.nbytes >= LINE else 16
@@ -36,13 +36,13 @@ def allocated(layouts: Sequence[Layout], zeros: Callable[[int], Array]) -> list[
 
 
 def kernel_name(kernel: str, dtype: np.dtype[Any], grad_dtype: np.dtype[Any], variant: Variant) -> str:
-    """How a kernel is called where people read of it."""
+    """The name of a kernel as shown to people."""
     grads = "" if grad_dtype == dtype else f" with {grad_dtype} gradients"
     return f"{kernel}[{dtype}{grads}, {variant}]"
 
 
-class OtherDtypes(Exception):  # noqa: N818  # no error: who asked takes another plan
-    """Gradients are right, but of other dtypes than a plan is for: these, by the tensors they are of."""
+class OtherDtypes(Exception):  # noqa: N818  # no error: the caller uses another plan
+    """Gradients are valid, but their dtypes, given here by tensor, are not those that the plan was made for."""
 
     def __init__(self, of: dict[Tensor, np.dtype[Any]]) -> None:
         super().__init__()
@@ -50,23 +50,23 @@ class OtherDtypes(Exception):  # noqa: N818  # no error: who asked takes another
 
 
 class Parts(NamedTuple):
-    """What a plan has to know whose tensors are parts of others; the rest of those is in other processes.
+    """What a plan needs to know if its tensors are parts of whole ones, whose rest is in other processes.
 
-    Norms are of the whole tensors. Each part starts with a block of the sums of its own.
+    Norms cover the whole tensors. Each part starts at a block of the sums.
     """
 
     sizes: Sequence[int]  # of the whole tensors
-    of: Sequence[int]  # the whole tensor of each part
-    blocks: Sequence[int]  # where in it the part starts
-    likes: Sequence[int]  # of each whole tensor a part here, of it or another, with the same group and dtype
-    # Of the segments of norms and their partial sums, what completes these: it waits for the other processes' ones.
+    of: Sequence[int]  # the whole tensor to which each part belongs
+    blocks: Sequence[int]  # where in the whole tensor the part starts
+    likes: Sequence[int]  # for each whole tensor a part here, of it or another, with the same group and dtype
+    # From the segments of norms and their partial sums, makes the function that adds the other processes' partial sums.
     completing: Callable[[NDArray, Block], Callable[[], None]]
 
 
 class Norms:
-    """Where the norms of a step are summed, for the tensors of one device in the order of the parameters.
+    """Where the norms of a step are summed, for the tensors of one device in parameter order.
 
-    `complete` is to be called between the partial sums and their totals, where others make some of them.
+    If other processes make some of the partial sums, `complete` is called between these and the totals.
     """
 
     complete: Callable[[], None] | None = None
@@ -80,26 +80,26 @@ class Norms:
         self.segments[:, table.COUNT] = counts
         self.partials = int(counts.sum())
         self.outcome = outcome  # its address
-        self.narrow = narrow  # is float32 the compute type of any?
+        self.narrow = narrow  # does any have the compute type float32?
         self._parts = parts
         self.block = np.zeros(table.NORMS_WORDS, np.int64)  # of addresses
         self._memory: tuple[Block, ...] = ()
 
     @property
     def bytes_of_sums(self) -> tuple[int, int]:
-        """What the partial sums take, and the sums."""
+        """The bytes of the partial sums, and of the sums."""
         return self.partials * SUM, (len(self.segments) + 1) * SUM
 
     def find(self, batch: Batch, scalars: int) -> None:
-        """Know where the scalars of a batch's tensors lie: at this address, of the host or of a device."""
+        """Note where the scalars of a batch's tensors are: at this address, on the host or on a device."""
         numbers, rows = batch.alike
         lines = batch.table[rows, table.SCALARS_ROW]
         self.segments[numbers, table.SCALARS_AT] = scalars + lines * batch.scalars.strides[0]
         self.segments[numbers, table.IS_FLOAT32] = batch.scalars.dtype == np.float32
 
     def settle(self, partials: Block, segments: Block, sums: Block) -> None:
-        """Take the memory, of the host or of a device, in which the sums are made."""
-        self._memory = partials, segments, sums  # addresses do not own
+        """Use this memory, on the host or on a device, for the sums."""
+        self._memory = partials, segments, sums  # raw addresses keep nothing alive
         addresses = [block.address for block in self._memory]
         self.block[:] = [*addresses, len(self.segments), self.outcome, self.narrow]
         if self._parts is not None and self.partials:
@@ -108,34 +108,34 @@ class Norms:
 
 @dataclass(eq=False)
 class Batch:
-    """What one launch updates: the tensors that share device, dtypes and Variant."""
+    """What one kernel launch updates: the tensors that share device, dtypes and Variant."""
 
     variant: Variant
-    dtype: np.dtype[Any]  # of parameters
+    dtype: np.dtype[Any]  # of the parameters
     grad_dtype: np.dtype[Any]
     device: int | None
     labels: list[str]
     sizes: list[int]
-    groups: list[int]  # of its rows of scalars
+    groups: list[int]  # the group of each of its rows of scalars
     table: NDArray
     scalars: NDArray
     factors: NDArray
-    numbers: NDArray  # of its tensors among those that norms are of
+    numbers: NDArray  # its tensors, by number among those that norms cover
     firsts: NDArray  # the first partial sum of each of its tensors
-    alike: tuple[NDArray, NDArray]  # tensors of norms, by number, and a row here with the scalars of each
+    alike: tuple[NDArray, NDArray]  # tensors that norms cover, by number, and a row here with the scalars of each
     norms: Norms
     told: NDArray = field(default_factory=lambda: np.zeros(table.TOLD_WORDS, np.int64))
     grads: NDArray = field(default_factory=lambda: np.empty(0, np.int64))  # the gradient column, on the host
 
     def write_rates(self, rates: Sequence[Rates]) -> None:
-        """The learning rates of the next steps, of every group; each rounded once."""
-        # Through a memoryview: NumPy takes a microsecond for each, and may be told to raise where a number underflows.
-        scalars: Any = memoryview(self.scalars)  # type: ignore[arg-type]  # a buffer, says NumPy's C
+        """Write the learning rates of all groups for the next steps; each is rounded once."""
+        # Through a memoryview: NumPy takes a microsecond per number, and may be set to raise when one underflows.
+        scalars: Any = memoryview(self.scalars)  # type: ignore[arg-type]  # NumPy's C code makes it a buffer
         for row, group in enumerate(self.groups):
             scalars[row, _LR], scalars[row, _LR_TIMES_DECAY] = rates[group]
 
     def title(self, kernel: str) -> str:
-        """How a kernel over this batch is called where people read of it."""
+        """The name of a kernel over this batch as shown to people."""
         return kernel_name(kernel, self.dtype, self.grad_dtype, self.variant)
 
 
@@ -149,10 +149,10 @@ def make_batch(
     alike: Sequence[tuple[int, int]],
     norms: Norms,
 ) -> Batch:
-    """The batch of these tensors, each with its group and its state.
+    """The batch for these tensors, each with its group and its state.
 
-    `own` is of each its number among the tensors of norms, and the block of that with which it starts; `alike` are
-    numbers of tensors of norms, and for each a row of the batch with its scalars.
+    `own` gives, for each tensor, its number among the tensors that norms cover and the block there at which it starts;
+    `alike` gives numbers of such tensors, and for each a row of the batch with its scalars.
     """
     groups = list(dict.fromkeys(group for _, group, _ in members))
     rows = np.zeros((len(members), table.COLUMNS), np.int64)
@@ -177,7 +177,7 @@ def make_batch(
 
 
 class Written:
-    """Everything a step writes, by its place in memory: disjoint intervals, as was checked when they were made."""
+    """Everything a step writes, as intervals of memory; they were checked to be disjoint when they were made."""
 
     def __init__(self, tensors: Sequence[Tensor], buffers: Sequence[Mapping[str, Array]]) -> None:
         intervals = sorted(_intervals(tensors, buffers), key=lambda interval: interval[0])
@@ -187,7 +187,7 @@ class Written:
         self._lowest_or_none = np.append(self.lowest, np.iinfo(np.int64).max)
 
     def near(self, array: Array) -> Iterator[tuple[str, Array]]:
-        """(label, array) of what a step writes within the bounds of this array in memory."""
+        """(label, array) of everything a step writes within the memory bounds of this array."""
         if array.size == 0:
             return
         low, end = interval_of(array)
@@ -197,7 +197,7 @@ class Written:
             yield self._named[k]
 
     def hit(self, starts: NDArray, sizes: NDArray) -> NDArray:
-        """The indices of the intervals, by their first addresses and sizes in bytes, that hold a byte of these."""
+        """The indices of those given intervals (first addresses, sizes in bytes) that overlap a written one."""
         lowest = self._lowest_or_none[np.searchsorted(self.highest, starts, side="right")]
         return ((lowest < starts + sizes) & (sizes > 0)).nonzero()[0]
 

@@ -13,9 +13,9 @@ from .library import Streams
 
 
 class HostCopies:
-    """The copies of these rows, of elements of so many bytes, for whichever column of addresses they are called with.
+    """The copies for these rows, with elements of `itemsize` bytes; call it with a column of addresses.
 
-    A tensor that is not there, 0 in the column, is packed as zeros, and not unpacked.
+    A tensor that is absent, a 0 in the column, is packed as zeros and not unpacked.
     """
 
     def __init__(self, rows: NDArray, itemsize: int, kind: Copying) -> None:
@@ -27,9 +27,9 @@ class HostCopies:
 
 
 class DeviceCopies:
-    """The same on a CUDA device, in one launch on its current stream. A column that stays is sent once.
+    """The same on a CUDA device, in one kernel launch on its current stream. An unchanged column is sent only once.
 
-    They are no part of a CUDA graph: their caller sees to it that none is being captured.
+    The copies are not part of a CUDA graph: the caller ensures that none is being captured.
     """
 
     def __init__(self, rows: NDArray, itemsize: int, kind: Copying, device: int, order: Streams) -> None:
@@ -55,7 +55,7 @@ class DeviceCopies:
         content = column.tobytes()
         with self._order.on(self._device) as stream:
             if content != self._sent:
-                self._sent = b""  # until it is sent
+                self._sent = b""  # until the new one is sent
                 self._order.library.upload(self._column, column, stream)
                 self._sent = content
             if stream != self._stream:
@@ -63,7 +63,7 @@ class DeviceCopies:
             self._launch()
 
     def _take(self, stream: Any) -> None:
-        """Launch on this stream from now on."""
+        """Use this stream for launches from now on."""
         for block in (self._chunks, self._column):
             self._order.library.use(block, self._device)
         addresses = self._chunks.address, self._column.address

@@ -1,6 +1,6 @@
-"""Steps over arrays on CUDA devices: the launches, and what a graph captures.
+"""Steps over arrays on CUDA devices: the kernel launches, and what a graph captures.
 
-Nothing here waits for a device. A step of unchanged arrays and scalars copies nothing and allocates nothing.
+Nothing here waits for a device. A step with unchanged arrays and scalars copies and allocates nothing.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ _call = methodcaller("__call__")
 
 
 class Gradients(Protocol):
-    """Those of one step after the other, in the order of the tensors: CuPy's are in `gradients`."""
+    """The gradients of successive steps, in the order of the tensors; those of CuPy are in `gradients`."""
 
     column: NDArray  # the addresses that kernels read
 
     def bind(self, grads: list[Any]) -> bool:
-        """Take the gradients of the next step: is any address another? Every refusal comes from here."""
+        """Accept the gradients of the next step and return whether any address changed. All refusals come from here."""
 
     def make_copies(self, order: Streams) -> None:
-        """Enqueue copies of those that lie otherwise than their parameters; the column names the copies."""
+        """Enqueue copies of those whose memory layout differs from their parameter's; the column names the copies."""
 
     def capture_copies(self) -> None:
-        """The same as a part of a graph, which makes no memory."""
+        """The same as part of a graph, in which no memory is allocated."""
 
     def lack_memory(self, rows: slice) -> bool:
-        """Is there one of these of which a copy would need memory? If not, the column names the copies."""
+        """Would a copy of any of these need new memory? If not, the column names the copies."""
 
     def before(self) -> list[Callable[[], Any]]:
-        """What a step does on the device before its launches, a graph's too."""
+        """What a step, also one in a graph, does on the device before its kernel launches."""
 
     def after(self) -> list[Callable[[], Any]]:
-        """What it does behind them."""
+        """What it does after them."""
 
-    behind: str  # the same in words, behind "CUDA did not"
+    behind: str  # the same in words, following "CUDA did not"
 
     def memory(self) -> list[Block]:
-        """What of it lies on a device."""
+        """Its memory on devices."""
 
     def hand_over(self) -> Any:
-        """What was held until the step is enqueued, held no longer."""
+        """Hand over what was held only until the step is enqueued."""
 
 
 class DeviceSteps:
     """The steps of a plan over arrays on CUDA devices.
 
-    A graph keeps what it captured: the column of its gradients and the arrays behind it are never written to or freed
-    while this lives.
+    A graph keeps what it captured: while this object lives, the column of its gradients and the arrays it refers to are
+    never written to or freed.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class DeviceSteps:
         self._signals = SILENCE
         self._changed = True
         self._calls: list[Callable[[], Any]] = []
-        self._streams: dict[int, Any] = {}  # of the calls
+        self._streams: dict[int, Any] = {}  # that the calls use
 
     @property
     def captured(self) -> bool:
@@ -101,29 +101,29 @@ class DeviceSteps:
 
     @property
     def scalars(self) -> list[tuple[Batch, Block]]:
-        """The scalars of each batch, where its kernels read them."""
+        """Each batch with the memory from which its kernels read the scalars."""
         return [(resident.batch, resident.scalars) for resident in self._residents]
 
     def send(self) -> None:
-        """Send the scalars that have changed to where the kernels read them."""
+        """Send changed scalars to where the kernels read them."""
         for resident in self._residents:
             resident.send(self._order)
 
     def send_tables(self) -> None:
-        """Send the tables, whose addresses are the same and whose seeds are others."""
+        """Send the tables, whose addresses are unchanged and whose seeds are new."""
         for resident in self._residents:
             with self._order.on(resident.device) as stream:
                 self._library.upload(resident.table, resident.batch.table, stream)
 
     def alone(self, i: int) -> Callable[[], object]:
-        """The launches of one batch by themselves, on the current stream, as they were bound last."""
+        """The kernel launches of one batch alone, on the current stream, as last bound."""
         resident = self._residents[i]
         with self._library.device(resident.device):
             calls = resident.launches(self._order.enter(resident.device))
         return lambda: list(map(_call, [partial(self._library.set_device, resident.device), *calls.values()]))
 
     def bind(self, grads: list[Any], signals: Signals) -> None:
-        """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
+        """Accept the gradients of the next step, in the order of the tensors; all refusals come from here."""
         moved = self._grads.bind(grads)
         self._changed = self._changed or moved or signals.words != self._signals.words
         self._signals = signals
@@ -131,7 +131,7 @@ class DeviceSteps:
     # Launches
 
     def launch(self) -> None:
-        """Enqueue the step that was bound, on the current stream of each device."""
+        """Enqueue the bound step, on the current stream of each device."""
         if self._order.capturing():
             self._capture()
             return
@@ -159,19 +159,19 @@ class DeviceSteps:
         """Copy odd gradients into dense buffers, and send the columns that changed."""
         self._grads.make_copies(self._order)
         for resident, rows in zip(self._residents, self._slices, strict=True):
-            with self._library.device(resident.device):  # the default stream is that of the current device
+            with self._library.device(resident.device):  # the default stream belongs to the current device
                 if resident.take(self._words(rows), streams[resident.device], self._order):
-                    self._streams = {}  # the calls name the buffer
+                    self._streams = {}  # the calls hold the buffer's address
 
     def _words(self, rows: slice) -> NDArray:
-        """The column of a batch: the addresses of its gradients, and what the step is told beside them, if anything."""
+        """The column of a batch: the addresses of its gradients, then any further arguments of the step."""
         column = self._grads.column[rows]
         return np.append(column, np.array(self._signals.words, np.int64)) if self._signals.asked.told else column
 
     def _make_calls(self, streams: dict[int, Any]) -> None:
-        """What one step calls, without a return to Python between: Ctrl-C cannot leave it half done.
+        """All the calls of one step, made without returning to Python in between: Ctrl-C cannot leave it half done.
 
-        All partial sums come first, since each prepare kernel adds up those of all batches.
+        All partial sums come first, since each prepare kernel adds up the partial sums of all batches.
         """
         launches = []
         for resident in self._residents:
@@ -195,24 +195,24 @@ class DeviceSteps:
         done: list[Any] = []
         try:
             done.extend(map(_call, [*calls, partial(self._library.restore_device, device)]))
-        except Exception as error:  # CUDA's errors have no base of their own in cuda.core
+        except Exception as error:  # in cuda.core, CUDA's errors have no common base class
             named = enumerate(getattr(call, "kernel", None) for call in calls)
             kernels = {i: name for i, name in named if name}
             failed = failure(error, kernels, len(done), self._order, self._memory(), self._grads.behind)
-            with suppress(*self._library.errors):  # of a device that is lost
+            with suppress(*self._library.errors):  # raised if the device is lost
                 self._library.restore_device(device)
             raise failed from error
 
     def _memory(self) -> list[Block]:
-        """What was allocated for it on each device."""
+        """Everything allocated for it on the devices."""
         return [resident.table for resident in self._residents]
 
     def _capture(self) -> None:
-        """Enqueue the step that was bound into a graph; nothing may be copied then that is not part of the step."""
+        """Capture the bound step into a graph; during that, only copies that are part of the step are allowed."""
         if self._signals.numbers:
             raise RuntimeError(
-                f"the step is captured in a CUDA graph, which would keep {' and '.join(self._signals.numbers)} as the "
-                "number it is now; wanted an array of one element on the device"
+                f"the step is captured in a CUDA graph, which would keep {' and '.join(self._signals.numbers)} at the "
+                "value given now; wanted an array of one element on the device"
             )
         for resident, rows in zip(self._residents, self._slices, strict=True):
             copied = not self._grads.lack_memory(rows)

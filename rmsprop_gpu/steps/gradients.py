@@ -1,4 +1,4 @@
-"""CuPy's gradients of a step: checked where they differ from the last step, and where each is read."""
+"""CuPy's gradients of a step: check those that differ from the last step, and note where each is read from."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .batch import OtherDtypes, Written
 from .library import Block, Streams
 from .on_cupy import allocate
 
-EMPTY = 16  # the address of a gradient without elements: not 0, which says that there is none
+EMPTY = 16  # the address of a gradient without elements: not 0, which means that there is none
 
 _layout_of = attrgetter("__class__", "dtype", "shape", "strides", "data.device_id")
 _address_of = attrgetter("data.ptr")
 
 
 class Gradients:
-    """Those of one step after the other, in the order of the tensors."""
+    """The gradients of successive steps, in the order of the tensors."""
 
     def __init__(self, tensors: Sequence[Tensor], layouts: Sequence[Layout], written: Written, *, zeros: bool) -> None:
         self._tensors, self._wanted, self._written, self._zeros = tensors, layouts, written, zeros
@@ -34,15 +34,15 @@ class Gradients:
         self._low = np.array([x.low for x in layouts], np.int64)
         self._nbytes = np.array([x.nbytes for x in layouts], np.int64)
         self._itemsize = np.array([x.dtype.itemsize for x in layouts], np.int64)
-        self._addresses: list[Any] = []  # of the gradients that were found right last
+        self._addresses: list[Any] = []  # of the gradients that last passed the checks
         self.column = np.zeros(len(tensors), np.int64)  # the addresses that kernels read
-        self._copies: list[tuple[int, Array]] = []  # those that lie otherwise than their parameters, by number
+        self._copies: list[tuple[int, Array]] = []  # those whose layout differs from their parameter's, by number
         self._dense: dict[int, Array] = {}
         self._grads: list[Any] = []
         self._views: list[Array] = []
 
     def bind(self, grads: list[Any]) -> bool:
-        """Take the gradients of the next step: is any address another? Every refusal comes from here."""
+        """Accept the gradients of the next step and return whether any address changed. All refusals come from here."""
         try:
             layouts: list[Any] = list(map(_layout_of, grads))
             addresses = list(map(_address_of, grads))
@@ -52,7 +52,7 @@ class Gradients:
             addresses = [0 if grad is None else grad.data.ptr for grad in known]
         moved = addresses != self._addresses or layouts != self._layouts
         if moved:
-            self._addresses = []  # what is not right to the end is not right the next time
+            self._addresses = []  # checks that did not finish do not count the next time
             self._examine(grads, layouts, addresses)
             if layouts == self._layouts:
                 self._addresses = addresses
@@ -60,13 +60,13 @@ class Gradients:
         return moved
 
     def hand_over(self) -> tuple[list[Any], list[Array]]:
-        """What was held until the step is enqueued, held no longer."""
+        """Hand over what was held only until the step is enqueued."""
         held = self._grads, self._views
         self._grads, self._views = [], []
         return held
 
     def make_copies(self, order: Streams) -> None:
-        """Enqueue copies of those that lie otherwise than their parameters; the column names the copies."""
+        """Enqueue copies of those whose memory layout differs from their parameter's; the column names the copies."""
         for i, _ in self._copies:
             if i not in self._dense:
                 (self._dense[i],) = allocate([self._wanted[i]], self._tensors[i].device or 0, order)
@@ -75,7 +75,7 @@ class Gradients:
                 self._copy(device)
 
     def capture_copies(self) -> None:
-        """The same as a part of a graph, which makes no memory."""
+        """The same as part of a graph, in which no memory is allocated."""
         for device in self._copied_on():
             with Device(device):
                 self._copy(device)
@@ -90,7 +90,7 @@ class Gradients:
                 self.column[i] = address_of(self._dense[i])
 
     def lack_memory(self, rows: slice) -> bool:
-        """Is there one of these of which a copy would need memory? If not, the column names the copies."""
+        """Would a copy of any of these need new memory? If not, the column names the copies."""
         copied = [i for i, _ in self._copies if rows.start <= i < rows.stop]
         if not all(i in self._dense for i in copied):
             return True
@@ -99,24 +99,24 @@ class Gradients:
         return False
 
     def before(self) -> list[Callable[[], Any]]:
-        """What a step does on the device before its launches."""
+        """What a step does on the device before its kernel launches."""
         return []
 
     behind = "write zeros into gradients"
 
     def memory(self) -> list[Block]:
-        """Nothing that `Order.release` does not know."""
+        """Nothing beyond what `Order.release` handles."""
         return []
 
     def after(self) -> list[Callable[[], Any]]:
-        """What it does behind them: zeros into gradients of which the kernels saw a copy."""
+        """What it does after them: zero the gradients that the kernels read as copies."""
         calls: list[Callable[[], Any]] = []
         for i, array in self._copies if self._zeros else []:
             calls += [partial(runtime.setDevice, self._tensors[i].device or 0), partial(array.fill, 0)]
         return calls
 
     def _examine(self, grads: list[Any], layouts: list[Any], addresses: list[int]) -> None:
-        """Check what is not as in the last step."""
+        """Check what differs from the last step."""
         problems, copies, views, others = Problems(), [], [], {}
         column = np.array(addresses, np.int64) + self._low
         column[self._nbytes == 0] = EMPTY
@@ -149,4 +149,4 @@ class Gradients:
         if others:
             raise OtherDtypes(others)
         self.column, self._copies = column, copies
-        self._views = views  # another library's memory is held by the view as well as by its array
+        self._views = views  # a view holds another library's memory just as its array does

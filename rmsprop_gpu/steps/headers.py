@@ -1,10 +1,10 @@
-"""The headers of many NumPy arrays, checked in one call.
+"""Check the headers of many NumPy arrays in one call.
 
 NumPy arrays change in place (``resize``, ``shape``, ``dtype``, ``flags``), and an object's identity proves nothing, so
-every array is looked at again in every step. In Python that is the most expensive part of a step over many small
+every array is checked again in every step. In Python that is the most expensive part of a step over many small
 tensors; here a compiled function reads the fields of ``PyArrayObject`` (NumPy's stable C interface) behind each ``id``.
-Whether they lie where that says is verified at import; where they do not (another object header), `TRUSTED` is False,
-every array counts as odd, and the checks in ``arrays/checks.py`` do all the work.
+Their offsets are verified at import. If they differ (another object header), `TRUSTED` is False, every array counts as
+odd, and the checks in ``arrays/checks.py`` do all the work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALIGNED, WRITEABLE = 0x100, 0x400
     NDARRAY, NONE,
 ) = range(13)  # fmt: skip
 
-# A record, one for each parameter and for each gradient: what its header has to say.
+# A record, one per parameter and one per gradient: what its header has to contain.
 _R_DATA, _R_DESCR, _R_LOW, _R_SIZE, _R_ND, _R_DIMS = range(6)
 
 PARAM_CHANGED, GRAD_ODD, GRAD_OVERLAPS = 1, 2, 4  # verdicts
@@ -38,7 +38,7 @@ load_int32, _ = memory(np.int32, HOST)
 
 
 def _layout_is_known() -> bool:
-    """Does an array's C struct on this interpreter look as NumPy's headers say?"""
+    """Is an array's C struct on this interpreter laid out as in NumPy's headers?"""
 
     def word(address: int, T: Any = ctypes.c_int64) -> int:
         return int(T.from_address(address).value)
@@ -70,7 +70,7 @@ def _layout_is_known() -> bool:
 
 
 def _struct_is_plausible() -> bool:
-    """The reads above stay inside the object: a CPython with 8-byte words and the ordinary object header."""
+    """Do the reads stay inside the object? True for a CPython with 8-byte words and the ordinary object header."""
     return ctypes.sizeof(ctypes.c_void_p) == 8 and object.__basicsize__ == 16 and np.ndarray.__basicsize__ >= 72
 
 
@@ -78,19 +78,19 @@ TRUSTED = _struct_is_plausible() and _layout_is_known()
 
 
 def record(layout: Layout, address: int = 0) -> list[int]:
-    """What the header of an array of this layout says, whose first element lies at this address (a parameter's)."""
+    """The contents of the header of an array with this layout; a parameter's has its first element at this address."""
     dims = [x for pair in zip(layout.shape, layout.strides, strict=True) for x in pair]
     return [address, id(layout.dtype), layout.low, layout.nbytes, len(layout.shape), *dims]
 
 
 @njit(inline="always")
 def lies_so(shape, strides, nd, size, dims):  # type: ignore[no-untyped-def]
-    """Do these `nd` dimensions, of `size` elements or bytes in all, have the shapes and strides recorded at `dims`?"""
+    """Do these `nd` dimensions, `size` elements or bytes in total, match the shapes and strides recorded at `dims`?"""
     for j in range(nd):
         n = load(shape, j)
         if n != load(dims, 2 * j):
             return False
-        # The stride of a dimension of one element, and of an array without any, says nothing.
+        # The stride means nothing in a dimension of one element, or in an array without elements.
         if n != 1 and size != 0 and load(strides, j) != load(dims, 2 * j + 1):
             return False
     return True
@@ -98,7 +98,7 @@ def lies_so(shape, strides, nd, size, dims):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def overlaps(lowest, highest, intervals, start, size):  # type: ignore[no-untyped-def]
-    """Is any byte of [start, start + size) in one of so many sorted, disjoint intervals?"""
+    """Is any byte of [start, start + size) in one of these sorted, disjoint intervals?"""
     a, b = 0, intervals
     while a < b:  # the first interval that ends after start
         middle = (a + b) // 2
@@ -115,9 +115,9 @@ def checker() -> Any:
 
 
 def _make_check() -> Any:
-    """``check(block, grad_ids)``: verdicts on every parameter and gradient; 0 when there is nothing to look into.
+    """``check(block, grad_ids)``: verdicts on every parameter and gradient; 0 if nothing needs a closer look.
 
-    Writes the address of every gradient into the column (0 for ``None``), and looks for an overlap where it changed.
+    It writes the address of every gradient into the column (0 for ``None``), and looks for overlaps of changed ones.
     """
 
     @njit(inline="always")
@@ -136,7 +136,7 @@ def _make_check() -> Any:
         ids, offsets = load(block, PARAM_IDS), load(block, OFFSETS)
         records, grad_records = load(block, RECORDS), load(block, GRAD_RECORDS)
         column, verdicts, any_verdict = load(block, COLUMN), load(block, VERDICTS), 0
-        # Addresses of this process: no constants, since the code is kept for others.
+        # Addresses in this process are not constants, since the code is kept for other processes.
         ndarray, none = load(block, NDARRAY), load(block, NONE)
         for i in range(load(block, COUNT)):
             record = records + 8 * load(offsets, i)

@@ -1,4 +1,4 @@
-"""Steps over arrays in host memory: `bind` takes what a step is given, `launch` runs it."""
+"""Steps over arrays in host memory: `bind` accepts the arguments of a step, `launch` runs it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _call = methodcaller("__call__")
 
 
 def _and_zero(run: Callable[[], None], grads: list[NDArray]) -> Callable[[], None]:
-    """The step, and zeros into these gradients, of which the kernels saw a copy."""
+    """The step, followed by zeroing these gradients, which the kernels read as copies."""
 
     def run_and_zero() -> None:
-        # Without a return to Python between: Ctrl-C cannot leave some of it undone.
+        # Without returning to Python in between: Ctrl-C cannot leave some of it undone.
         list(map(_call, [run, *[partial(grad.fill, 0) for grad in grads], grads.clear]))
 
     return run_and_zero
 
 
 def share_column(column: NDArray, batches: Sequence[Batch]) -> None:
-    """Let each batch read the addresses of its gradients in its part of this column, which is of all of them."""
+    """Let each batch read the addresses of its gradients from its part of this column, which covers all batches."""
     start = 0
     for batch in batches:
         batch.grads = column[start : start + len(batch.sizes)]
@@ -39,7 +39,7 @@ def share_column(column: NDArray, batches: Sequence[Batch]) -> None:
 
 
 def settle_norms(batches: Sequence[Batch]) -> None:
-    """Make the memory in which the norms of these batches are summed."""
+    """Allocate the memory in which the norms of these batches are summed."""
     for batch in batches:
         batch.norms.find(batch, address_of(batch.scalars))
     for norms in {id(batch.norms): batch.norms for batch in batches if batch.variant.prepared}.values():
@@ -50,7 +50,7 @@ def settle_norms(batches: Sequence[Batch]) -> None:
 class HostSteps:
     """The steps of a plan over NumPy arrays: `bind` checks all of a step's arrays, `launch` runs it and cannot fail."""
 
-    captured = False  # by no CUDA graph
+    captured = False  # CUDA graphs capture nothing here
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class HostSteps:
         self.launch = self._run
 
     def bind(self, grads: list[Any], signals: Signals) -> None:
-        """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
+        """Accept the gradients of the next step, in the order of the tensors; all refusals come from here."""
         self._grads.bind(grads)
         self.launch = self._run_and_release if self._grads.views else self._run
         if signals.asked.told:
@@ -77,17 +77,17 @@ class HostSteps:
                 batch.told[:] = signals.words
 
     def _run_and_release(self) -> None:
-        """The step; what its gradients were read by is held no longer."""
+        """Run the step, then release the views through which its gradients were read."""
         self._run()
         self._grads.views.clear()
         self.launch = self._run
 
     def alone(self, i: int) -> Callable[[], object]:
-        """The launch of one batch by itself, as it is bound; no step is counted."""
+        """The launch of one batch alone, as bound; no step is counted."""
         return cpu.make_launch([self._batches[i]], np.zeros(1, np.int64))
 
     def send(self) -> None:
-        """The kernels read the scalars where the plan writes them."""
+        """Do nothing: the kernels read the scalars where the plan writes them."""
 
     def send_tables(self) -> None:
-        """The tables too."""
+        """Do nothing: the same is true of the tables."""

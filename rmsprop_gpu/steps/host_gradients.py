@@ -1,4 +1,4 @@
-"""NumPy's gradients of a step: checked by their headers in one compiled call, and where each is read."""
+"""NumPy's gradients of a step: check their headers in one compiled call, and note where each is read from."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .on_numpy import allocate
 
 
 class HostGradients:
-    """Those of one step after the other, in the order of the tensors."""
+    """The gradients of successive steps, in the order of the tensors."""
 
     def __init__(self, tensors: Sequence[Tensor], layouts: Sequence[Layout], written: Written, *, zeros: bool) -> None:
         self._tensors, self._layouts, self._written, self._zeros = tensors, layouts, written, zeros
         self.column = np.full(len(tensors), -1, np.int64)  # the addresses that kernels read
-        self.odd: list[NDArray] = []  # those that were copied, and are to be zeroed
-        self.views: list[NDArray] = []  # of other libraries' gradients, held until the step is done
+        self.odd: list[NDArray] = []  # those that were copied and have to be zeroed
+        self.views: list[NDArray] = []  # on other libraries' gradients, held until the step is done
         self._dense: dict[int, NDArray] = {}
         self._nbytes = np.array([layout.nbytes for layout in layouts], np.int64)
         self._make_block()
-        # Those of other libraries whose memory may become another (torch's): looked at in every step.
+        # Gradients of other libraries (torch) that may get new memory: checked in every step.
         self._movable = [t for t in tensors if t.array is not t.header and hasattr(t.array, "data_ptr")]
 
     def _make_block(self) -> None:
@@ -52,12 +52,12 @@ class HostGradients:
         flags = headers.ALIGNED | headers.WRITEABLE * self._zeros
         counts = [len(self._written.lowest), self._verdicts.ctypes.data, len(ids), flags, id(np.ndarray), id(None)]
         self._block = np.array(addresses + counts, np.int64)
-        self._owners = owners  # addresses do not own
+        self._owners = owners  # raw addresses keep nothing alive
         self._check = headers.checker()
         self._check_arguments = (self._block.ctypes.data, self._grad_ids.ctypes.data)
 
     def bind(self, grads: list[Any]) -> None:
-        """Take the gradients of the next step, in the order of the tensors; every refusal comes from here."""
+        """Accept the gradients of the next step, in the order of the tensors; all refusals come from here."""
         self.odd.clear()
         self.views.clear()
         self._grad_ids[:] = np.fromiter(map(id, grads), np.int64, len(grads))
@@ -74,19 +74,19 @@ class HostGradients:
             raise
 
     def _touch(self) -> bool:
-        """Might gradients that lie as their parameters do share memory?"""
+        """Might gradients with the layout of their parameters share memory?"""
         at = np.flatnonzero((self.column != 0) & (self._nbytes > 0))
         at = at[np.argsort(self.column[at], kind="stable")]
         starts = self.column[at]
         return bool((starts[1:] < (starts + self._nbytes[at])[:-1]).any())
 
     def _check_apart(self, grads: list[Any], problems: Problems) -> None:
-        """What is written to must not be another's gradient."""
+        """Check that nothing written to is another tensor's gradient."""
         pairs = zip(self._tensors, grads, strict=True)
         check_grads_disjoint([(t.grad_label, g) for t, g in pairs if g is not None], problems)
 
     def _examine(self, grads: list[Any], odd: list[int]) -> None:
-        """Look at the odd ones in Python: refuse them, or take them the slow way."""
+        """Check the odd ones in Python: refuse them, or handle them the slow way."""
         problems, copies, views, others = Problems(), [], [], {}
         for tensor in self._movable:
             check_unmoved(tensor, problems)

@@ -1,4 +1,4 @@
-"""What steps on CUDA devices ask of the library that owns the memory there: CuPy's maker is in `on_cupy`."""
+"""What steps on CUDA devices need from the library that owns the memory there; `on_cupy` has it for CuPy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Block(NamedTuple):
     """Memory on a device."""
 
     address: int
-    owner: Any  # the library's array of it, which keeps it
+    owner: Any  # the library's array, which keeps it alive
 
 
 class Library(Protocol):
-    """Memory, streams and devices as one library has them; "current" is what is current there."""
+    """Memory, streams and devices of one library; "current" means what is current in that library."""
 
-    errors: tuple[type[Exception], ...]  # what it raises where CUDA fails
-    warm_up: str  # what is to be done before a step can be captured in a graph
+    errors: tuple[type[Exception], ...]  # what it raises if CUDA fails
+    warm_up: str  # what has to be done before a step can be captured in a graph
 
     def device(self, device: int) -> AbstractContextManager[Any]:
         """Make this the current device for a while."""
@@ -30,16 +30,16 @@ class Library(Protocol):
     def get_device(self) -> int: ...
 
     def restore_device(self, device: int) -> None:
-        """Make this the current device again, which it was before; it need not have been used."""
+        """Make this the current device again, as it was before; it may never have been used."""
 
     def current_stream(self, device: int) -> Any:
-        """The current stream of a device; its handle is its `ptr`."""
+        """The current stream of a device; its attribute `ptr` is the handle."""
 
     def is_capturing(self, device: int) -> bool:
         """Is a CUDA graph being captured on the current stream of this device?"""
 
     def empty(self, nbytes: int) -> Block:
-        """Memory on the current device, for work on its current stream."""
+        """Allocate memory on the current device, for work on its current stream."""
 
     def zeros(self, nbytes: int) -> Block:
         """The same, zeroed."""
@@ -48,33 +48,33 @@ class Library(Protocol):
         """Enqueue a copy to the current device, on its current stream; `source` may change afterwards."""
 
     def use(self, block: Block, device: int) -> None:
-        """Say that work on the current stream of the device uses this memory, which may come from another one."""
+        """Tell the library that work on the device's current stream uses this memory, maybe from another stream."""
 
     def fails(self, device: int) -> bool:
-        """Does CUDA fail whatever it is asked on a device? It does for good after a kernel has failed there."""
+        """Does every CUDA call on a device fail? After a kernel has failed there, it does for good."""
 
     def knows(self, block: Block) -> bool:
-        """Is this still memory that CUDA knows?"""
+        """Is this memory still valid for CUDA?"""
 
 
 class Streams:
     """The devices of an optimizer, and the current stream of each, to which its work goes.
 
-    Order between streams is the user's, as it is in torch; `order.Order` keeps it.
+    Ordering streams is up to the user, as in torch; `order.Order` does it for them.
     """
 
     def __init__(self, devices: Iterable[int], library: Library) -> None:
         self.library, self.devices = library, list(devices)
-        self.broken: str | None = None  # why the optimizer cannot be used any more
+        self.broken: str | None = None  # why the optimizer can no longer be used
 
     def capturing(self) -> bool:
-        """Is the current stream of any of the devices being captured? Of one and not of another is an error."""
+        """Are the current streams of the devices being captured? Some captured and some not is an error."""
         try:
             found = set(map(self.library.is_capturing, self.devices))
         except self.library.errors as error:
             self.broken = (
-                f"CUDA fails ({error}): a kernel that was launched before has failed, this optimizer's or another; "
-                "the device is lost to this process, start a new one"
+                f"CUDA fails ({error}): an earlier kernel has failed, from this optimizer or elsewhere; "
+                "the device is lost to this process; start a new process"
             )
             raise RuntimeError(self.broken) from error
         if len(found) == 2:
@@ -82,7 +82,7 @@ class Streams:
         return True in found
 
     def refuse_broken(self) -> None:
-        """Raise if the optimizer cannot be used any more."""
+        """Raise if the optimizer can no longer be used."""
         if self.broken:
             raise RuntimeError(self.broken)
 
@@ -95,7 +95,7 @@ class Streams:
         return self.library.current_stream(device)
 
     def enqueued(self, device: int) -> None:
-        """Say that work was enqueued on the stream that was entered last."""
+        """Note that work was enqueued on the stream that was entered last."""
 
     @contextmanager
     def on(self, device: int) -> Iterator[Any]:
@@ -107,7 +107,7 @@ class Streams:
 
     @contextmanager
     def allocating(self, device: int) -> Iterator[Any]:
-        """As `on`, for memory that is kept."""
+        """Like `on`, for allocating memory that is kept."""
         with self.on(device) as stream:
             yield stream
 

@@ -15,7 +15,7 @@ from .library import Block, Streams
 from .uploads import upload
 
 _LEGACY = 0  # the pointer of CUDA's default stream
-_UNREGISTERED = 0  # cudaMemoryTypeUnregistered: memory that CUDA does not know
+_UNREGISTERED = 0  # cudaMemoryTypeUnregistered: memory unknown to CUDA
 
 
 def is_capturing(stream: Any) -> bool:
@@ -49,7 +49,7 @@ class CuPy:
         upload(target.owner, source, stream)
 
     def use(self, block: Block, device: int) -> None:
-        """`Order.release` sees to it."""
+        """Do nothing: `Order.release` handles it."""
 
     def fails(self, device: int) -> bool:
         try:
@@ -70,6 +70,6 @@ CUPY = CuPy()
 
 
 def allocate(layouts: Sequence[Layout], device: int, order: Streams) -> list[Array]:
-    """Zeroed CuPy arrays of these layouts, views of one aligned allocation."""
+    """Zeroed CuPy arrays with these layouts, as views of one aligned allocation."""
     with order.allocating(device):
         return allocated(layouts, lambda nbytes: cupy.zeros(nbytes, np.uint8))

@@ -1,4 +1,4 @@
-"""NumPy as the library that owns the memory: of whole buffers, and who writes to it first."""
+"""NumPy as the library that owns the memory: allocating whole buffers, and who writes to them first."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .batch import allocated
 
 
 def allocate(layouts: Sequence[Layout]) -> list[NDArray]:
-    """Zeroed NumPy arrays of these layouts, views of one aligned allocation."""
+    """Zeroed NumPy arrays with these layouts, as views of one aligned allocation."""
     return allocated(layouts, lambda nbytes: np.zeros(nbytes, np.uint8))
 
 
 def touch(sizes: Sequence[int], buffers: Sequence[NDArray | None]) -> None:
-    """Have buffers that are zero, or about to be filled, first written to by the threads that will update them.
+    """Have each buffer, zero or about to be filled, first written to by the threads that will update it.
 
-    Of each tensor, in the order of a step, its elements and its buffer, or None.
+    For each tensor, in the order of a step: its number of elements, and its buffer or None.
     """
     cpu_touch.touch(sizes, [(0, 0) if x is None or not x.size else (address_of(x), x.itemsize) for x in buffers])

@@ -1,4 +1,4 @@
-"""Order between the streams on which an optimizer works: events on the device, never a wait of the host."""
+"""Order between the streams on which an optimizer works: by events on the device; the host never waits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cupy.cuda import Device, Event, ExternalStream, get_current_stream
 from .library import Streams
 from .on_cupy import CUPY, is_capturing
 
-_PER_THREAD = 2  # the pointer of the default stream that each thread has of its own
+_PER_THREAD = 2  # the pointer of the per-thread default stream
 
 
 def _mark(stream: Any) -> Any:
-    """An event behind the work on this stream."""
+    """An event after the work on this stream."""
     event = Event(disable_timing=True)
     event.record(stream)
     return event
@@ -27,22 +27,22 @@ class _Work:
     """The last work of an optimizer on one stream."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream  # held, so that it is not destroyed while there is something to wait for
+        self.stream = stream  # held, so that it is not destroyed while it may be waited for
         self.event: Any = None
-        self.eager = False  # has anything been enqueued that is no part of a graph?
-        # Others may destroy their streams, and a thread cannot name the default stream of another one.
+        self.eager = False  # has anything been enqueued outside a graph?
+        # Other code may destroy its streams, and a thread cannot name the default stream of another thread.
         self.needs_event = isinstance(stream, ExternalStream) or stream.ptr == _PER_THREAD
 
     def awaited_by(self, stream: Any, replayed: bool) -> None:
-        """Let a stream wait for it, and for replays of graphs on its stream where there may be some."""
+        """Make a stream wait for it, and for replays of graphs on its stream if there may be any."""
         event = self.event
         if self.needs_event and not replayed:
             pass
         elif is_capturing(self.stream):
             if self.eager and event is None:
                 raise RuntimeError(
-                    "the optimizer's last work is on a stream that is being captured, where nothing can be waited for; "
-                    "end the capture before it works on another stream"
+                    "the optimizer's last work is on a stream that is being captured, and no other stream can wait for "
+                    "that; end the capture before the optimizer works on another stream"
                 )
         else:
             event = _mark(self.stream)
@@ -56,7 +56,7 @@ class _Device:
     def __init__(self) -> None:
         self.current: _Work | None = None
         self.busy: dict[Any, _Work] = {}
-        self.captured: dict[Any, _Work] = {}  # graphs may be replayed on these at any time, and nobody tells us
+        self.captured: dict[Any, _Work] = {}  # graphs may be replayed on these at any time, unnoticed
         self.homes: dict[Any, Any] = {}  # streams on which memory was allocated
 
 
@@ -65,17 +65,17 @@ def _key(stream: Any) -> Any:
 
 
 class Order(Streams):
-    """On each device, all that an optimizer enqueues comes after what it enqueued before, on whichever stream."""
+    """On each device, all that an optimizer enqueues runs after what it enqueued before, on whichever stream."""
 
     def __init__(self, devices: Iterable[int]) -> None:
         super().__init__(devices, CUPY)
         self._devices = {device: _Device() for device in self.devices}
         for device in self._devices:
             with self.on(device):
-                pass  # what made the parameters comes before all that follows
+                pass  # the work that made the parameters precedes all that follows
 
     def enter(self, device: int) -> Any:
-        """The current stream of the device, which from here on waits for all that was enqueued before."""
+        """The current stream of the device, made to wait for all work enqueued before."""
         here, stream = self._devices[device], get_current_stream(device)
         if here.current and here.current.stream is stream and not here.current.needs_event and not here.captured:
             return stream
@@ -90,9 +90,9 @@ class Order(Streams):
         return stream
 
     def enter_captured(self, device: int) -> Any:
-        """The current stream of the device, on which a graph is captured.
+        """The current stream of the device, on which a graph is being captured.
 
-        It waits for nothing: inside a graph that would be an error. Whoever replays the graph orders that.
+        It waits for nothing: inside a graph that would be an error. Ordering is up to the caller who replays the graph.
         """
         here, stream = self._devices[device], get_current_stream(device)
         key = _key(stream)
@@ -112,13 +112,13 @@ class Order(Streams):
             yield stream
 
     def release(self) -> None:
-        """Make memory ready to be freed: the streams it came from, which get it again, wait for the others' work."""
+        """Prepare memory for being freed: the streams it came from, which will reuse it, wait for the others' work."""
         if sys.is_finalizing():
             return
         for device, here in self._devices.items():
             for key, home in here.homes.items():
                 for other, work in here.busy.items():
-                    # What fails is a stream that others have destroyed or are capturing, or a device that is lost.
+                    # It fails for a stream that others have destroyed or are capturing, or if the device is lost.
                     with suppress(RuntimeError), Device(device):
                         if other != key and not is_capturing(home):
                             work.awaited_by(home, other in here.captured)

@@ -1,4 +1,4 @@
-"""Which launches a step needs: the batches, their tables and scalars, and who runs them."""
+"""Which kernel launches a step needs: the batches, their tables and scalars, and what runs them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .signals import SILENCE, Signals
 if TYPE_CHECKING:
     from .order import Order
 
-# What a step of one group asks for, by the dtype of its tensors.
+# What a step of one parameter group needs, by the dtype of its tensors.
 Settings: TypeAlias = Mapping[tuple[int, np.dtype[Any]], tuple[Variant, NDArray]]
 
 
@@ -34,7 +34,7 @@ def settings_of(
     *,
     adagrad: bool,
 ) -> Settings:
-    """Variant and scalars of a step for each of these groups and dtypes, by hyperparameters and rate of each group."""
+    """Variant and scalars of a step for each of these groups and dtypes, from each group's hyperparameters and rate."""
     return {
         (i, dtype): (
             hyper.variant(hypers[i], adagrad, asked, dtype),
@@ -45,7 +45,7 @@ def settings_of(
 
 
 def variants_of(settings: Settings) -> dict[Any, Variant]:
-    """What a plan is for; with other numbers it stays, with other variants a step needs another."""
+    """What a plan is made for: it stays valid with other numbers, but other variants need another plan."""
     return {kind: variant for kind, (variant, _) in settings.items()}
 
 
@@ -55,7 +55,7 @@ def batched(
     variants: Mapping[tuple[int, np.dtype[Any]], Variant],
     grad_dtypes: Sequence[np.dtype[Any]],
 ) -> dict[tuple[int | None, np.dtype[Any], np.dtype[Any], Variant], list[int]]:
-    """Which tensors one launch updates: those that share device, dtype, that of gradients and Variant, by number."""
+    """Which tensors, by number, one launch updates: those that share device, dtype, gradient dtype and Variant."""
     batches: dict[tuple[int | None, np.dtype[Any], np.dtype[Any], Variant], list[int]] = {}
     for i, (tensor, group, grad_dtype) in enumerate(zip(tensors, groups, grad_dtypes, strict=True)):
         dtype = tensor.layout.dtype
@@ -66,7 +66,7 @@ def batched(
 def _norms_of(
     tensors: Sequence[Tensor], measured: Collection[int], outcome: Mapping[int | None, int], parts: Parts | None
 ) -> tuple[dict[int | None, Norms], list[tuple[int, int]], list[list[int]]]:
-    """The norms of each device; what of them each tensor is (a number, a block of it); which have its scalars."""
+    """The norms of each device; each tensor's place in them (a number, a block of it); which tensors share scalars."""
     on: dict[int | None, list[int]] = {}  # the tensors of each device
     for i, tensor in enumerate(tensors):
         on.setdefault(tensor.device, []).append(i)
@@ -95,7 +95,7 @@ def _norms_of(
 
 
 class Steps(Protocol):
-    """Host and device: the steps of a plan where its arrays lie."""
+    """The steps of a plan, on the host or on devices, wherever its arrays are stored."""
 
     def bind(self, grads: list[Any], signals: Signals) -> None: ...
 
@@ -111,18 +111,18 @@ class Steps(Protocol):
     def captured(self) -> bool: ...
 
 
-# Of the order in which batches take the tensors, the batches, and what they write.
+# From the order in which batches take the tensors, the batches, and what they write.
 MakeSteps: TypeAlias = Callable[[Sequence[int], Sequence[Batch], Written], Steps]
 
 
 def array_steps(
     tensors: Sequence[Tensor], grad_dtypes: Sequence[np.dtype[Any]], steps: NDArray, order: Order | None
 ) -> MakeSteps:
-    """Steps over arrays: NumPy's, or with an order of streams those on devices; they are counted in `steps`."""
+    """Steps over NumPy arrays, or with an order of streams over arrays on devices; they are counted in `steps`."""
 
     def make(at: Sequence[int], batches: Sequence[Batch], written: Written) -> Steps:
         ordered = [tensors[i] for i in at]
-        layouts = [tensors[i].layout.of(grad_dtypes[i]) for i in at]  # of gradients that lie as parameters do
+        layouts = [tensors[i].layout.of(grad_dtypes[i]) for i in at]  # for gradients laid out like their parameters
         if order is None:
             return HostSteps(ordered, layouts, batches, written, steps)
         from .device import DeviceSteps  # it imports Numba's CUDA target
@@ -185,17 +185,17 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        """What it is for, with the numbers as they were written last."""
+        """What it is made for, with the numbers as last written."""
         kinds = {(g, b.dtype): b.scalars[row] for b in self.batches for row, g in enumerate(b.groups)}
         return {kind: (self.variants[kind], row) for kind, row in kinds.items()}
 
     def write_scalars(self, settings: Settings) -> None:
-        """The numbers of the next steps."""
+        """Write the numbers for the next steps."""
         self._write(settings)
         self.steps.send()
 
     def write_seeds(self, seeds: Sequence[int]) -> None:
-        """What the keys of dither are made from, of each tensor: see codes.py."""
+        """Write what each tensor's keys of dither are made from: see codes.py."""
         changed = False
         for batch, rows in zip(self.batches, self._rows, strict=True):
             if batch.variant.dithers:
@@ -206,7 +206,7 @@ class Plan:
             self.steps.send_tables()
 
     def write_rates(self, rates: Sequence[Rates]) -> None:
-        """The learning rates of the next steps, of every group; all else stays."""
+        """Write the learning rates of all groups for the next steps; all else stays."""
         for batch in self.batches:
             batch.write_rates(rates)
         self.steps.send()
@@ -217,9 +217,9 @@ class Plan:
         return self.steps.captured
 
     def bind(self, grads: list[Any], signals: Signals = SILENCE) -> None:
-        """Take the gradients of the next step, in the order of the tensors; every refusal comes from here.
+        """Accept the gradients of the next step, in the order of the tensors; all refusals come from here.
 
-        Gradients of other dtypes than it is for raise `OtherDtypes`.
+        Gradients with other dtypes than it was made for raise `OtherDtypes`.
         """
         if signals.arrays:
             self._check_apart(grads, signals)
@@ -238,5 +238,5 @@ class Plan:
         problems.raise_any()
 
     def launch(self) -> None:
-        """Run the step that was bound."""
+        """Run the bound step."""
         self.steps.launch()

@@ -1,4 +1,4 @@
-"""What lies on a device of each batch: table, chunks, numbers and gradient columns."""
+"""What each batch keeps on a device: table, chunks, numbers and gradient columns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .library import Block, Streams
 
 
 class ResidentNorms:
-    """What a device knows of the norms of its tensors' gradients."""
+    """A device's data on the norms of its tensors' gradients."""
 
     block: Block
     blocks: list[Block]
 
     def settle(self, norms: Norms, device: int, order: Streams) -> None:
-        """Send what is known, once it is known where all scalars lie."""
+        """Send the data, once the places of all scalars are known."""
         with order.allocating(device) as stream:
             partials, sums = map(order.library.zeros, norms.bytes_of_sums)
             segments = order.uploaded(norms.segments, stream)
@@ -29,7 +29,7 @@ class ResidentNorms:
 
 
 class _Column:
-    """A gradient column on the device, and what stands in it."""
+    """A gradient column on the device, and its contents."""
 
     def __init__(self, rows: int, order: Streams) -> None:
         self.buffer = order.library.empty(8 * rows)
@@ -39,7 +39,7 @@ class _Column:
 class Resident:
     """A batch on its device: the table, the chunks, the scalars, the factors, the gradient columns.
 
-    Behind the addresses of the gradients, a column holds what the step is told beside them.
+    After the addresses of the gradients, a column holds the other arguments of the step.
     """
 
     def __init__(self, batch: Batch, device: int, norms: ResidentNorms | None, counts: bool, order: Streams) -> None:
@@ -59,11 +59,11 @@ class Resident:
             )
             self._counts_of = len(chunks), len(sums)
             self.column = _Column(len(batch.sizes) + batch.variant.told * len(batch.told), order)
-        self._own: _Column | None = self.column  # the one that no graph has captured
+        self._own: _Column | None = self.column  # the column that no graph has captured
         self._captured: list[_Column] = []
 
     def send(self, order: Streams) -> None:
-        """Send the scalars if they differ from those that were sent last."""
+        """Send the scalars if they differ from those last sent."""
         wanted = self.batch.scalars.tobytes()
         if wanted != self._sent:
             with order.on(self.device) as stream:
@@ -71,31 +71,31 @@ class Resident:
             self._sent = wanted
 
     def known(self, column: NDArray) -> _Column | None:
-        """A column of these addresses that is on the device already."""
+        """A column with these addresses that is already on the device."""
         content = column.tobytes()
         return next((c for c in (self._own, *self._captured) if c and c.content == content), None)
 
     def known_grads(self, addresses: NDArray) -> bool:
-        """Is a column of these gradients on the device, whatever else it holds?"""
+        """Is a column with these gradients on the device, whatever else it holds?"""
         content = addresses.tobytes()
         return any(c.content.startswith(content) for c in (self._own, *self._captured) if c)
 
     def take(self, column: NDArray, stream: Any, order: Streams) -> bool:
-        """Make this the column that the next launch reads: is it another buffer? A captured one is not written to."""
+        """Have the next launch read this column; return whether its buffer changed. Captured ones are never written."""
         found, before = self.known(column), self.column
         if found is None:
             if self._own is None:
                 with order.allocating(self.device):
                     self._own = _Column(len(column), order)
             found = self._own
-            found.content = b""  # until it is sent
+            found.content = b""  # until the new one is sent
             order.library.upload(found.buffer, column, stream)
             found.content = column.tobytes()
         self.column = found
         return found is not before
 
     def capture(self) -> None:
-        """Keep the current column as it is from now on."""
+        """Keep the current column unchanged from now on."""
         if self.column is self._own:
             self._captured.append(self.column)
             self._own = None
@@ -107,11 +107,11 @@ class Resident:
 
     @property
     def blocks(self) -> list[Block]:
-        """What the launches read and write of it."""
+        """The memory here that the launches read and write."""
         return self._own_blocks + (self._norms.blocks if self._norms else [])
 
     def launches(self, stream: Any) -> dict[str, cuda.Launch]:
-        """The calls that launch a step, by the names of their kernels."""
+        """The calls that launch a step, by kernel name."""
         norms = self._norms.block.address if self._norms else 0
         at = cuda.Addresses(*[*(block.address for block in self._own_blocks), norms])
         return cuda.launches(self.kernels, stream, self.batch, at, *self._counts_of, self._counts)

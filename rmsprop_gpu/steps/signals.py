@@ -1,4 +1,4 @@
-"""What a step is told beside its gradients: by what they were scaled, whether to skip it, whether to zero them."""
+"""The arguments of a step beside its gradients: their scale, whether to skip the step, whether to zero them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SCALES = ("float32", "float64")
 
 
 class Signals(NamedTuple):
-    """What a kernel reads of them, and what that asks of the plan."""
+    """What a kernel reads of them, and what the plan has to provide for that."""
 
     asked: Asked = NOTHING_ASKED
     words: tuple[int, ...] = (0,) * table.TOLD_WORDS
-    # (name, as it was given, as CuPy or NumPy has it), held until the step is enqueued: the words hold their addresses.
+    # (name, array as given, array in CuPy or NumPy), held until the step is enqueued: the words hold their addresses.
     arrays: tuple[tuple[str, Any, Any], ...] = ()
-    numbers: tuple[str, ...] = ()  # those that were told as numbers, which a CUDA graph would keep for ever
+    numbers: tuple[str, ...] = ()  # those given as numbers, which a CUDA graph would keep forever
     problems: Problems | None = None  # what is wrong with them
 
 
@@ -46,7 +46,7 @@ def signals(
 ) -> Signals:
     """The arguments of a step, for parameters in host memory or on these devices, of these compute types.
 
-    Nothing is raised: what is wrong is noted, and said together with what else is wrong with the step.
+    Nothing is raised: problems are noted, and reported together with all others of the step.
     """
     if grad_scale is None and found_inf is None and zero_grads is False:
         return SILENCE
@@ -68,7 +68,7 @@ def signals(
 
 
 def _signal(x: Any, name: str, devices: list[int], problems: Problems) -> tuple[tuple[int, int], Any]:
-    """The two words of one, and the array in which it stands."""
+    """The two words of one argument, and the array that holds it."""
     nothing = (table.NOTHING, 0), None
     if x is None:
         return nothing
@@ -86,9 +86,9 @@ def _signal(x: Any, name: str, devices: list[int], problems: Problems) -> tuple[
     if array.size != 1:
         problems.add(ValueError, f"{name} has shape {array.shape}; wanted {wanted}")
     if len(devices) > 1:
-        problems.add(ValueError, f"{name} is an array, and the parameters lie on devices {devices}; wanted a number")
+        problems.add(ValueError, f"{name} is an array, and the parameters are on devices {devices}; wanted a number")
     elif device_of(array) != (devices[0] if devices else None):
-        problems.add(TypeError, f"{name} lies {place(device_of(array))}; wanted {wanted}")
+        problems.add(TypeError, f"{name} is {place(device_of(array))}; wanted {wanted}")
     known = _SCALES if name == "grad_scale" else tuple(_KINDS)
     if array.dtype.name not in known or not array.dtype.isnative or not is_aligned(array):
         problems.add(
@@ -100,13 +100,13 @@ def _signal(x: Any, name: str, devices: list[int], problems: Problems) -> tuple[
 
 
 def _check_reciprocal(x: Any, computes: Collection[np.dtype[Any]], problems: Problems) -> None:
-    """Can every dtype hold what the gradients are multiplied by?"""
+    """Can every dtype hold the factor of the gradients?"""
     for dtype in computes:
         with np.errstate(over="ignore", under="ignore"):
             factor = np.float64(1.0 / float(x)).astype(dtype)
         if not 0 < factor < math.inf:
             said = f"grad_scale is {x!r}, whose reciprocal is {factor} in {dtype}"
-            problems.add(ValueError, f"{said}; wanted one that is neither 0 nor infinite there")
+            problems.add(ValueError, f"{said}; wanted one whose reciprocal is neither 0 nor infinite there")
 
 
 def _bits(x: Any, name: str, problems: Problems) -> int:

@@ -1,7 +1,7 @@
-"""Small copies from the host to a device: nobody waits for them, and what was copied may change at once.
+"""Small copies from the host to a device: nothing waits for them, and the source may change at once.
 
-CUDA promises neither of a copy from pageable memory: it may wait for the stream, and on some systems the device reads
-that memory later. So each copy is made from pinned memory of its own, which is used again when the copy has been made.
+For a copy from pageable memory CUDA promises neither: it may wait for the stream, and on some systems the device reads
+that memory later. So each copy is made from its own pinned memory, which is reused once the copy is done.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from cupy.cuda import Event, alloc_pinned_memory
 
 from ..arrays.layout import Array, NDArray
 
-SMALLEST = 1 << 12  # bytes of a slot
-LOOKS = 4  # slots that are asked before there is another
+SMALLEST = 1 << 12  # bytes per slot
+LOOKS = 4  # slots that are tried before another is made
 
 
 class _Slot:
-    """Pinned memory, and the event behind the last copy from it."""
+    """Pinned memory, and the event after the last copy from it."""
 
     def __init__(self, size: int) -> None:
         self._memory: Any = alloc_pinned_memory(size)
@@ -31,19 +31,19 @@ class _Slot:
         self.event = Event(disable_timing=True)
 
 
-# By device and size, in the order of their last use. They are kept, pinned, as long as the process: an optimizer may be
+# By device and size, in the order of their last use. They stay pinned as long as the process lives: an optimizer may be
 # gone before its last copy is made.
 _slots: dict[tuple[int, int], deque[_Slot]] = {}
 _lock = threading.RLock()  # a signal handler, or a finalizer, may step another optimizer in the middle of a copy
-if hasattr(os, "register_at_fork"):  # a child that steps is to be told that CUDA is lost, not to wait for ever
+if hasattr(os, "register_at_fork"):  # a child that steps should hear that CUDA is lost, not wait forever
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def _free(slots: deque[_Slot]) -> _Slot | None:
-    """One whose copy was made, of the first few; of one stream they are made in order, but one stream may be busy."""
-    with suppress(IndexError):  # there is none, or a handler has taken it
+    """One of the first few whose copy is done; a stream makes its copies in order, but one stream may be busy."""
+    with suppress(IndexError):  # there is none, or a signal handler has taken it
         for _ in range(LOOKS):
-            slot = slots.popleft()  # from here on no handler's
+            slot = slots.popleft()  # from here on no handler can take it
             if slot.event.done:
                 return slot
             slots.append(slot)

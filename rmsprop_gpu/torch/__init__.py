@@ -1,11 +1,11 @@
-"""For users of torch: its tensors are torch's, and so is its memory; ours is the pass over it.
+"""For users of torch: tensors and memory are torch's; only the pass over the memory is ours.
 
-`profiling`, `demo` and `cli` may import it; nothing below, and not `optimizer`, which stands beside it.
+`profiling`, `demo` and `cli` may import it; no layer below may, nor `optimizer`, which is beside it.
 """
 
 from ..extras import extra
 
-with extra("torch"):  # where torch is too old, too
+with extra("torch"):  # also if torch is too old
     from .rmsprop import RMSprop
 
 __all__ = ["RMSprop"]

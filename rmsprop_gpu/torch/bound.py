@@ -1,4 +1,4 @@
-"""An optimizer's groups, state and tensors as they are now: who updates which, and with what numbers."""
+"""An optimizer's current groups, state and tensors: which step updates which tensors, and with what numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SHARED = "it shares memory with another"
 
 
 class Examined:
-    """Which parameters of an `RMSprop` are ours, which torch's, and why; nothing is changed."""
+    """Which parameters of an `RMSprop` our step updates, which torch's, and why; nothing is changed."""
 
     def __init__(self, opt: Any) -> None:
         self.values = list(map(values, opt.param_groups))
@@ -48,7 +48,7 @@ class Examined:
         self.hypers = [hypers(values) for values in self.values]
         self._unfit: dict[tuple[int, str], str | None] = {}
         self.theirs: dict[int, str] = {}
-        self.stateless: list[torch.Tensor] = []  # no gradient has come so far
+        self.stateless: list[torch.Tensor] = []  # without a gradient so far
         self.ours: list[tuple[int, torch.Tensor]] = []
         for i, group in enumerate(opt.param_groups):
             for p in group["params"]:
@@ -62,7 +62,7 @@ class Examined:
         self._part(opt)
 
     def why_theirs(self, group: int, p: torch.Tensor, state: Mapping[str, Any] | None) -> str | None:
-        """Why torch's step updates this parameter; None where ours does."""
+        """Why torch's step updates this parameter; None if ours does."""
         h = self.hypers[group]
         if isinstance(h, str):
             return h
@@ -80,7 +80,7 @@ class Examined:
         return self._unfit[kind]
 
     def _part(self, opt: Any) -> None:
-        """Leave those to torch that share memory: with one another, with a state, or with one that is torch's."""
+        """Leave to torch those that share memory: with each other, with a state, or with one left to torch."""
         spans = []
         for _, p in self.ours:
             spans += [(*extent(x), p) for x in (p, *memory_of(opt.state.get(p)))]
@@ -99,7 +99,7 @@ class Examined:
 
 
 def _why_unfit(h: Mapping[str, Any], dtype: str) -> str | None:
-    """Why these numbers do not go into this dtype, as an eps that is 0 there."""
+    """Why these numbers cannot be represented in this dtype, such as an eps that is 0 there."""
     try:
         hyper.scalars(h, h["lr"], np.dtype(dtype))
     except ValueError as error:
@@ -108,9 +108,9 @@ def _why_unfit(h: Mapping[str, Any], dtype: str) -> str | None:
 
 
 class Bound:
-    """An `RMSprop` that is ready to step, until anything of it changes.
+    """An `RMSprop` that is ready to step, until anything in it changes.
 
-    State that is missing is made; nothing else is written.
+    Missing state is made; nothing else is written.
     """
 
     def __init__(self, opt: Any) -> None:
@@ -121,7 +121,7 @@ class Bound:
         self._stateless, self._theirs = found.stateless, found.theirs
         names = names_of(opt.param_groups)
         for group, h in zip(opt.param_groups, found.hypers, strict=True):
-            if isinstance(h, dict):  # else it says itself what is wrong, where torch's step is not for it either
+            if isinstance(h, dict):  # else a text with the reason, if torch's step cannot handle it either
                 check_formats(group["params"], h, names, opt.state)
         _refuse(opt, found, names)
         if any(place(p) is not None for _, p in found.ours):
@@ -131,7 +131,7 @@ class Bound:
         keys = keys_of(opt.param_groups)
         rows = [self._row(opt, i, p, names[id(p)], keys[id(p)]) for i, p in found.ours]
         self._sides = self._made_sides(rows)
-        # Compared by identity in each step: what is compared lives as long as this.
+        # Compared by identity in each step, so the compared objects live as long as this one.
         self._groups, self._state, self._params = opt.param_groups, opt.state, _params(opt)
         self._param_ids = list(map(id, self._params))
         self._note_state(opt)
@@ -143,9 +143,9 @@ class Bound:
 
     def _row(self, opt: Any, group: int, p: torch.Tensor, name: str, key: str) -> Row:
         h, state, its = self._hypers[group], opt.state[p], opt.param_groups[group]
-        assert isinstance(h, dict)  # or the group's parameters were torch's
-        # Where a step may be skipped on a device, or is captured there, only the device knows whether it counts; and
-        # what it rounds at random it makes from the count.
+        assert isinstance(h, dict)  # otherwise the group's parameters would be torch's
+        # If a step may be skipped on a device, or is captured there, only the device knows whether it counts; and
+        # stochastic rounding there depends on the count.
         there = bool(its["capturable"] or its["fused"] or its["skip_nonfinite"] or self._told or dithers(h, p))
         prepare(p, state, h, counts_there=there and place(p) is not None)
         kept = tuple(dict.fromkeys([*wanted(h, p), *["bias_weight"] * ("bias_weight" in state)]))
@@ -159,7 +159,7 @@ class Bound:
         for i, (one, h) in enumerate(zip(self._values, self._hypers, strict=True)):
             if isinstance(one[0], DeviceRate) and isinstance(h, dict):
                 rates[i] = one[0].tensor, h["weight_decay"] if h["decoupled_weight_decay"] else 0.0
-        # The device first: it works while the host does, and of the two only its launches may fail.
+        # The device first: it works while the host does, and only its launches can fail.
         return [*([CudaSide(cuda, rates)] if cuda else []), *([HostSide(host)] if host else [])]
 
     def fits(self, opt: Any) -> bool:
@@ -172,16 +172,16 @@ class Bound:
         )
 
     def run(self, opt: Any) -> None:
-        """One step; raises `Changed`, before anything is written, where tensors are not as they were bound."""
+        """Run one step; raise `Changed`, before anything is written, if tensors differ from those that were bound."""
         if any(p.grad is not None for p in self._stateless):
             raise Changed
         told = _told(opt)
         if told and not self._told:
-            raise Changed  # what may be skipped is counted where that is known
+            raise Changed  # steps that may be skipped are counted where it is known whether they were
         self._take_values(opt)
         launches = [side.bind(side.told(*told) if told else SILENCE, self._settings) for side in self._sides]
         written = False
-        if self._theirs:  # before ours are written, so that an error of torch's leaves them as they are
+        if self._theirs:  # before ours are written, so that an error in torch leaves ours unchanged
             self._step_theirs(opt)
             self._note_state(opt)
             written = any(p.grad is not None for p in self._params if id(p) in self._theirs)
@@ -192,7 +192,7 @@ class Bound:
                 self.broken = side.broken
                 if written and not self.broken:
                     self.broken = (
-                        f"{error}. But other parameters were updated before in this step: restore all of them, then "
+                        f"{error}. But other parameters were updated earlier in this step: restore all of them, then "
                         "load_state_dict makes the optimizer usable again"
                     )
                     raise RuntimeError(self.broken) from error
@@ -201,7 +201,7 @@ class Bound:
 
     @property
     def captured(self) -> bool:
-        """Does a CUDA graph hold a step of it?"""
+        """Does a CUDA graph hold a step of this?"""
         return any(plan.captured for side in self._sides for plan in side.plans.values())
 
     def _step_theirs(self, opt: Any) -> None:
@@ -216,18 +216,18 @@ class Bound:
         theirs.step(opt, lambda p: id(p) in self._theirs, lambda p: self._theirs[id(p)])
 
     def _take_values(self, opt: Any) -> None:
-        """Write the numbers of the groups, where they are others than in the last step."""
+        """Write the numbers of the groups if they differ from those of the last step."""
         now = list(map(values, opt.param_groups))
         if now == self._values:
             return
         for side in self._sides:
             side.refuse_numbers()
         if [one[1:] for one in now] != [one[1:] for one in self._values] or not self._follow(now):
-            raise Changed  # what else changes is rare, and may ask for other state, or for torch's step
+            raise Changed  # other changes are rare, and may need other state, or torch's step
         self._values = now
 
     def _follow(self, now: Sequence[tuple[Any, ...]]) -> bool:
-        """Write other learning rates, if they are numbers that our kernels take."""
+        """Write other learning rates, if they are numbers that our kernels accept."""
         for (new, *_), (old, *_) in zip(now, self._values, strict=True):
             if new != old and (isinstance(new, DeviceRate) or isinstance(old, DeviceRate)):
                 return False
@@ -251,14 +251,14 @@ class Bound:
 def check_formats(
     params: Sequence[torch.Tensor], h: Mapping[str, Any], names: Mapping[int, str], state: Mapping[Any, Any]
 ) -> None:
-    """Refuse a format for parameters that cannot have it, or whose state was made for another; a ValueError."""
+    """Raise ValueError for a format that parameters cannot have, or if their state was made for another one."""
     if stored_otherwise(h):
         check_storage(h, [kind_of(p, names[id(p)]) for p in params])
     for p in params:
         if (found := other_format(state.get(p) or {}, h)) is not None:
             raise ValueError(
                 f"square_avg_dtype is {h['square_avg_dtype']!r}, but the square_avg of {names[id(p)]} is {found}: the "
-                "state was made for that, and it cannot change; wanted load_state_dict, which converts"
+                "state was made for that, and it cannot change; wanted load_state_dict, which converts it"
             )
 
 
@@ -267,13 +267,13 @@ def _params(opt: Any) -> list[torch.Tensor]:
 
 
 def _told(opt: Any) -> tuple[Any, Any] | None:
-    """The scale and what was found, where ``GradScaler.step`` left them; None where it did not."""
+    """The scale and found_inf that ``GradScaler.step`` left on the optimizer; None if it left none."""
     scale, found = getattr(opt, "grad_scale", None), getattr(opt, "found_inf", None)
     return None if scale is None and found is None else (scale, found)
 
 
 def _refuse(opt: Any, found: Examined, names: Mapping[int, str]) -> None:
-    """What neither step can do, and what ``fused=True`` insists on."""
+    """Refuse what neither step can do, and what ``fused=True`` does not allow."""
     ours = [h for h in found.hypers if isinstance(h, dict)]
     if ours:
         hyper.check_shared(ours, list(dict.fromkeys(named(place(p)) for _, p in found.ours)))
@@ -284,4 +284,4 @@ def _refuse(opt: Any, found: Examined, names: Mapping[int, str]) -> None:
     insisted = [p for group in opt.param_groups if group["fused"] for p in group["params"] if id(p) in found.theirs]
     if insisted:
         reasons = "; ".join(f"{names[id(p)]}: {found.theirs[id(p)]}" for p in insisted)
-        raise RuntimeError(f"`fused=True` requires parameters that the kernels can take, but {reasons}")
+        raise RuntimeError(f"`fused=True` requires parameters that the kernels can handle, but {reasons}")

@@ -1,4 +1,4 @@
-"""Steps over torch's tensors on CUDA devices: what torch's own operations do in them, beside the launches."""
+"""Steps over torch's tensors on CUDA devices: what torch's own operations do in them, besides the kernel launches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LR, _LR_TIMES_DECAY = (Scalars._fields.index(name) for name in Rates._fields)
 
 
 def _rate_copies(lr: torch.Tensor, decay: float, row: torch.Tensor) -> list[Callable[[], Any]]:
-    """What writes a learning rate into a row of scalars, both on the device; the product is rounded once, as there."""
+    """The calls that write a learning rate into a row of scalars, on the device; the product is rounded once, too."""
     source, target = lr.detach().reshape(1), row[_LR : _LR + 1]
     calls: list[Callable[[], Any]] = [partial(target.copy_, source)]
     if decay:
@@ -33,10 +33,10 @@ def _rate_copies(lr: torch.Tensor, decay: float, row: torch.Tensor) -> list[Call
 
 
 class CudaGradients(Gradients):
-    """Gradients on CUDA devices, as `steps.device.DeviceSteps` asks for them.
+    """Gradients on CUDA devices, as needed by `steps.device.DeviceSteps`.
 
-    Copies of odd ones are enqueued when they are bound. Counters on a device are counted there, by what the step says
-    of itself in `outcome`.
+    Copies of odd ones are enqueued when they are bound. Counters on a device are advanced there, according to what the
+    step writes into `outcome`.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class CudaGradients(Gradients):
         self._grads: list[Any] = []
         self._before: list[Callable[[], Any]] = []
         self._counters = [(i, row.state["step"]) for i, row in enumerate(rows) if place(row.state["step"]) is not None]
-        self._taken: torch.Tensor | None = None  # 1, or 0 after a step that was skipped
+        self._taken: torch.Tensor | None = None  # 1, or 0 after a skipped step
         if self._counters and any(batch.variant.finite or batch.variant.told for batch in batches):
-            (words,) = outcome.values()  # what is decided for a step as a whole is decided on one device
+            (words,) = outcome.values()  # decisions about a step as a whole are made on one device
             self._taken = torch.zeros((), dtype=self._counters[0][1].dtype, device=words.device)
             one, skipped = torch.ones_like(words[SKIPPED]), words[SKIPPED]
             self._before.append(skipped.zero_)
             self._take = partial(torch.sub, one, skipped, out=self._taken)
 
     def read_rates(self, steps: DeviceSteps, rates: Mapping[int, tuple[torch.Tensor, float]]) -> None:
-        """Have these learning rates, by group and with their decoupled decay, written before each launch."""
+        """Write these learning rates, by group and with their decoupled decay, before each launch."""
         for batch, block in steps.scalars:
             rows = block.owner.view(getattr(torch, batch.scalars.dtype.name)).view(batch.scalars.shape)
             for row, group in zip(rows, batch.groups, strict=True):
@@ -65,7 +65,7 @@ class CudaGradients(Gradients):
                     self._before += _rate_copies(*rates[group], row)
 
     def bind(self, grads: list[Any]) -> bool:
-        """Take the gradients of the next step: is any address another?"""
+        """Accept the gradients of the next step and return whether any address changed."""
         self.take(grads)
         self._grads = grads
         moved = not np.array_equal(self.column, self._read)
@@ -73,10 +73,10 @@ class CudaGradients(Gradients):
         return moved
 
     def make_copies(self, order: Streams) -> None:
-        """They are made."""
+        """Do nothing: they were made when bound."""
 
     def capture_copies(self) -> None:
-        """They are made, and in the graph."""
+        """Do nothing: they were made when bound, and are in the graph."""
 
     def lack_memory(self, rows: slice) -> bool:
         return False
@@ -112,7 +112,7 @@ def cuda_steps(
     rates: Mapping[int, tuple[torch.Tensor, float]],
     streams: Streams,
 ) -> DeviceSteps:
-    """The steps of a plan over these rows."""
+    """The function that makes the steps of a plan over these rows."""
     grads = CudaGradients(rows, batches, written, outcome)
     steps = DeviceSteps(tensors, batches, grads, grads.count, streams)
     grads.read_rates(steps, rates)

@@ -1,13 +1,13 @@
-"""What the tensors of a step say of themselves, read and compared in one compiled call.
+"""Read and compare the metadata of all tensors of a step in one compiled call.
 
 ``torch.Tensor.__dlpack_c_exchange_api__`` (DLPack 1.3, torch 2.10) is a table of C functions. One of them fills a
-DLTensor from a ``PyObject *`` without allocating: address, device, dtype, shape and strides. It is to tensors what
-NumPy's struct is to arrays in ``steps/headers.py``, and it is asked again in every step, since identity proves nothing:
-``p.data = ...``, ``set_`` and ``resize_`` leave the object what it was.
+DLTensor from a ``PyObject *`` without allocating: address, device, dtype, shape and strides. It is for tensors what
+NumPy's struct is for arrays in ``steps/headers.py``. It is called again in every step, since identity proves nothing:
+``p.data = ...``, ``set_`` and ``resize_`` change a tensor, but not the identity of the object.
 
-Three things it does not tell. That a tensor is negated or conjugated lazily: see `Reader.lazy_rows`. That an object is
-no plain tensor: fake tensors and wrapper subclasses hand out addresses too, so the class of each object is compared
-first. And that a storage was resized to nothing: the address is then the offset alone, see `_LOWEST`.
+It does not reveal three things. A tensor may be negated or conjugated lazily: see `Reader.lazy_rows`. An object may not
+be a plain tensor: fake tensors and wrapper subclasses return addresses too, so the class of each object is compared
+first. And a storage may have been resized to nothing: the address is then just the offset, see `_LOWEST`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ NEEDED = "torch 2.10 or newer is needed"
 
 
 class DLTensor(ctypes.Structure):
-    """DLPack's: what a tensor says of itself."""
+    """DLPack's struct: the metadata of a tensor."""
 
     _fields_ = (
         ("data", ctypes.c_uint64),
-        ("device", ctypes.c_int64),  # the type in the lower half, the number in the upper
+        ("device", ctypes.c_int64),  # the type in the lower half, the index in the upper
         ("ndim", ctypes.c_int32),
         ("dtype", ctypes.c_int32),  # code, bits, and lanes in two bytes
         ("shape", ctypes.c_uint64),
@@ -44,7 +44,7 @@ class DLTensor(ctypes.Structure):
 
 
 class _Table(ctypes.Structure):
-    """DLPack's table of version 1; of others only the first three fields are known."""
+    """DLPack's table, version 1; in other versions only the first three fields are known."""
 
     _fields_ = (
         ("major", ctypes.c_uint32),
@@ -58,7 +58,7 @@ class _Table(ctypes.Structure):
     )
 
 
-# As DLPack numbers them.
+# DLPack's numbers.
 DEVICES = {"cpu": 1, "cuda": 2}
 _INT, _UINT, _FLOAT, _BFLOAT, _COMPLEX, _ONE_LANE = 0, 1, 2, 4, 5, 1 << 16
 DTYPES = {
@@ -69,7 +69,7 @@ DTYPES = {
     torch.complex64: _COMPLEX | 64 << 8 | _ONE_LANE,
     torch.complex128: _COMPLEX | 128 << 8 | _ONE_LANE,
 }
-# And those that only state has.
+# And the dtypes that only state has.
 _STORED = {
     torch.uint16: _UINT | 16 << 8 | _ONE_LANE,
     torch.uint8: _UINT | 8 << 8 | _ONE_LANE,
@@ -80,11 +80,11 @@ _NUMBERED = {**DTYPES, **_STORED}
 # Verdicts on a row, to be or-ed.
 PARAM_CHANGED, GRAD_ODD, GRAD_OVERLAPS, STATE_CHANGED = 1, 2, 4, 8
 
-UNCHECKED = -1  # in the column: no address that was checked
-NO_ELEMENTS = 16  # in the column: a gradient without elements; 0 says that there is no gradient
+UNCHECKED = -1  # in the column: no checked address
+NO_ELEMENTS = 16  # in the column: a gradient without elements; 0 means that there is no gradient
 
-# No allocator of a process of 64 bits gives memory below it; a gradient whose storage was resized to nothing has its
-# offset as address. Were there memory, the slow way would be taken, and nothing worse.
+# No allocator of a 64-bit process returns memory below this; a gradient whose storage was resized to nothing has its
+# offset as address. If there were memory, the slow path would be used, and nothing worse.
 _LOWEST = 1 << 32
 
 _TYPE = 8  # the class of an object, in bytes from its start
@@ -108,23 +108,23 @@ _SHAPE, _STRIDES, _OFFSET = (getattr(DLTensor, name).offset for name in ("shape"
     _TENSOR,
 ) = range(13)
 
-# A record of a tensor. Of a parameter, bytes and the dtype before them are those that its gradient has to have.
+# The record of a tensor. For a parameter, bytes and the dtype before them are those that its gradient has to have.
 _R_TYPE, _R_DATA, _R_DEVICE, _R_DTYPE, _R_NDIM, _R_GRAD_DTYPE, _R_BYTES, _R_DIMS = range(8)
 
 
 class Source(NamedTuple):
-    """Whose tensors are read: their class, the address of what fills a DLTensor, and what they say themselves."""
+    """The tensors to read: their class, the function (by address) that fills a DLTensor, and their own methods."""
 
-    tensor: type  # of gradients; the class of a parameter or of state is what it was
+    tensor: type  # of gradients; parameters and state must keep their class
     export: int
     record: Callable[[Any, Any], list[int]]
     is_lazy: Callable[[Any], bool]
 
 
 def record(tensor: torch.Tensor, grad_dtype: torch.dtype | None = None) -> list[int]:
-    """What a tensor has to go on saying of itself, by the interpreter's own reading.
+    """The metadata that a tensor has to keep, as read in Python.
 
-    Of a parameter with the dtype that its gradient has to have.
+    For a parameter, with the dtype that its gradient has to have.
     """
     grad_dtype = grad_dtype or tensor.dtype
     device = DEVICES[tensor.device.type] | (tensor.device.index or 0) << 32
@@ -134,20 +134,20 @@ def record(tensor: torch.Tensor, grad_dtype: torch.dtype | None = None) -> list[
 
 
 def is_lazy(tensor: torch.Tensor) -> bool:
-    """Is this the negative or the conjugate of what lies in its memory?"""
+    """Is this the negative or the conjugate of the content of its memory?"""
     return bool(tensor.is_neg() or tensor.is_conj())
 
 
 def _may_be_lazy(words: list[int]) -> bool:
-    """May a tensor with this record be dense, and lazy? One of complex numbers, or of one number."""
+    """Can a tensor with this record be dense and lazy? Yes if it is complex, or has a single element."""
     return words[_R_DTYPE] & 0xFF == _COMPLEX or all(n == 1 for n in words[_R_DIMS::2])
 
 
 def _table() -> _Table:
-    """torch's table of version 1; an ImportError where there is none."""
+    """torch's table, version 1; an ImportError if there is none."""
     if ctypes.sizeof(ctypes.c_void_p) != 8 or object.__basicsize__ != 16:
         raise ImportError(
-            "rmsprop_gpu.torch needs a CPython of 64 bits with a GIL: objects of this one begin otherwise"
+            "rmsprop_gpu.torch needs a 64-bit CPython with a GIL: objects of this one have another header"
         )
     name = "torch.Tensor.__dlpack_c_exchange_api__"
     capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -158,7 +158,7 @@ def _table() -> _Table:
     try:
         at = pointer_of(capsule, b"dlpack_exchange_api")
     except ValueError:
-        raise ImportError(f"{name} of torch {torch.__version__} is {capsule!r}, no table of DLPack; {NEEDED}") from None
+        raise ImportError(f"{name} of torch {torch.__version__} is {capsule!r}, not a DLPack table; {NEEDED}") from None
     versions = []
     while at:
         found = _Table.from_address(at)
@@ -172,10 +172,10 @@ def _table() -> _Table:
 
 
 def exported(export: int, tensor: Any) -> list[int]:
-    """What the table says of a tensor, in the order of a record up to the number of dimensions, then those."""
+    """A tensor's metadata from the table: in the order of a record up to the number of dimensions, then these."""
     function = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(DLTensor))(export)
     made = DLTensor()
-    function(tensor, made)  # PYFUNCTYPE raises what the function did
+    function(tensor, made)  # PYFUNCTYPE raises the function's exceptions
     dims = [
         ctypes.c_int64.from_address(start + 8 * j).value
         for j in range(made.ndim)
@@ -185,7 +185,7 @@ def exported(export: int, tensor: Any) -> list[int]:
 
 
 def _samples() -> list[torch.Tensor]:
-    """Tensors of each dtype and each way to lie."""
+    """Tensors of every dtype and every kind of layout."""
     made = []
     for dtype in DTYPES:
         block = torch.zeros((3, 4, 5), dtype=dtype, device="cpu")
@@ -195,14 +195,14 @@ def _samples() -> list[torch.Tensor]:
 
 
 def _verified(table: _Table) -> _Table:
-    """The table, where it says of samples what their methods say; else an ImportError."""
+    """The table, if it agrees with the methods of sample tensors; else an ImportError."""
     for t in _samples():
         words = record(t)
         want, got = words[:_R_GRAD_DTYPE] + words[_R_DIMS:], exported(table.export, t)
         if got != want:
             raise ImportError(
-                f"the DLPack table of torch {torch.__version__} says {got} of a {type(t).__name__} of {t.dtype} with "
-                f"shape {tuple(t.shape)}, which says {want} of itself; {NEEDED}"
+                f"the DLPack table of torch {torch.__version__} reports {got} for a {type(t).__name__} of {t.dtype} "
+                f"with shape {tuple(t.shape)}, which itself reports {want}; {NEEDED}"
             )
     return table
 
@@ -219,7 +219,7 @@ _current_work_stream = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_in
 
 
 def current_stream(device_type: int, device: int) -> int:
-    """The handle of torch's current stream on a device, by DLPack's number of its type; 0 is the default stream."""
+    """The handle of torch's current stream on a device, given DLPack's number of its type; 0 is the default stream."""
     handle = ctypes.c_void_p()
     _current_work_stream(device_type, device, ctypes.byref(handle))
     return handle.value or 0
@@ -231,20 +231,20 @@ _scratch = make_scratch(ctypes.sizeof(DLTensor) // 8 + 1)
 
 
 def _make_check() -> Any:
-    """``check(block, ids)``: verdicts on each row; 0 when there is nothing to look into.
+    """``check(block, ids)``: verdicts on each row; 0 if nothing needs a closer look.
 
-    `ids` is a matrix: a line of parameters, one of gradients, then one for each column of state. Writes the address of
-    each gradient into the column (0 for ``None``, `UNCHECKED` for one that is odd or overlaps), and looks for an
-    overlap where it changed.
+    `ids` is a matrix: one line for parameters, one for gradients, then one for each column of state. It writes the
+    address of each gradient into the column (0 for ``None``, `UNCHECKED` for one that is odd or overlaps), and looks
+    for overlaps of changed ones.
     """
 
     @njit(inline="always")
     def same(block, head, record, T, dtype, tensor):  # type: ignore[no-untyped-def]
-        """Does this object lie as the record says? What it says of itself is left in `tensor`."""
+        """Does this object match the record? Its metadata is left in `tensor`."""
         if _load(head + _TYPE, 0) != T:
             return False
         if ask(_load(block, _EXPORT), head, tensor) != 0:
-            tell(_load(block, _CLEAR))  # it has set a Python exception
+            tell(_load(block, _CLEAR))  # the function has set a Python exception
             return False
         nd = _load(record, _R_NDIM)
         if _load(tensor + _DEVICE, 0) != _load(record, _R_DEVICE) or _load_int32(tensor + _DTYPE, 0) != dtype:
@@ -300,30 +300,30 @@ def _make_check() -> Any:
 
 
 class Reader:
-    """The tensors of some rows as they were when it was made; `bind` compares those of a step with them.
+    """The tensors of some rows as they were when this was made; `bind` compares those of a step with them.
 
     Parameters
     ----------
     params : sequence of tensors
-        Of class ``Tensor`` or ``Parameter``, one a row; of each the class counts, too.
+        Of class ``Tensor`` or ``Parameter``, one per row; the class of each is compared, too.
     states : sequence of columns of tensors
-        What a step writes beside the parameters, one tensor a row in each column; the counters of steps may be one.
+        What a step writes besides the parameters, one tensor per row in each column; step counters may be a column.
     grad_dtypes : sequence of dtypes
         What the gradient of each row has to have.
     column : int64 array
-        Where the addresses of the gradients are to stand, one a row; nothing in it counts as checked.
+        Receives the addresses of the gradients, one per row; nothing in it counts as checked.
     lowest, highest : int64 array
-        The bounds of everything that the step writes, of all its rows: sorted, disjoint intervals.
+        The bounds of everything that the step writes, for all its rows: sorted, disjoint intervals.
     source : Source
-        Whose tensors they are.
+        Where the tensors come from.
 
     Attributes
     ----------
     verdicts : int64 array
-        What the last `bind` had to say of each row.
+        The verdicts of the last `bind`, by row.
     lazy_rows : list of int
-        The rows whose tensors may be dense and negated or conjugated lazily, of which the table says nothing: complex
-        ones, and real ones of one element (``z.conj().imag`` is). `bind` asks the tensors of these rows themselves.
+        The rows whose tensors may be dense and lazily negated or conjugated, which the table does not reveal: complex
+        ones, and real ones with one element (``z.conj().imag`` is). For these rows `bind` asks the tensors themselves.
     """
 
     def __init__(
@@ -351,16 +351,16 @@ class Reader:
         addresses = [x.ctypes.data for x in owners]
         constants = [len(lowest), source.export, _CLEAR_ERROR, id(None), id(source.tensor)]
         self._block = np.array([rows, len(states), *addresses, *constants], np.int64)
-        self._owners = owners  # addresses do not own
+        self._owners = owners  # raw addresses keep nothing alive
         self._column = column
         self._check = entry(_make_check)
         self._arguments = (self._block.ctypes.data, self._ids.ctypes.data)
 
     def bind(self, params: Sequence[Any], grads: Sequence[Any], states: Sequence[Sequence[Any]]) -> int:
-        """Look at the tensors of a step and take the addresses of its gradients: all verdicts, or-ed; 0 is well.
+        """Check the tensors of a step and record the addresses of its gradients: all verdicts, or-ed; 0 is fine.
 
-        The gradient of a row may be ``None``. Of a row with a verdict, the column holds `UNCHECKED` where its gradient
-        is odd or overlaps what is written: it is for the caller to put an address there, that of a copy.
+        The gradient of a row may be ``None``. If a gradient is odd or overlaps what is written, the column holds
+        `UNCHECKED` for its row: the caller has to put an address there, that of a copy.
         """
         self._ids[:] = np.fromiter(map(id, chain(params, grads, *states)), np.int64, len(self._ids))
         verdict = int(self._check(*self._arguments))
@@ -369,7 +369,7 @@ class Reader:
         return verdict
 
     def _ask_if_lazy(self, i: int, param: Any, grad: Any, state: Sequence[Any]) -> int:
-        """The verdict on a row whose tensors may be lazy, where they lie as they should."""
+        """The verdict on a row whose tensors may be lazy, if their layout is right."""
         verdict = 0
         if not self.verdicts[i] & PARAM_CHANGED and self._is_lazy(param):
             verdict |= PARAM_CHANGED
@@ -383,9 +383,9 @@ class Reader:
 
 
 def _make_count(T: Any) -> Any:
-    """``count(counters, column, rows)``: one more in the T at each of these addresses whose row has a gradient.
+    """``count(counters, column, rows)``: add 1 to the T at each of these addresses whose row has a gradient.
 
-    An address of 0 is no counter. Returns how many rows have a gradient.
+    An address of 0 means no counter. It returns how many rows have a gradient.
     """
     load, store = memory(T, HOST)
     one = T(1)
@@ -406,10 +406,10 @@ def _make_count(T: Any) -> Any:
 
 
 def counter(steps: Sequence[torch.Tensor | None], column: NDArray) -> Callable[[], int]:
-    """Count a step: one more in each of these float32 or float64 scalars in host memory whose row has a gradient.
+    """Count a step: add 1 to each of these float32 or float64 scalars in host memory whose row has a gradient.
 
-    They are written where they are now: `Reader.bind` tells whether they still are, if they are a column of its states.
-    A row with None has none here. The call returns how many rows have a gradient.
+    They are written at their present addresses: `Reader.bind` checks that they are still there, if they are a column of
+    its states. A row with None has no counter here. The call returns how many rows have a gradient.
     """
     kinds = []
     for theirs, T in ((torch.float32, np.float32), (torch.float64, np.float64)):

@@ -1,6 +1,6 @@
-"""A second moment in codes, as torch's tensors: made of float32 and read as such, and what of it a state dict may say.
+"""A second moment in codes, as torch tensors: converted from and to float32, and checked in state dicts.
 
-The same as `state.formats`, to the bit, with torch's operations.
+Bit-identical to `state.formats`, with torch's operations.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from ..kernels.codes import BLOCK, INFINITE, LARGEST_BASE, QUIET_NAN, SHIFT8, SH
 
 CODES = {"uint16": torch.uint16, "uint8": torch.uint8}
 BASE, REMAINDER = "square_avg_base", "param_remainder"
-# Beside the second moment: state of integers that is there for some formats and parameters only.
+# Besides the second moment: integer state that exists only for some formats and parameters.
 INTEGERS = {BASE: torch.uint16, REMAINDER: torch.int16}
 
 
 def format_of(x: torch.Tensor) -> str:
-    """In which format this second moment is."""
+    """The format of this second moment."""
     return next((name for name, dtype in CODES.items() if x.dtype == dtype), "float32")
 
 
 def blocks_of(numel: int) -> int:
-    """How many bases so many codes have."""
+    """How many bases there are for this many codes."""
     return -(-numel // BLOCK)
 
 
 def decoded(codes: torch.Tensor, bases: torch.Tensor | None = None) -> torch.Tensor:
-    """The float32 that codes stand for; with bases those of 8 bits, in C order."""
+    """The float32 values that codes stand for; 8-bit codes have bases and are in C order."""
     if bases is None:
         return (codes.to(torch.int32) << SHIFT16).view(torch.float32)
     each = bases.to(torch.int32).repeat_interleave(BLOCK)[: codes.numel()].view(codes.shape)
@@ -38,7 +38,7 @@ def decoded(codes: torch.Tensor, bases: torch.Tensor | None = None) -> torch.Ten
 
 
 def coded(v: torch.Tensor, moment: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The codes nearest to what is float32 or can be, and the bases of those of 8 bits."""
+    """The codes nearest to values that are or become float32, and for 8-bit codes their bases."""
     floats = v.detach().to(torch.float32) + 0  # -0.0 is 0.0
     bits = floats.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
     if moment == "uint16":
@@ -53,7 +53,7 @@ def coded(v: torch.Tensor, moment: str) -> tuple[torch.Tensor, torch.Tensor | No
 
 
 def problem(p: torch.Tensor, entry: Mapping[str, Any], moment: str) -> str | None:
-    """Why a saved entry of a parameter does not become its state where the second moment has this format."""
+    """Why a saved entry of a parameter cannot become its state if the second moment has this format."""
     x = entry.get("square_avg")
     if not isinstance(x, torch.Tensor):
         return None
@@ -65,23 +65,23 @@ def problem(p: torch.Tensor, entry: Mapping[str, Any], moment: str) -> str | Non
         if not isinstance(bases, torch.Tensor) or bases.dtype != torch.uint16:
             return "square_avg has codes of uint8 without the bases that belong to them"
         if bases.shape != (blocks_of(x.numel()),):
-            return f"{BASE} has shape {tuple(bases.shape)}; wanted {(blocks_of(x.numel()),)}, a base for {BLOCK} codes"
+            return f"{BASE} has shape {tuple(bases.shape)}; wanted {(blocks_of(x.numel()),)}, a base per {BLOCK} codes"
         if bool((bases.to(torch.int32) > LARGEST_BASE).any()):
             return f"{BASE} has elements above {LARGEST_BASE}; wanted bases of codes"
     if (found != "float32" or moment != "float32") and x.shape != p.shape:
         return f"square_avg has shape {tuple(x.shape)}; wanted {tuple(p.shape)}"
-    if found == "float32" != moment and bool((x < 0).any()):  # which codes could not say any more
+    if found == "float32" != moment and bool((x < 0).any()):  # codes could no longer express that
         return "square_avg has elements below 0; wanted averages of squares"
     rest = entry.get(REMAINDER)
     if isinstance(rest, torch.Tensor) and (rest.dtype != torch.int16 or rest.shape != p.shape):
-        return f"{REMAINDER} is of {rest.dtype} with shape {tuple(rest.shape)}; wanted int16, {tuple(p.shape)}"
+        return f"{REMAINDER} has {rest.dtype} with shape {tuple(rest.shape)}; wanted int16, {tuple(p.shape)}"
     return None
 
 
 def converted(p: torch.Tensor, entry: Mapping[str, Any], moment: str, *, rests: bool) -> dict[str, torch.Tensor | None]:
-    """What of a saved entry is stored in integers, or is to be: copies where the parameter lies; None: it goes.
+    """The arrays of a saved entry that are, or will be, integers: copies on the parameter's device; None if dropped.
 
-    Of an entry that is no `problem`.
+    The entry must have no `problem`.
     """
     made: dict[str, torch.Tensor | None] = {}
     x, rest = entry.get("square_avg"), entry.get(REMAINDER)
@@ -94,13 +94,13 @@ def converted(p: torch.Tensor, entry: Mapping[str, Any], moment: str, *, rests: 
             made["square_avg"], made[BASE] = coded(_copy(x, p), moment)
         elif found != "float32":
             made |= {"square_avg": decoded(_copy(x, p), None if bases is None else _copy(bases, p)), BASE: None}
-    if rest is not None:  # of a parameter that has another dtype now, or is rounded, it says nothing
+    if rest is not None:  # if the parameter now has another dtype, or is rounded, it means nothing
         made[REMAINDER] = _copy(rest, p) if rests else None
     return made
 
 
 def pickled(state: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """A state for pickle, which does not read torch's tensors of uint16: as int16."""
+    """A state for pickle, with uint16 as int16, since pickle cannot read torch's uint16 tensors."""
     return _viewed(state, torch.uint16, torch.int16)
 
 

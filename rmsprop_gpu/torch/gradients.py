@@ -1,4 +1,4 @@
-"""The tensors of a step, all of them checked, and where each gradient is read."""
+"""Check all tensors of a step, and note where each gradient is read from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..steps.batch import Written
 from .exchange import NO_ELEMENTS, PARAM_CHANGED, STATE_CHANGED, UNCHECKED, Reader, counter
 from .rows import has_memory, place, unusable_grad
 
-SPARSE = "RMSprop does not support sparse gradients"  # torch's words
+SPARSE = "RMSprop does not support sparse gradients"  # torch's message
 
 
 class Row(NamedTuple):
@@ -25,17 +25,17 @@ class Row(NamedTuple):
     param: torch.Tensor
     group: int
     state: dict[str, Any]
-    kept: tuple[str, ...]  # the names of its state beside the step
+    kept: tuple[str, ...]  # the names of its state besides the step
     grad_dtype: torch.dtype
     seed: int | None = None  # what its dither is made from, if there is any
 
 
-class Changed(Exception):  # noqa: N818  # no error: the tensors are bound anew
-    """A tensor is not as it was when it was bound; nothing was written."""
+class Changed(Exception):  # noqa: N818  # no error: the tensors are bound again
+    """A tensor has changed since it was bound; nothing was written."""
 
 
 class _Part:
-    """Rows whose states have the same names, and so make whole columns for the compiled check."""
+    """Rows whose states have the same names, so that they form complete columns for the compiled check."""
 
     def __init__(self, rows: Sequence[Row], here: slice, column: NDArray, written: Written) -> None:
         self.here, self._params = here, [row.param for row in rows]
@@ -54,7 +54,7 @@ class _Part:
 
 
 class Gradients:
-    """Those of one step after the other, in the order of the rows; all else of the rows is checked beside them."""
+    """The gradients of successive steps, in the order of the rows; the rows' other tensors are checked as well."""
 
     def __init__(self, rows: Sequence[Row], written: Written) -> None:
         self._rows, self._params = rows, [row.param for row in rows]
@@ -69,7 +69,7 @@ class Gradients:
             start = here.stop
 
     def take(self, grads: list[Any]) -> None:
-        """Take the gradients of the next step; raises `Changed` where anything else is not as it was."""
+        """Accept the gradients of the next step; raise `Changed` if anything else has changed."""
         try:
             for part in self._parts:
                 if part.read(grads[part.here]):
@@ -79,7 +79,7 @@ class Gradients:
             raise
 
     def _examine(self, grads: list[Any], first: int, verdicts: NDArray) -> None:
-        """Look at the odd ones in Python."""
+        """Check the odd ones in Python."""
         odd = [(first + k, verdicts[k]) for k in verdicts.nonzero()[0].tolist()]
         for i, _ in odd:
             if grads[i] is not None and grads[i].is_sparse:
@@ -94,7 +94,7 @@ class Gradients:
             self._copy(i, grads[i])
 
     def _copy(self, i: int, grad: torch.Tensor) -> None:
-        """Have a dense copy of a gradient, which lies as the parameter does, in its place."""
+        """Replace a gradient by a dense copy with the layout of the parameter."""
         row = self._rows[i]
         if not has_memory(grad):
             raise RuntimeError(f"the gradient of {row.name} has no memory: its storage was resized to nothing")
@@ -104,9 +104,9 @@ class Gradients:
         self.column[i] = self._dense[i].data_ptr() or NO_ELEMENTS
 
     def count(self) -> None:
-        """What a step that was not skipped leaves with torch."""
+        """Tell torch about a step that was not skipped."""
         counted = sum([part.count() for part in self._parts])
-        # Autograd is to refuse a saved tensor that is not what it was.
+        # So that autograd refuses a saved tensor that has been changed.
         updated = self._params
         if counted < len(updated):
             updated = [p for p, x in zip(updated, self.column, strict=True) if x]

@@ -24,7 +24,7 @@ class Stream(NamedTuple):
 class Torch:
     """See `steps.library.Library`."""
 
-    errors: tuple[type[Exception], ...] = (torch.AcceleratorError,)  # torch.OutOfMemoryError is for the user as it is
+    errors: tuple[type[Exception], ...] = (torch.AcceleratorError,)  # torch.OutOfMemoryError reaches the user unchanged
     warm_up = (
         "take the same step once before the capture, and keep its gradients where they are "
         "(zero_grad(set_to_none=False))"
@@ -41,7 +41,7 @@ class Torch:
         return int(torch.cuda.current_device())
 
     def restore_device(self, device: int) -> None:
-        # As torch's own guards do it: a device that was never used stays so.
+        # Like torch's own guards: a device that was never used remains unused.
         torch.cuda._maybe_exchange_device(device)
 
     def current_stream(self, device: int) -> Stream:
@@ -58,7 +58,7 @@ class Torch:
         return _block(torch.zeros(nbytes, dtype=torch.uint8, device="cuda"))
 
     def upload(self, target: Block, source: NDArray, stream: Any) -> None:
-        # Pinned memory of torch's, which it hands out again when the copy has been made.
+        # torch's pinned memory, which it reuses once the copy is done.
         pinned = torch.empty(source.nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         pinned.numpy()[:] = np.frombuffer(np.ascontiguousarray(source), np.uint8)
         target.owner[: source.nbytes].copy_(pinned, non_blocking=True)
@@ -90,27 +90,27 @@ def _block(made: torch.Tensor) -> Block:
 
 
 def is_capturing() -> bool:
-    """Is a CUDA graph being captured on the current stream? CUDA is not begun for this."""
+    """Is a CUDA graph being captured on the current stream? This does not initialize CUDA."""
     return bool(torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def refuse_capture() -> None:
-    """Raise where a graph is being captured: what it has not seen before it cannot hold."""
+    """Raise if a graph is being captured: it cannot hold anything that was not prepared before."""
     if is_capturing():
         raise RuntimeError(
-            f"the step is captured in a CUDA graph, but its tensors are not those of a step before; {TORCH.warm_up}"
+            f"the step is captured in a CUDA graph, but its tensors are not those of an earlier step; {TORCH.warm_up}"
         )
 
 
 @cache
 def why_no_kernels(device: int) -> str | None:
-    """Why our kernels cannot run over torch's tensors on this device; None where they can."""
+    """Why our kernels cannot run over torch's tensors on this device; None if they can."""
     if torch.version.hip is not None:
-        return f"its device is one of ROCm {torch.version.hip}, and the kernels are for CUDA"
+        return f"its device runs ROCm {torch.version.hip}, and the kernels are for CUDA"
     missing = compiler_missing()
     if missing:
         return missing
-    refuse_capture()  # or what cannot be loaded now would count as never
+    refuse_capture()  # otherwise what cannot be loaded now would be ruled out for good
     try:
         from ..kernels import cuda_code  # it imports Numba's CUDA target
 

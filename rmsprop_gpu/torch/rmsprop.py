@@ -1,4 +1,4 @@
-"""``torch.optim.RMSprop`` in which only the step is new: one pass over the memory of the tensors that torch owns."""
+"""``torch.optim.RMSprop`` with a new step only: one pass over the memory of tensors that torch owns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .bound import Bound, Examined, check_formats
 from .gradients import Changed
 from .rows import HALVES, KEPT, keeps_rest
 
-# torch's check of a step: may it be captured in a graph? In torch 2.10 it has the older of these names.
+# torch's check whether a step may be captured in a graph. In torch 2.10 it has the older of these names.
 _CHECKS = "_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"
 _check_capture = methodcaller(next(name for name in _CHECKS if hasattr(torch.optim.Optimizer, name)))
 
@@ -35,43 +35,43 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable
         torch's, with its defaults. `foreach` has no effect here.
     fused : bool, optional
-        None: our kernels where they can, torch's own step elsewhere (see `why_not_fused`). True: our kernels, or a
-        RuntimeError that names every parameter that they cannot take; and ``torch.amp.GradScaler.step`` hands over its
-        scale and what it found, which go into the pass, so that the host waits for nothing. False: torch's step.
+        None: our kernels where possible, torch's own step elsewhere (see `why_not_fused`). True: our kernels, or a
+        RuntimeError that names every parameter they cannot handle; and ``torch.amp.GradScaler.step`` passes on its
+        scale and found_inf, which are applied in the same pass, so that the host need not wait. False: torch's step.
     nesterov, eps_in_sqrt, lr_in_momentum, initial_scale, bias_correction, decoupled_weight_decay
         As in :class:`rmsprop_gpu.RMSProp`; by default the rule is torch's.
     clipvalue, clipnorm, global_clipnorm, skip_nonfinite
         As in :class:`rmsprop_gpu.RMSProp`, in the same pass. `global_clipnorm` and `skip_nonfinite` have to be the same
         in all groups. A skipped step changes no byte, counters included.
     square_avg_dtype, store_param_remainders, bf16_stochastic_round, seed
-        As in :class:`rmsprop_gpu.RMSProp`, to the bit where the parameters have the same names: a seed goes with the
-        names that torch has for them, else with their numbers. ``square_avg`` is uint16 then, or uint8 with
-        ``square_avg_base``, and ``param_remainder`` int16, as `state_dict` has them too. They are nothing for torch's
-        own class, which would take codes for numbers; `decoded_state` has what it reads. `load_state_dict` keeps the
-        format of this optimizer: float32 becomes the nearest codes, and codes what they stand for. Codes are not there
-        for complex parameters.
+        As in :class:`rmsprop_gpu.RMSProp`, and bit-identical if the parameters have the same names: a seed is combined
+        with the parameters' names in torch, or else with their numbers. Then ``square_avg`` is uint16, or uint8 with
+        ``square_avg_base``, and ``param_remainder`` int16, also in `state_dict`. torch's own class cannot use these and
+        would read codes as numbers; `decoded_state` returns what it can read. `load_state_dict` keeps the format of
+        this optimizer: float32 becomes the nearest codes, and codes the values they stand for. Complex parameters
+        cannot use codes.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        torch's own where torch refuses, in its words. Ours elsewhere, before anything is written: an argument out of
-        range; a format that a parameter cannot have; in a step `fused=True` or a switch that torch does not have on a
-        parameter that only torch's step could take.
+        torch's own errors and messages where torch refuses. Otherwise ours, before anything is written: for an argument
+        out of range; a format that a parameter cannot have; and in a step, for `fused=True` or a switch that torch does
+        not have, on a parameter that only torch's step could handle.
 
     Notes
     -----
-    It differs from torch in three ways. With ``eps=0`` an element that never saw a gradient stays where it is; torch
-    computes 0/0. `centered` keeps the variance from falling below 0; torch yields NaN for a constant gradient. And the
-    state of halves is float32, as the arithmetic is, also after `load_state_dict`.
+    It differs from torch in three ways. With ``eps=0`` an element that never saw a gradient stays unchanged; torch
+    computes 0/0. `centered` keeps the variance from falling below 0; torch gives NaN for a constant gradient. And the
+    state of halves is float32, like the arithmetic, also after `load_state_dict`.
 
-    Tensors on CUDA devices want numba-cuda (the extra ``cuda13`` or ``cuda12``), not CuPy; without it torch's step
-    updates them. Memory is torch's, the launches go to torch's current stream, and no order between streams is added.
-    With `capturable`, `fused=True` or `skip_nonfinite`, and where anything is rounded at random, the counters lie on
-    the device. A step with the same gradients
-    has to come before the capture of a graph, and a learning rate that is to change in replays is a tensor there.
+    Tensors on CUDA devices need numba-cuda (the extra ``cuda13`` or ``cuda12``), not CuPy; without it torch's step
+    updates them. Memory is torch's, kernels are launched on torch's current stream, and no order between streams is
+    added. With `capturable`, `fused=True`, `skip_nonfinite` or stochastic rounding, the counters are on the device. A
+    step with the same gradients has to precede the capture of a graph, and a learning rate that will change in replays
+    has to be a tensor there.
 
-    A step of many threads has as many as ``torch.get_num_threads()`` says. Gradients of float16 and bfloat16 for
-    parameters of float32 are widened where they are read.
+    A step with several threads uses ``torch.get_num_threads()``. Gradients in float16 and bfloat16 for float32
+    parameters are widened when they are read.
 
     Examples
     --------
@@ -86,9 +86,9 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     {}
     """
 
-    _bound: Bound | None = None  # to the tensors of the last step; made anew where anything is not as it was
-    _broken: str | None = None  # why it cannot go on, since a step failed half done
-    _captured: tuple[Bound, ...] = ()  # what CUDA graphs hold: their tables live as long as this
+    _bound: Bound | None = None  # to the tensors of the last step; made again if anything has changed
+    _broken: str | None = None  # why it cannot go on after a step that failed halfway
+    _captured: tuple[Bound, ...] = ()  # those held by CUDA graphs: their tables live as long as this object
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
 
     @classmethod
     def from_preset(cls, name: str, params: Any, /, **arguments: Any) -> RMSprop:
-        """RMSprop as another framework has it: its names, its defaults, its trajectory, over torch's tensors.
+        """RMSprop as another framework implements it: its names, its defaults, its trajectory, on torch's tensors.
 
         Parameters
         ----------
@@ -140,13 +140,13 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
             As in :meth:`rmsprop_gpu.RMSProp.from_preset`. timm's ``RMSpropTF`` is ``"timm"``; Stable-Baselines3's
             ``RMSpropTFLike`` is ``"timm"`` with ``lr_in_momentum=False, alpha=0.99, eps=1e-8``.
         params
-            As in torch; a group in it names hyperparameters as this class does.
+            As in torch; a group in it uses this class's names of hyperparameters.
 
         Raises
         ------
         TypeError, ValueError
-            As there, and for what torch has elsewhere: a callable learning rate (its schedulers assign it), averages of
-            the parameters (``torch.optim.swa_utils.AveragedModel``).
+            As there, and for what torch provides elsewhere: a callable learning rate (its schedulers assign it),
+            averages of the parameters (``torch.optim.swa_utils.AveragedModel``).
 
         Examples
         --------
@@ -172,15 +172,15 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Does ``GradScaler.step`` hand us the scale and what it found, as it does to torch's fused optimizers?
+        """Does ``GradScaler.step`` pass us the scale and found_inf, as it does to torch's fused optimizers?
 
-        Only where all groups say ``fused=True``: Lightning refuses to clip gradients for optimizers that say so, and
-        accelerate counts the steps that they skip as taken.
+        Only if all groups have ``fused=True``: for optimizers that say yes, Lightning refuses to clip gradients, and
+        accelerate counts skipped steps as taken.
         """
         return all(group.get("fused") is True for group in self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; the group may name our hyperparameters too.
+        """Like torch's; the group may also have our hyperparameters.
 
         Examples
         --------
@@ -211,20 +211,20 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "state": formats.unpickled(state["state"])} if "state" in state else state)
         for group in self.param_groups:
-            for name, value in NEUTRAL.items():  # torch's state has none of ours: torch's rule goes on
+            for name, value in NEUTRAL.items():  # torch's state has none of ours: torch's rule continues
                 group.setdefault(name, value)
         self._unbind()
         self._broken = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but that the state of halves stays float32, which torch would cast to the parameter's dtype.
+        """Like torch's, except that the state of halves stays float32; torch would cast it to the parameter's dtype.
 
-        `square_avg_dtype` and `store_param_remainders` stay this optimizer's, and the state becomes what they say.
+        `square_avg_dtype` and `store_param_remainders` of this optimizer stay, and the state is converted to them.
 
         Raises
         ------
         ValueError
-            torch's own; codes of another format than this optimizer has, or bases that do not fit them. Nothing is
+            torch's own; codes in a different format from this optimizer's, or bases that do not fit them. Nothing is
             changed.
 
         Examples
@@ -244,7 +244,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
             self._check_formats(given)
             loaded.append((given, fixed))
 
-        # The last before torch reads the dict, and the first behind: users' hooks change what counts, and see it.
+        # The last hook before torch reads the dict, and the first after: users' hooks act on, and see, what counts.
         before = self.register_load_state_dict_pre_hook(take)
         behind = self.register_load_state_dict_post_hook(lambda _: self._keep_formats(*loaded[-1]), prepend=True)
         try:
@@ -254,7 +254,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
             behind.remove()
 
     def _check_formats(self, given: dict[str, Any]) -> None:
-        """Refuse what would become another format, before anything is changed."""
+        """Refuse codes of another format before anything is changed."""
         names = names_of(self.param_groups)
         for theirs_, group in zip(given["param_groups"], self.param_groups, strict=False):  # torch refuses other counts
             merged = {name: theirs_.get(name, neutral) for name, neutral in NEUTRAL.items()}
@@ -291,7 +291,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
                 state[name] = x
 
     def decoded_state(self, param: Any) -> dict[str, Any]:
-        """The state of a parameter in float32, where its codes have fewer bits: copies, where it lies.
+        """The state of a parameter, with codes of fewer bits decoded to float32: copies, in the same place.
 
         Parameters
         ----------
@@ -301,7 +301,8 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         Returns
         -------
         dict
-            As ``opt.state[param]``, without bases, and ``square_avg`` as the number that each code stands for, exactly.
+            Like ``opt.state[param]``, without bases, and with ``square_avg`` as the exact number that each code stands
+            for.
 
         Examples
         --------
@@ -315,7 +316,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         (torch.uint16, torch.float32)
         """
         if id(param) not in names_of(self.param_groups):
-            raise KeyError(f"a {type(param).__name__} that is no parameter of this optimizer")
+            raise KeyError(f"a {type(param).__name__} that is not a parameter of this optimizer")
         found = dict(self.state.get(param, {}))
         codes, bases = found.get("square_avg"), found.pop(formats.BASE, None)
         if isinstance(codes, torch.Tensor) and formats.format_of(codes) != "float32":
@@ -355,7 +356,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
     def _step(self) -> None:
         if self._broken:
             raise RuntimeError(self._broken)
-        for _ in range(3):  # what another thread changes meanwhile may have to be bound again
+        for _ in range(3):  # if another thread changes something meanwhile, it may have to be bound again
             if self._bound is None or not self._bound.fits(self):
                 self._unbind()
                 with torch.no_grad():
@@ -367,7 +368,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
                     self._broken = self._bound.broken
                 return
             self._unbind()
-        raise RuntimeError("the optimizer's tensors change while it steps")
+        raise RuntimeError("the optimizer's tensors change during a step")
 
     def _unbind(self) -> None:
         if self._bound is not None and self._bound.captured:
@@ -375,7 +376,7 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         self._bound = None
 
     def why_not_fused(self) -> dict[str, str]:
-        """By name the parameters that torch's own step would update now, each with the reason; empty where none is.
+        """The parameters, by name, that torch's own step would currently update, with the reason; empty if none.
 
         Examples
         --------
@@ -389,5 +390,5 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
 
 
 def is_traced() -> bool:
-    """Do operations become a graph now, or go to a mode, so that a pass over bare addresses would be lost?"""
+    """Are operations being traced into a graph, or sent to a mode, so that a pass over raw addresses would be lost?"""
     return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack())

@@ -1,4 +1,4 @@
-"""Which of torch's parameters our kernels take, and the state of one: torch's tensors, made as torch makes them."""
+"""Which of torch's parameters our kernels accept, and their state: torch's tensors, made as torch makes them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..state.storage import Kind
 from .formats import BASE, CODES, INTEGERS, REMAINDER, blocks_of, coded, format_of
 from .library import why_no_kernels
 
-# The state beside the counters, and the hyperparameter that wants it.
+# The state besides the counters, and the hyperparameter that needs it.
 KEPT = {"square_avg": None, "momentum_buffer": "momentum", "grad_avg": "centered"}
 HALVES = (torch.float16, torch.bfloat16)
-# In which dtype each is updated: a complex number is two reals.
+# The dtype in which each is updated: a complex number is two reals.
 REALS = {
     **{torch.float32: torch.float32, torch.float64: torch.float64},
     **{torch.complex64: torch.float32, torch.complex128: torch.float64},
@@ -24,12 +24,12 @@ REALS = {
 
 
 def state_dtype(p: torch.Tensor) -> torch.dtype:
-    """That of a parameter's state: its own, but float32 for halves, which torch keeps in halves."""
+    """The dtype of a parameter's state: the parameter's own, but float32 for halves, where torch uses halves."""
     return torch.float32 if p.dtype in HALVES else p.dtype
 
 
 def kind_of(p: torch.Tensor, name: str) -> Kind:
-    """What of a parameter decides which formats it may have."""
+    """The properties of a parameter that decide which formats it may have."""
     dtype, computed = (str(x).removeprefix("torch.") for x in (p.dtype, state_dtype(p)))
     return Kind(name, dtype, computed, p.layout == torch.strided and p.is_contiguous())
 
@@ -40,22 +40,22 @@ def place(t: torch.Tensor) -> int | None:
 
 
 def named(device: int | None) -> str:
-    """How torch calls this place."""
+    """torch's name for this place."""
     return "cpu" if device is None else f"cuda:{device}"
 
 
 def is_plain(t: torch.Tensor) -> bool:
-    """Is this torch's own tensor, whose memory is what it says, in host memory or on a CUDA device?"""
+    """Is this torch's own kind of tensor, with real memory on the host or on a CUDA device?"""
     own = type(t) in (torch.nn.Parameter, torch.Tensor)
     return own and t.layout == torch.strided and t.device.type in ("cpu", "cuda")
 
 
 def unusable(p: torch.Tensor) -> str | None:
-    """Why our kernels cannot take this parameter; None where they can."""
+    """Why our kernels cannot handle this parameter; None if they can."""
     if type(p) not in (torch.nn.Parameter, torch.Tensor):
-        return f"it is a {type(p).__qualname__}, a class of its own"
+        return f"it is a {type(p).__qualname__}, not a plain tensor"
     if not is_plain(p):
-        return f"it lies on {p.device} as {p.layout}"
+        return f"it is on {p.device} as {p.layout}"
     if p.dtype not in REALS:
         return f"its dtype is {p.dtype}"
     if not is_dense(p):
@@ -67,11 +67,11 @@ def unusable(p: torch.Tensor) -> str | None:
 
 
 def unusable_grad(p: torch.Tensor, grad: torch.Tensor) -> str | None:
-    """Why our kernels cannot take this gradient of a parameter that they can take."""
+    """Why our kernels cannot handle this gradient of a parameter that they can handle."""
     if type(grad) is not torch.Tensor and type(grad) is not torch.nn.Parameter:
-        return f"its gradient is a {type(grad).__qualname__}, a class of its own"
+        return f"its gradient is a {type(grad).__qualname__}, not a plain tensor"
     if grad.layout != torch.strided or grad.device != p.device:
-        return f"its gradient lies on {grad.device} as {grad.layout}"
+        return f"its gradient is on {grad.device} as {grad.layout}"
     if grad.shape != p.shape:
         return f"its gradient has shape {tuple(grad.shape)}"
     if grad.dtype != p.dtype and not (p.dtype == torch.float32 and grad.dtype in HALVES):
@@ -80,7 +80,7 @@ def unusable_grad(p: torch.Tensor, grad: torch.Tensor) -> str | None:
 
 
 def extent(t: torch.Tensor) -> tuple[int, int]:
-    """The address of the first byte, and the end, of a plain tensor."""
+    """The address of the first byte of a plain tensor, and the address after its last."""
     if not t.numel():
         return 0, 0
     reach = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
@@ -93,13 +93,13 @@ def has_memory(t: torch.Tensor) -> bool:
 
 
 def memory_of(state: Mapping[str, Any] | None) -> list[torch.Tensor]:
-    """The tensors of a state that a step writes, beside its counters."""
+    """The tensors of a state that a step writes, besides its counters."""
     names = (*KEPT, *INTEGERS)
     return [] if state is None else [x for name in names if isinstance(x := state.get(name), torch.Tensor)]
 
 
 def is_dense(t: torch.Tensor) -> bool:
-    """Is its memory one block, each element once, in whatever order of dimensions?"""
+    """Is its memory one block, with each element once, in any order of dimensions?"""
     if t.numel() == 0:
         return True
     expected = 1
@@ -111,26 +111,26 @@ def is_dense(t: torch.Tensor) -> bool:
 
 
 def lie_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Do the elements of both lie in the same order?"""
+    """Do both have their elements in the same order in memory?"""
     return a.shape == b.shape and (
         a.numel() == 0 or all(n == 1 or s == r for n, s, r in zip(a.shape, a.stride(), b.stride(), strict=True))
     )
 
 
 def wanted(h: Mapping[str, Any], p: torch.Tensor) -> list[str]:
-    """The names of the state that these hyperparameters want for this parameter, beside ``step``."""
+    """The names of the state that these hyperparameters need for this parameter, besides ``step``."""
     names = [name for name, switch in KEPT.items() if switch is None or h[switch]]
     names += [BASE] * (h["square_avg_dtype"] == "uint8") + [REMAINDER] * keeps_rest(h, p)
     return [*names, "bias_weight"] if h["bias_correction"] else names
 
 
 def keeps_rest(h: Mapping[str, Any], p: torch.Tensor) -> bool:
-    """Is kept what this parameter lacks?"""
+    """Is the remainder of this parameter kept?"""
     return bool(h["store_param_remainders"]) and p.dtype == torch.bfloat16
 
 
 def dithers(h: Mapping[str, Any], p: torch.Tensor) -> bool:
-    """Is anything of this parameter rounded at random?"""
+    """Is anything of this parameter rounded stochastically?"""
     return hyper.moment_dtype(h) != "float32" or (bool(h["bf16_stochastic_round"]) and p.dtype == torch.bfloat16)
 
 
@@ -144,13 +144,13 @@ def _form(p: torch.Tensor, h: Mapping[str, Any], name: str) -> tuple[torch.dtype
 
 
 def unusable_state(p: torch.Tensor, state: Mapping[str, Any], h: Mapping[str, Any]) -> str | None:
-    """Why our kernels cannot go on with this state."""
+    """Why our kernels cannot continue with this state."""
     if not state:
         return None
     step: Any = state.get("step")
     if type(step) is not torch.Tensor or step.dtype not in (torch.float32, torch.float64):
         return f"its step is {_described(step)}"
-    if not is_plain(step) or step.numel() != 1:  # it may lie on any device: `prepare` has it where it belongs
+    if not is_plain(step) or step.numel() != 1:  # it may be on any device: `prepare` moves it
         return f"its step is {_described(step)}"
     for name in wanted(h, p):
         x: Any = state.get(name)
@@ -168,7 +168,7 @@ def unusable_state(p: torch.Tensor, state: Mapping[str, Any], h: Mapping[str, An
 
 
 def other_format(state: Mapping[str, Any], h: Mapping[str, Any]) -> str | None:
-    """In which format the second moment of a state is, where that is another than the hyperparameters say."""
+    """The format of the second moment of a state, if it differs from the one in the hyperparameters."""
     x = state.get("square_avg")
     found = format_of(x) if isinstance(x, torch.Tensor) else h["square_avg_dtype"]
     return None if found == h["square_avg_dtype"] else str(found)
@@ -181,9 +181,9 @@ def _described(x: object) -> str:
 
 
 def prepare(p: torch.Tensor, state: dict[str, Any], h: Mapping[str, Any], *, counts_there: bool) -> None:
-    """Make what is missing in a usable state, and lay out anew, once, what lies otherwise than its parameter.
+    """Make what is missing in a usable state, and copy once what has a different memory layout from its parameter.
 
-    The step is counted where the parameter is, or else on the host; a checkpoint may bring it from another device.
+    The step counter is where the parameter is, or else on the host; a checkpoint may bring it from another device.
     """
     if not state:
         state["step"] = _counter(p if counts_there else None)
@@ -210,17 +210,17 @@ def prepare(p: torch.Tensor, state: dict[str, Any], h: Mapping[str, Any], *, cou
 
 
 def _first(h: Mapping[str, Any], name: str) -> float:
-    """What each element of this state begins with."""
+    """The initial value of each element of this state."""
     if name not in ("square_avg", BASE):
         return 0.0
     if h["square_avg_dtype"] == "float32":
         return float(h["initial_scale"])
     found = coded(torch.tensor([h["initial_scale"]], dtype=torch.float32, device="cpu"), h["square_avg_dtype"])
-    return int(found[name == BASE])  # type: ignore[arg-type]  # of 8 bits there is a base
+    return int(found[name == BASE])  # type: ignore[arg-type]  # 8-bit codes have a base
 
 
 def _counter(p: torch.Tensor | None) -> torch.Tensor:
-    """A counter of steps at 0, of torch's dtype: where this parameter is, or on the host."""
+    """A step counter at 0, with torch's dtype: where this parameter is, or on the host."""
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     return (
         torch.zeros((), dtype=dtype, device="cpu") if p is None else p.new_zeros((), dtype=dtype, requires_grad=False)
@@ -228,5 +228,5 @@ def _counter(p: torch.Tensor | None) -> torch.Tensor:
 
 
 def real_state_dtype(p: torch.Tensor) -> torch.dtype:
-    """That of the arithmetic."""
+    """The dtype of the arithmetic."""
     return torch.float32 if p.dtype in HALVES else REALS[p.dtype]

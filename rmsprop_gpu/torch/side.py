@@ -1,4 +1,4 @@
-"""The rows in host memory, or those on CUDA devices: one plan of a step for both would mix what cannot be mixed."""
+"""The rows in host memory, or those on CUDA devices; a plan cannot mix the two."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Side:
         self.plans: dict[hyper.Asked, Plan] = {}
 
     def bind(self, told: Signals, settings: Callable[[Side, hyper.Asked], Settings]) -> Callable[[], None]:
-        """Take the gradients as they are now: what launches the step. Every refusal comes from here."""
+        """Accept the current gradients and return what launches the step. All refusals come from here."""
         plan = self.plans.get(told.asked)
         if plan is None:
             plan = self.plans[told.asked] = Plan(
@@ -63,11 +63,11 @@ class Side:
 
     @property
     def broken(self) -> str | None:
-        """Why it cannot go on, if so."""
+        """Why it cannot go on, or None if it can."""
         return None
 
     def refuse_numbers(self) -> None:
-        """Raise where other numbers than those of the last step cannot be taken now."""
+        """Raise if numbers that differ from those of the last step cannot be used now."""
 
     def _numbers(self, scale: Any, found: Any) -> Signals:
         made = signals(number(scale), number(found), False, [], self._computes)
@@ -82,7 +82,7 @@ class Side:
         raise NotImplementedError
 
     def told(self, scale: Any, found: Any) -> Signals:
-        """What ``GradScaler.step`` left with an optimizer that says ``fused=True``."""
+        """What ``GradScaler.step`` left on an optimizer with ``fused=True``."""
         raise NotImplementedError
 
 
@@ -107,7 +107,7 @@ class HostSide(Side):
 
 
 class CudaSide(Side):
-    """On CUDA devices: the work goes to torch's current stream of each, and nothing is waited for."""
+    """On CUDA devices: the work goes to torch's current stream on each, and the host does not wait."""
 
     def __init__(self, rows: Sequence[Row], rates: Mapping[int, tuple[torch.Tensor, float]]) -> None:
         super().__init__(rows)
@@ -139,7 +139,7 @@ class CudaSide(Side):
         return self._streams.broken
 
     def refuse_numbers(self) -> None:
-        self.refuse_capture("its numbers are others than those of the last step")
+        self.refuse_capture("its numbers differ from those of the last step")
 
     def refuse_capture(self, why: str) -> None:
         if self._streams.capturing():
@@ -148,7 +148,7 @@ class CudaSide(Side):
     def told(self, scale: Any, found: Any) -> Signals:
         if len(self._devices) > 1:
             raise RuntimeError(
-                f"grad_scale and found_inf want all parameters on one device; they lie on "
+                f"grad_scale and found_inf need all parameters on one device; they are on "
                 f"{', '.join(map(named, self._devices))}. Without fused=True GradScaler unscales the gradients itself"
             )
         words: list[int] = []
@@ -171,12 +171,12 @@ class CudaSide(Side):
 
 
 def dtype_of(dtype: torch.dtype) -> Any:
-    """The dtype of the reals that a kernel sees of torch's dtype."""
+    """The dtype of the real numbers that a kernel sees for torch's dtype."""
     return dtypes.named(str(REALS[dtype]).removeprefix("torch."))
 
 
 def _tensor(row: Row) -> Tensor:
-    """The parameter as a plan has it: one line of reals."""
+    """The parameter in the form of a plan: a flat array of real numbers."""
     p, dtype = row.param, dtype_of(row.param.dtype)
     layout = Layout((p.numel() * (1 + p.is_complex()),), (dtype.itemsize,), dtype, 0)
     labels = row.name, row.name, f"{row.name}.grad", f"state of {row.name}, "
@@ -184,7 +184,7 @@ def _tensor(row: Row) -> Tensor:
 
 
 def _state(row: Row) -> dict[str, NDArray]:
-    """What a step reads and writes of a parameter's state, by the names that a table has for it."""
+    """What a step reads and writes in a parameter's state, under the names used in a table."""
     found = {name: shadow(row.state[name]) for name in row.kept}
     if row.seed is not None:
         step = row.state["step"]
@@ -193,7 +193,7 @@ def _state(row: Row) -> dict[str, NDArray]:
 
 
 def shadow(t: torch.Tensor) -> NDArray:
-    """An array at the addresses of a dense tensor, for questions about them; its elements are not touched."""
+    """An array at the addresses of a dense tensor, used only to examine them; its elements are not touched."""
     nbytes = t.numel() * t.element_size()
     memory: Any = (ctypes.c_uint8 * nbytes).from_address(t.data_ptr()) if nbytes else b""
     return np.frombuffer(memory, np.uint8)

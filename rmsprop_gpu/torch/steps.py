@@ -20,7 +20,7 @@ from .gradients import Gradients, Row
 class TensorSteps:
     """The steps of a plan over torch's tensors in host memory: `bind` checks all of them, `launch` runs the step."""
 
-    captured = False  # by no CUDA graph
+    captured = False  # CUDA graphs capture nothing here
 
     def __init__(
         self, rows: Sequence[Row], batches: Sequence[Batch], written: Written, steps: NDArray, outcome: NDArray
@@ -32,25 +32,25 @@ class TensorSteps:
         self._run = cpu.make_launch(batches, steps, threads=torch.get_num_threads)
 
     def bind(self, grads: list[Any], signals: Signals) -> None:
-        """Take the gradients of the next step; raises `Changed` where anything else is not as it was."""
+        """Accept the gradients of the next step; raise `Changed` if anything else has changed."""
         self._grads.take(grads)
         if signals.asked.told:
             for batch in self._batches:
                 batch.told[:] = signals.words
 
     def launch(self) -> None:
-        """Run the step that was bound; a step that is skipped counts nowhere but in the outcome."""
+        """Run the bound step; a skipped step is counted only in the outcome."""
         skipped = self._outcome[SKIPPED]
         self._run()
         if self._outcome[SKIPPED] == skipped:
             self._grads.count()
 
     def alone(self, i: int) -> Callable[[], object]:
-        """The launch of one batch by itself, as it is bound; no step is counted."""
+        """The launch of one batch alone, as bound; no step is counted."""
         return cpu.make_launch([self._batches[i]], np.zeros(1, np.int64))
 
     def send(self) -> None:
-        """The kernels read the scalars where the plan writes them."""
+        """Do nothing: the kernels read the scalars where the plan writes them."""
 
     def send_tables(self) -> None:
-        """The tables too."""
+        """Do nothing: the same is true of the tables."""

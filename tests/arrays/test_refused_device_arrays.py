@@ -44,7 +44,7 @@ def test_host_and_device_arrays_cannot_be_mixed():
         AdaGrad({"a": cupy.ones(3, F4), "b": np.ones(3, F4), "c": cupy.ones(2)})
     text = str(info.value)
     assert 'params["a"] (on cuda:0), params["c"] (on cuda:0); params["b"] (in host memory)' in text
-    with pytest.raises(TypeError, match=r"square_avg is a numpy.ndarray in host memory, but param lies on cuda:0"):
+    with pytest.raises(TypeError, match=r"square_avg is a numpy.ndarray in host memory, but param is on cuda:0"):
         rmsprop_update(cupy.ones(3), cupy.ones(3), np.zeros(3), lr=0.1)
 
 
@@ -52,7 +52,7 @@ NOT_GRADS = {
     "NumPy": (
         lambda: np.ones((3, 4), F4),
         TypeError,
-        "is a numpy.ndarray in host memory, but the parameter lies on cuda",
+        "is a numpy.ndarray in host memory, but the parameter is on cuda",
     ),
     "scalar": (lambda: F4(1), TypeError, "is a numpy.float32"),
     "dtype": (lambda: cupy.ones((3, 4)), TypeError, "has dtype float64, but the parameter has float32"),
@@ -63,7 +63,7 @@ NOT_GRADS = {
     "unaligned": (
         lambda: cupy.ndarray((3, 4), F4, cupy.zeros(64, np.uint8).data + 2),
         ValueError,
-        "is not aligned to its 4-byte elements, as CUDA wants it",
+        "is not aligned to its 4-byte elements, as CUDA requires",
     ),
 }
 

@@ -73,7 +73,7 @@ CASES = {
     "no CuPy": ({"cupy": None}, "CuPy, which holds the arrays, is not installed; install the extra cuda13 or cuda12"),
     "no numba-cuda": ({**fake_cupy(), "numba_cuda": None}, "numba-cuda, which compiles the kernels, is not installed"),
     "no driver": (Finder(ImportError(NO_DRIVER)), "there is no NVIDIA driver (ImportError: libcuda.so.1: cannot open"),
-    "broken CuPy": (Finder(ImportError("undefined symbol: x")), "CuPy does not load (undefined symbol: x); it wants"),
+    "broken CuPy": (Finder(ImportError("undefined symbol: x")), "CuPy does not load (undefined symbol: x); it needs"),
     "CuPy that fails otherwise": (Finder(OSError("")), "CuPy does not load (OSError)"),
     "old driver": (
         fake_cupy(count=raising(CUDARuntimeError(35, "cudaErrorInsufficientDriver: driver version is insufficient"))),

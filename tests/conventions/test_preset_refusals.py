@@ -75,7 +75,7 @@ def test_what_is_not_done_here_is_refused(name, key, value):
         ("tf_keras_legacy", {"decay": "lr"}, TypeError, "decay is 'lr' (a str); wanted a finite number >= 0"),
         ("tf_keras_legacy", {"decay": None}, TypeError, "decay is None"),
         ("tf_keras_legacy", {"decay": 0.1, "rho": 2}, ValueError, "rho is 2; wanted a number with 0 <= rho < 1"),
-        ("keras", {"decay": 0.1}, TypeError, "has no argument 'decay'; it is of tf.keras up to 2.10, the preset 'tf_k"),
+        ("keras", {"decay": 0.1}, TypeError, "has no argument 'decay'; it belongs to tf.keras up to 2.10, the preset"),
         ("keras", {"name": "wrapper", "inner_optimizer": {}}, TypeError, 'config["inner_optimizer"]["config"]'),
         ("chainer", {"eps_inside_sqrt": None}, TypeError, "eps_inside_sqrt is None"),
         ("torch", {"alpha": 2}, ValueError, "alpha is 2; wanted a number with 0 <= alpha < 1"),

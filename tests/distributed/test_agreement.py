@@ -76,8 +76,8 @@ def test_bits_of_all():
     [
         ([{"a": "1"}, {"a": "1"}, {"a": "2"}], "a is 2 on rank 2 and 1 on rank 0; wanted the same"),
         ([{"a": "1"}, {"a": "2"}, {"a": "2"}], "a is 2 on rank 1 and 1 on rank 0; wanted the same"),
-        ([{"a": "1", "b": "2"}, {"a": "1"}], "b is not there on rank 1 and 2 on rank 0; wanted the same"),
-        ([{"a": "1"}, {"a": "1", "b": "2"}], "b is 2 on rank 1 and not there on rank 0; wanted the same"),
+        ([{"a": "1", "b": "2"}, {"a": "1"}], "b is missing on rank 1 and 2 on rank 0; wanted the same"),
+        ([{"a": "1"}, {"a": "1", "b": "2"}], "b is 2 on rank 1 and missing on rank 0; wanted the same"),
         ([{"a": "1", "b": "2"}, {"a": "1', 'b': '2"}], "rank 1"),
     ],
 )

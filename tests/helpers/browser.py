@@ -1,4 +1,4 @@
-"""Headless Chromium, spoken to over two pipes by its DevTools protocol: no library is needed, and no network."""
+"""Headless Chromium, driven over two pipes with its DevTools protocol: no library and no network is needed."""
 
 import base64
 import fcntl
@@ -103,7 +103,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
 
     def complaints(self):
-        """What the page's console says of errors, and requests that failed or went to another host."""
+        """Errors on the page's console, and requests that failed or went to another host."""
         for event in self.events:
             params = event["params"]
             if event["method"] == "Runtime.exceptionThrown":

@@ -1,4 +1,4 @@
-"""The libraries that tests run with, whether there is a CUDA device, and kernels that are compiled anew."""
+"""The libraries that tests run with, whether there is a CUDA device, and kernels that are compiled again."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ import pytest
 from rmsprop_gpu.arrays.selector import cuda_devices
 from rmsprop_gpu.kernels import compiling
 
-# What a test on either is given.
+# The parameter of a test that runs on either.
 MODULES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 
 
@@ -28,12 +28,12 @@ def device_count():
     return cupy.cuda.runtime.getDeviceCount()
 
 
-# A string is evaluated when the test runs: nobody asks for devices where no such test was chosen.
+# A string is evaluated when the test runs, so devices are not queried if no such test was selected.
 two = pytest.mark.skipif("__import__('devices').device_count() < 2", reason="needs two CUDA devices")
 
 
 def clear(cuda, monkeypatch):
-    """Let the device's kernels be compiled anew, and kept nowhere; leave those that were."""
+    """Have the device's kernels compiled again and kept nowhere; leave the existing ones alone."""
     theirs = {cuda.__name__, "rmsprop_gpu.kernels.cuda_code"}
     kept = {key: made for key, made in compiling._compiled.items() if key[0].__module__ not in theirs}
     monkeypatch.setattr(compiling, "_compiled", kept)

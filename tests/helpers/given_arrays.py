@@ -1,4 +1,4 @@
-"""One step with arrays that are given: held against the oracle, or refused with everything as it was."""
+"""One step with given arrays: compared with the oracle, or refused with everything unchanged."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def everything(opt, params):
 
 
 def refused(opt, params, grads, kind, *texts):
-    """The step is refused with these words, and nothing has changed; a right one then works."""
+    """The step is refused with these words, and nothing has changed; a valid step then works."""
     before = everything(opt, params)
     with pytest.raises(kind) as info:
         opt.step(grads)

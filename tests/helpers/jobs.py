@@ -1,4 +1,4 @@
-"""Jobs of several ranks: mpiexec as a subprocess in a group of its own, with a time limit."""
+"""Jobs of several ranks: mpiexec as a subprocess in its own process group, with a time limit."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import pytest
 from paths import ROOT
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
-LIMIT = 120  # seconds; a job takes some, and one that hangs takes all of them
+LIMIT = 120  # seconds; a job takes a few, and one that hangs takes all of them
 
 needs_mpi = pytest.mark.skipif(
     find_spec("mpi4py") is None or not MPIEXEC.exists(), reason="mpi4py or mpiexec is not installed (the extra mpi)"
@@ -20,7 +20,7 @@ needs_mpi = pytest.mark.skipif(
 
 
 def job(ranks, *words, threads="1", **environment):
-    """Run these words of a command line of Python on so many ranks; what has become of it."""
+    """Run this Python command line on this many ranks, and return the outcome."""
     env = {**os.environ, "NUMBA_NUM_THREADS": threads, **environment}
     if threads is None:
         del env["NUMBA_NUM_THREADS"]

@@ -1,4 +1,4 @@
-"""A step judged line by line against the oracle, each line from the values that it read, with derived bounds.
+"""A step checked line by line against the oracle, each line from the values that it read, with derived bounds.
 
 Every bound counts roundings. One rounding moves a result by at most u = 2^-24 (float32) or 2^-53 (float64) of itself,
 or by half the smallest subnormal. Where the oracle, which computes in float64, judges float64, its own roundings of the

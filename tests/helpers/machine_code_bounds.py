@@ -7,12 +7,12 @@ import numpy as np
 from rmsprop_gpu.arrays.dtypes import compute_dtype
 from rmsprop_gpu.kernels.rule import Variant
 
-# Of Turing (T4), Ampere (A100, RTX 30), Hopper, and Blackwell (B200, RTX 50).
+# For Turing (T4), Ampere (A100, RTX 30), Hopper, and Blackwell (B200, RTX 50).
 CAPABILITIES = [(7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)]
 
 
 def lanes(dtype):
-    """Elements that a thread takes at a time: 128 bits of state."""
+    """Elements per thread at a time: 128 bits of state."""
     return 16 // compute_dtype(np.dtype(dtype)).itemsize
 
 
@@ -21,7 +21,7 @@ def instructions_per_element(facts, dtype):
 
 
 def bounds(variant, dtype, grad_dtype=None):
-    """At most so many registers, and instructions an element in the vector loop.
+    """The most registers, and the most instructions per element in the vector loop.
 
     The average is two operations more an element, and two accesses a vector. In float64 an IEEE division and root take
     more than the 64 and 64 of all others, and a fourth stream of state takes an address, two doubles and the two
@@ -86,7 +86,7 @@ def _nothing(facts, field, what):
 
 
 def flaws_of_update(facts, variant, dtype, grad_dtype=None):
-    """What is not as it should be in an update kernel."""
+    """What is wrong with an update kernel."""
     yield from flaws(facts, dtype)
     wanted = wanted_accesses(variant, dtype, grad_dtype)
     if facts.accesses != wanted:
@@ -99,7 +99,7 @@ def flaws_of_update(facts, variant, dtype, grad_dtype=None):
 
 
 def wanted_instructions(v):
-    """What the rule says, counted by hand, line by line."""
+    """The operations of the rule, counted by hand, line by line."""
     return {
         "fdiv": 1,
         "sqrt": 1,
@@ -124,9 +124,9 @@ def wanted_instructions(v):
 
 
 def problems(facts, variant, dtype, grad_dtype=None):
-    """The flaws of an update kernel, and an fma that the rule does not ask for: a contraction."""
+    """The flaws of an update kernel, including an fma that the rule does not have: a contraction."""
     advance = not variant.adagrad and not variant.prepared
-    # The rule stands in the kernel for each lane of a vector, and once for the ragged end.
+    # The kernel contains the rule once per lane of a vector, and once for the ragged end.
     wanted = wanted_instructions(variant)["fma"] * (lanes(dtype) + 1) + advance
     found = list(flaws_of_update(facts, variant, dtype, grad_dtype))
     return found if facts.fma == wanted else [*found, f"{facts.fma} fma in the PTX; wanted {wanted}"]

@@ -1,4 +1,4 @@
-"""What stands in for NCCL: its two collectives on a stream, which MPI makes of copies in host memory."""
+"""A stand-in for NCCL: its two collectives on a stream, done by MPI with copies in host memory."""
 
 import threading
 
@@ -18,7 +18,7 @@ class StandIn:
     def __init__(self, comm):
         self._engine = MPIEngine(comm.Dup())
         self.rank, self.nranks = comm.rank, comm.size
-        self.failed = 0  # what `get_async_error` says
+        self.failed = 0  # what `get_async_error` returns
         self.calls = []
         self._pinned = {}
 

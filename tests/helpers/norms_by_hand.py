@@ -1,4 +1,4 @@
-"""The norm of gradients, summed in the documented order once more: in Python, slowly."""
+"""The norm of gradients, summed again in the documented order: in Python, slowly."""
 
 import math
 from fractions import Fraction
@@ -25,7 +25,7 @@ def folded(lanes):
 
 
 def squares_in_lanes(x):
-    """The same of squares. Those of float32 and of halves are exact in float64; of float64 each sum is rounded once."""
+    """The same for squares. Those of float32 and halves are exact in float64; with float64 each sum is rounded once."""
     if x.dtype != F8:
         return in_lanes(x.astype(F8) ** 2)
     lanes = [0.0] * 128
@@ -35,10 +35,10 @@ def squares_in_lanes(x):
 
 
 def sum_of_squares(x):
-    """Of one gradient, in the order of its memory: blocks of 4,096 elements, then these."""
+    """The sum for one gradient, in memory order: blocks of 4,096 elements, then their sums."""
     return in_lanes([squares_in_lanes(x[start : start + 4096]) for start in range(0, len(x), 4096)])
 
 
 def norm_of(grads):
-    """Of all gradients, flat, in the order of the parameters; None has no elements."""
+    """The norm of all gradients, flat, in parameter order; None has no elements."""
     return math.sqrt(in_lanes([0.0 if x is None else sum_of_squares(x) for x in grads]))

@@ -54,7 +54,7 @@ def scalar(x, dtype=np.float32):
 
 
 def same(opt, twin):
-    """Two optimizers, on the host or here, hold the same bits and were told the same."""
+    """Two optimizers, on the host or here, are bit-identical and have the same skips and norms."""
     cupy.cuda.get_current_stream().synchronize()
     assert on_either.everything(opt) == on_either.everything(twin)
     assert opt.skipped_steps == twin.skipped_steps
@@ -63,7 +63,7 @@ def same(opt, twin):
 
 
 class Interface:
-    """An array of another library, known by the CUDA array interface alone."""
+    """An array of another library, with only the CUDA array interface."""
 
     def __init__(self, array, **changes):
         self.held = array

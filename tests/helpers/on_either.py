@@ -1,4 +1,4 @@
-"""Arrays and optimizers on the host or on a device, with what a step may be told beside its gradients."""
+"""Arrays and optimizers on the host or on a device, with the other arguments of a step."""
 
 import ml_dtypes
 import numpy as np
@@ -40,7 +40,7 @@ def params_of(opt):
 
 
 def everything(opt):
-    """Every byte that a skipped step leaves alone."""
+    """Every byte that a skipped step must not change."""
     return [bits(p) for p in params_of(opt)], [
         {name: bits(x) for name, x in buffers.items()} for buffers in opt.state.values()
     ]
@@ -65,7 +65,7 @@ def mixed_arrays(seed):
 
 
 def mixed(xp, seed, **given):
-    """Groups whose batches (dtypes, Variants) come in another order than the parameters."""
+    """Groups whose batches (dtypes, Variants) come in a different order from the parameters."""
     own = [{}, {"momentum": 0.83}, {"lr": 0.2}]
     return RMSProp(
         [{"params": xs, **h} for xs, h in zip(on(xp, mixed_arrays(seed)), own, strict=True)], **{**ALL, **given}
@@ -87,7 +87,7 @@ def on(xp, groups):
 
 
 def refusing(opt, kind, *texts):
-    """A context: exactly this error, and no byte and no number changes."""
+    """A context: expect exactly this error, with no byte and no number changed."""
     return Refusing(opt, kind, texts)
 
 

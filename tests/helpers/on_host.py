@@ -1,4 +1,4 @@
-"""Arrays and optimizers on the host: drawn, held against each other to the bit, and refusals that change nothing."""
+"""Arrays and optimizers on the host: random ones, bitwise comparisons, and refusals that change nothing."""
 
 from contextlib import contextmanager
 
@@ -7,7 +7,7 @@ import pytest
 
 
 def everything(x):
-    """Every byte that a refusal has to leave alone: of an array, or of an optimizer with all it holds."""
+    """Every byte that a refusal must not change: of an array, or of an optimizer with everything it holds."""
     if isinstance(x, np.ndarray):
         return x.tobytes()
     return (
@@ -20,7 +20,7 @@ def everything(x):
 
 @contextmanager
 def refused(kind, *texts, of):
-    """Exactly this error, with these texts in its message, and no byte of `of` (arrays, optimizers) is changed."""
+    """Expect exactly this error, with these texts in its message, and no changed byte in `of` (arrays, optimizers)."""
     before = [everything(x) for x in of]
     with pytest.raises(kind) as error:
         yield
@@ -31,7 +31,7 @@ def refused(kind, *texts, of):
 
 
 def assert_same_bits(got, want):
-    """Equal to the last bit; a NaN equals a NaN, whatever its payload."""
+    """Bit-identical; a NaN equals a NaN, whatever its payload."""
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
     assert np.array_equal(np.isnan(got), np.isnan(want))
     at = ~np.isnan(got)
@@ -39,7 +39,7 @@ def assert_same_bits(got, want):
 
 
 def assert_same(opt, twin):
-    """Two optimizers over equal parameters hold the same bits."""
+    """Two optimizers over equal parameters are bit-identical."""
     for got, want in zip(opt.param_groups, twin.param_groups, strict=True):
         for p, q in zip(got["params"], want["params"], strict=True):
             assert_same_bits(p, q)

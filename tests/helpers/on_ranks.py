@@ -1,4 +1,4 @@
-"""What programs on several ranks are made of: gradients of every rank, one process that does the same, refusals."""
+"""Building blocks of programs on several ranks: every rank's gradients, a single process doing the same, refusals."""
 
 import sys
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ F16, F32, F64, BF16 = np.float16, np.float32, np.float64, ml_dtypes.bfloat16
 ONE_BUCKET = 1 << 30
 PLAIN = {ShardedRMSProp: RMSProp, ShardedAdaGrad: AdaGrad}
 
-# Below a block of norms and over several; 0-d; without elements; fewer elements than ranks.
+# Smaller than a block of norms, and spanning several; 0-d; without elements; with fewer elements than ranks.
 SHAPES = {"w": (3,), "m": (70, 77), "b": (5000,), "s": (), "e": (0, 4), "big": (9000, 3), "one": (1,)}
 DTYPES = dict.fromkeys(SHAPES, F32) | {"b": F64, "s": F64}
 HALVES = DTYPES | {"m": F16, "big": BF16, "one": F16}
@@ -32,12 +32,12 @@ def drawn(seed, shapes=SHAPES, dtypes=DTYPES):
 
 
 def grads(step, comm=WORLD, shapes=SHAPES, dtypes=DTYPES):
-    """Of every rank its gradients in a step."""
+    """Every rank's gradients in a step."""
     return [drawn((step, rank), shapes, dtypes) for rank in range(comm.size)]
 
 
 def added(given, like):
-    """The sum of the gradients of a parameter, in the order of the ranks; None where none has one."""
+    """The sum of the gradients of a parameter, in rank order; None if no rank has one."""
     if all(x is None for x in given):
         return None
     wide = F64 if like.dtype == F64 else F32
@@ -49,12 +49,12 @@ def added(given, like):
 
 
 def flat(params):
-    """Arrays by name, of a mapping or of groups."""
+    """Arrays by name, from a mapping or from groups."""
     return params if isinstance(params, dict) else {k: x for group in params for k, x in group["params"].items()}
 
 
 class Twins:
-    """A sharded optimizer, and one of one process that does the same with the sums of all gradients.
+    """A sharded optimizer, and one in a single process that does the same with the sums of all gradients.
 
     `make` returns the parameters, in any structure of mappings and groups, with new arrays at every call.
     """
@@ -67,7 +67,7 @@ class Twins:
         self.twin = PLAIN[kind](self.wanted, **hypers)
 
     def step(self, of_ranks, grad_scale=None, found_inf=None, **given):
-        """A step of both; `found_inf` is a list, of what each rank says."""
+        """Take a step with both; `found_inf` is a list with one value per rank."""
         mine = of_ranks[self.comm.rank]
         total = {k: added([g[k] for g in of_ranks], x) for k, x in flat(self.wanted).items()}
         said = None if found_inf is None else found_inf[self.comm.rank]
@@ -79,7 +79,7 @@ class Twins:
         self.twin.step(total, grad_scale=scale, found_inf=any_inf)
 
     def same(self):
-        """Parameters, all state, norms and counts are those of one process, to the byte."""
+        """Parameters, all state, norms and counts are bit-identical to those of a single process."""
         opt, twin = self.opt, self.twin
         for (k, x), y in zip(flat(self.params).items(), flat(self.wanted).values(), strict=True):
             same_bytes(k, x, y)
@@ -100,13 +100,13 @@ class Twins:
 
 
 def same_bytes(what, got, want):
-    """Two arrays are one, byte for byte."""
+    """Two arrays are equal, byte for byte."""
     assert (got.shape, got.dtype) == (want.shape, want.dtype), what
     assert got.tobytes() == want.tobytes(), (what, "rank", WORLD.rank)
 
 
 def content(opt, *arrays):
-    """All that a refusal has to leave alone."""
+    """Everything that a refusal must not change."""
     state = {name: {kind: x.tobytes() for kind, x in kinds.items()} for name, kinds in opt.state.items()} if opt else 0
     counts = (opt.steps, opt.skipped_steps) if opt else 0
     params = [p.tobytes() for group in opt.param_groups for p in group["params"]] if opt else 0
@@ -115,7 +115,7 @@ def content(opt, *arrays):
 
 @contextmanager
 def refused(kind, *texts, opt=None, arrays=(), comm=WORLD):
-    """This very error on all ranks, with one text, these within; no byte of the optimizer or arrays is changed."""
+    """Expect this error on all ranks, with one text that contains these; no byte of optimizer or arrays changes."""
     before, found = content(opt, *arrays), None
     try:
         yield

@@ -1,4 +1,4 @@
-"""The pages that people read, and what stands in them: code, links, headings."""
+"""The pages that people read, and their contents: code, links, headings."""
 
 import ast
 import doctest
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from paths import ROOT
 
 DOCS = ROOT / "docs"
-# Written by hand: README and all of docs but the copies that are made while it is built.
+# Written by hand: README and all of docs except the copies that are made by its build.
 PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if not {"made", "generated"} & set(p.parts))]
 OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md",
                                    "notebooks/README.md")]  # fmt: skip

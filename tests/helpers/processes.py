@@ -14,9 +14,9 @@ PACKAGE = Path(rmsprop_gpu.__file__).parent
 
 
 def start(code, path=PACKAGE.parent, **environment):
-    """A fresh interpreter that runs this code, on the package in this folder."""
+    """A fresh interpreter that runs this code with the package in this folder."""
     others = os.environ.get("PYTHONPATH")  # what the device may need
-    # Since 3.12 Python warns of forks beside threads; that ours live with them is what some tests are for.
+    # Since 3.12 Python warns about forks beside threads; some tests show that ours survive them.
     warnings = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:This process:DeprecationWarning"]))
     paths = os.pathsep.join([str(path), *([others] if others else [])])
     env = {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": warnings, **environment}
@@ -26,11 +26,11 @@ def start(code, path=PACKAGE.parent, **environment):
 
 
 def ended(process):
-    """What it printed; it must have ended well and without a warning."""
+    """What it printed; it must have ended successfully and without a warning."""
     try:
         out, err = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
-        process.kill()  # or it would take a processor from all tests behind this one
+        process.kill()  # otherwise it would take a processor from all later tests
         process.communicate()
         raise
     assert process.returncode == 0, out + err
@@ -44,7 +44,7 @@ def run(code, path=PACKAGE.parent, **environment):
 
 
 def counted(program, tmp_path, request):
-    """What a program prints, a line each, and the launches of our kernels in it, as a virtual device counts them."""
+    """The lines that a program prints, and the launches of our kernels in it, as counted by a virtual device."""
     import cupy
 
     if b"on the CPU" not in cupy.cuda.runtime.getDeviceProperties(0)["name"]:

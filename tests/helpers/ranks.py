@@ -1,4 +1,4 @@
-"""Programs on several ranks: mpiexec as a subprocess, with a time limit, behind which nothing of it is left."""
+"""Programs on several ranks: mpiexec as a subprocess with a time limit, after which no process of it is left."""
 
 import contextlib
 import os

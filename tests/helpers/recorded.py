@@ -1,4 +1,4 @@
-"""The trajectories that were recorded of torch, optax and Keras, and the bound of an update in them."""
+"""The trajectories recorded from torch, optax and Keras, and the bound for an update in them."""
 
 import json
 

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-# Of the largest update of a tensor: what two right ways to round may differ by.
+# Fraction of the largest update of a tensor by which two correct ways of rounding may differ.
 PART = {torch.float64: 1e-12, torch.float32: 1e-5, torch.complex128: 1e-12, torch.complex64: 1e-5}
 
 
 def spread(seed, *shape, dtype=torch.float64, low=-6, high=2):
-    """Numbers of either sign over as many decades, so that the root of their average crosses eps."""
+    """Numbers of either sign over this many decades, so that the root of their average crosses eps."""
     rng = np.random.default_rng(seed)
 
     def drawn():
@@ -18,7 +18,7 @@ def spread(seed, *shape, dtype=torch.float64, low=-6, high=2):
 
 
 def reals(x):
-    """The numbers of a tensor in float64, for what is not to be rounded again."""
+    """The numbers of a tensor in float64, so that they are not rounded again."""
     x = x.detach()
     return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.resolve_neg()).to(torch.float64)
 
@@ -33,7 +33,7 @@ def assert_same_update(got, want, before):
 
 
 class Twins:
-    """Two optimizers, made by `make(cls, params)`; before each step ours is put where torch's is.
+    """Two optimizers, made by `make(cls, params)`; before each step ours is set to torch's values.
 
     Parameters are of the size of an update, or their own rounding would hide that of the step.
     """
@@ -43,7 +43,7 @@ class Twins:
         self.ours, self.torchs = make(ours, self.params), make(torch.optim.RMSprop, self.twins)
 
     def meet(self):
-        """Put our parameters and state where torch's are, in place."""
+        """Set our parameters and state to torch's values, in place."""
         for p, q in self.pairs():
             p.detach().copy_(q.detach())
             for name, x in self.torchs.state.get(q, {}).items():
@@ -94,7 +94,7 @@ class Run:
         return spread(seed, *p.shape, dtype=p.dtype, low=-2, high=1).to(p.device)
 
     def give(self):
-        """Gradients for the next step to those that can have one."""
+        """Set gradients for the next step on all parameters that can have one."""
         for name, p in self.params.items():
             p.grad = self.grad(name) if p.requires_grad else None
 

@@ -46,7 +46,7 @@ def _variant(setting):
     return Variant(**fields)
 
 
-# Every Variant of the rule; what is done around it is in the covers.
+# Every Variant of the rule; the switches around it are in the covers.
 EVERY = [v for v in map(_variant, _settings()) if not v.ema and not v.measures]
 
 
@@ -67,7 +67,7 @@ def cover(strength):
 name = str  # of a Variant
 
 
-# The numbers that an optimizer of a Variant gets; none is exact in binary, so that a rounding twice would show.
+# The numbers that an optimizer of a Variant gets; none is exact in binary, so that rounding twice would show.
 NUMBERS = {"lr": 0.013, "alpha": 0.93, "eps": 1e-3, "weight_decay": 0.07, "momentum": 0.83, "clipvalue": 3.3}
 NUMBERS |= {"global_clipnorm": 1.7, "ema_momentum": 0.87}
 
@@ -112,7 +112,7 @@ def random_problem(variant, sizes, dtype, rng):
     for i, size in enumerate(sizes):
         state = opt.state[i]
         if variant.ema:
-            state["step"][()] = (i + 1) % 2  # of some the next step is the first
+            state["step"][()] = (i + 1) % 2  # for some, the next step is the first
             state["ema"][:] = spread(size)
         if variant.adagrad:
             state["sum"][:] = spread(size) ** 2

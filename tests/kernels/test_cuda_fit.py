@@ -19,8 +19,8 @@ HERE = {
 SAID = {
     "nvJitLink is older": (
         "nvJitLinkError: ERROR_OUTDATED_LIBRARY",
-        "nvJitLink (13.0) is older than libNVVM (13.5.37), whose code it is to link; install one as new (pip install "
-        "-U nvidia-nvjitlink)",
+        "nvJitLink (13.0) is older than libNVVM (13.5.37), whose code it has to link; install one that is as new (pip "
+        "install -U nvidia-nvjitlink)",
     ),
     "the driver is too old": (
         "CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX was compiled with an unsupported toolchain",
@@ -39,11 +39,11 @@ SAID = {
         "libNVVM error: parse failed",
         f"versions that fit together come with {command('cuda13', upgrade=True)}",
     ),
-    "no memory": ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", "the device has no memory left for it; wanted less on"),
-    "a lost device": ("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal", "the device can no longer be used by this process"),
+    "no memory": ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", "the device has no memory left for it; free some on"),
+    "a lost device": ("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal", "this process can no longer use the device, since"),
     "no code for the driver": (
         "CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid",
-        "the driver, for CUDA 12.4, does not take what was made for it by nvJitLink (",
+        "the driver, for CUDA 12.4, does not accept what nvJitLink (13.0) made for it",
     ),
     "anything else": (
         "module 'numpy' has no attribute 'row_stack'",
@@ -66,7 +66,7 @@ def test_the_linker_is_told(monkeypatch):
     monkeypatch.setattr(cuda_fit, "nvjitlink", lambda: "13.5")
     assert cuda_fit.linker().startswith("nvJitLink 13.5")
     monkeypatch.setattr(cuda_fit, "nvjitlink", lambda: None)
-    assert "not there (pip install -U nvidia-nvjitlink)" in cuda_fit.linker()
+    assert "missing (pip install -U nvidia-nvjitlink)" in cuda_fit.linker()
 
 
 def test_nothing_of_it_needs_cuda():
@@ -78,7 +78,7 @@ from rmsprop_gpu.extras import command
 from rmsprop_gpu.kernels import cuda_fit
 print(cuda_fit.versions()["nvJitLink"], cuda_fit.versions()["driver"])
 """
-    assert run(code) == "not installed not known"
+    assert run(code) == "not installed unknown"
 
 
 @pytest.mark.gpu
@@ -103,7 +103,7 @@ print(cuda_code.trial()[:22])
 
 @pytest.mark.gpu
 def test_row_stack_is_there_while_numba_cuda_asks_for_it():
-    """As under NumPy 2.5, of which numba-cuda 0.30.4 does not know; where that is installed, every step shows it."""
+    """As under NumPy 2.5, which numba-cuda 0.30.4 does not support; if that is installed, every step shows it."""
     code = """
 import sys
 import numpy
@@ -126,7 +126,7 @@ print("afterwards", hasattr(numpy, "row_stack"))
     asked, error, afterwards = run(code).splitlines()
     assert (asked, afterwards) == ("asked True", "afterwards False")
     assert error.startswith(f"numba-cuda does not work with numpy {np.__version__} (module 'numpy' has no attribute")
-    assert error.endswith('install one that it knows (pip install "numpy<2.5")')
+    assert error.endswith('install one that it supports (pip install "numpy<2.5")')
 
 
 @pytest.mark.gpu

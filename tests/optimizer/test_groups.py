@@ -95,7 +95,7 @@ WRONG = {
         ValueError,
         ['no_decay[1] is "bias"', "there are conv.weight,"],
     ),
-    "another array": ([np.ones(4)], ValueError, ["no_decay[0] is a numpy.ndarray, which is no parameter here"]),
+    "another array": ([np.ones(4)], ValueError, ["no_decay[0] is a numpy.ndarray, which is not a parameter here"]),
     "one string": ("conv.bias", TypeError, ["no_decay is a str; wanted a list of names"]),
     "a mapping": ({"conv.bias": True}, TypeError, ["no_decay is a dict"]),
     "a number": (3, TypeError, ["no_decay is an int"]),
@@ -161,7 +161,7 @@ def test_keys_of_others_come_with_a_load_and_stay_without_one():
 
 
 REFUSED = {
-    **dict.fromkeys(["betas", "rho", "dampening", "beta_1", "b1", "foreach"], "is a hyperparameter, but none here"),
+    **dict.fromkeys(["betas", "rho", "dampening", "beta_1", "b1", "foreach"], "is a hyperparameter, but not here"),
     "momentun": "close to 'momentum'",
     "weightdecay": "close to 'weight_decay'",
     "alfa": "close to 'alpha'",

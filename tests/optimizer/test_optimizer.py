@@ -167,7 +167,7 @@ def test_a_subclass_may_have_attributes_of_its_own():
         ("Weight_Decay", "close to 'weight_decay'"),
         (
             "betas",
-            "a hyperparameter, but none here; wanted opt.param_groups[i][...] = ..., or a subclass that declares it",
+            "a hyperparameter, but not here; wanted opt.param_groups[i][...] = ..., or a subclass that declares it",
         ),
         ("steps", "'steps' of "),
         ("state", "'state' of "),

@@ -13,7 +13,7 @@ from on_host import assert_same, random
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.optimizer import turn
 
-INSIDE = r"was asked for inside a step of the same optimizer"
+INSIDE = r"was requested inside a step, load or save of the same optimizer"
 SIZES = 4, 5
 
 

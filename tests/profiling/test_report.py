@@ -47,7 +47,7 @@ def test_a_report_survives_json():
 
 @pytest.mark.parametrize("data", [{}, {**made().to_dict(), "speed": 3}, {"launches": None}])
 def test_what_is_no_report_is_refused(data):
-    with pytest.raises(ValueError, match=r"data is no report: .*; wanted what to_dict of one returned"):
+    with pytest.raises(ValueError, match=r"data is not a report: .*; wanted what to_dict of one returned"):
         Report.from_dict(data)
 
 

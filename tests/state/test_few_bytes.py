@@ -236,6 +236,6 @@ def test_older_states_load():
 
 def test_what_explain_and_repr_say():
     opt = RMSProp(np.ones(4, F4), square_avg_dtype="uint16")
-    assert "v is stored in 16 bits, rounded up or down at random" in opt.explain()
+    assert "v is stored in 16 bits, rounded stochastically" in opt.explain()
     assert re.search(r"square_avg_dtype='uint16' \('float32'\): v takes 2 bytes instead of 4", opt.explain())
     assert "square_avg_dtype='uint16'" in repr(opt)

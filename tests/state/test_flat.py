@@ -161,10 +161,10 @@ def circular():
 
 
 NO_JSON = {
-    "array": (np.ones(2), "is a numpy.ndarray, which is no JSON"),
-    "function": ([abs], "is a list, which is no JSON (there is a builtin_function_or_method in it)"),
-    "circular": (circular(), "is a list, which is no JSON"),
-    "keys": ({(1, 2): 3}, "is a dict, which is no JSON"),
+    "array": (np.ones(2), "is a numpy.ndarray, which is not JSON"),
+    "function": ([abs], "is a list, which is not JSON (it contains a builtin_function_or_method)"),
+    "circular": (circular(), "is a list, which is not JSON"),
+    "keys": ({(1, 2): 3}, "is a dict, which is not JSON"),
 }
 
 
@@ -181,7 +181,7 @@ WRONG = {
     "no text": (
         lambda flat: flat.pop("rmsprop_gpu"),
         ValueError,
-        ['["rmsprop_gpu"] is missing', "safetensors keeps it"],
+        ['["rmsprop_gpu"] is missing', "safetensors stores it"],
     ),
     "array as text": (
         lambda flat: flat.update(rmsprop_gpu=np.ones(2)),
@@ -189,13 +189,13 @@ WRONG = {
         ['["rmsprop_gpu"] is a numpy.ndarray'],
     ),
     "two texts": (lambda flat: flat.update(rmsprop_gpu=np.array(["{}", "{}"])), TypeError, ['["rmsprop_gpu"] is a']),
-    "other text": (lambda flat: flat.update(rmsprop_gpu="{"), ValueError, ['["rmsprop_gpu"] is no JSON', "wanted the"]),
+    "other text": (lambda flat: flat.update(rmsprop_gpu="{"), ValueError, ['["rmsprop_gpu"] is not JSON', "wanted"]),
     "a list": (lambda flat: flat.update(rmsprop_gpu="[]"), ValueError, ['["rmsprop_gpu"] is the JSON of a list']),
     "other JSON": (lambda flat: flat.update(rmsprop_gpu="{}"), TypeError, ['["steps"] is None', '["param_groups"] is']),
     "no slash": (
         lambda flat: flat.update(format="np"),
         ValueError,
-        ['state_dict["format"] is no "<parameter>/<buffer>"'],
+        ['state_dict["format"] is not a "<parameter>/<buffer>"'],
     ),
     "no name": (lambda flat: flat.update({1: 2}), ValueError, ["state_dict[1] is no"]),
     "unknown parameter": (lambda flat: flat.update({"z/step": 1}), ValueError, ['"z" has no parameter here']),

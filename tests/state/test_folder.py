@@ -238,7 +238,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_that_was(at, saved, monkeypatch
 def test_a_folder_is_made_or_the_system_says_why_not(path):
     opt = RMSProp(np.ones(2))
     path.write_bytes(b"a file")
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
         cuts.save(path, opt, 1)
     assert path.read_bytes() == b"a file"
     with pytest.raises(FileNotFoundError):
@@ -274,13 +274,13 @@ UNWHOLE = {
     f"'w/square_avg[0:4]' in {ALIKE} and 'w/square_avg[2:3]' in {ALIKE} overlap": {
         "more": cuts.part("w", "square_avg", 2, 3, X[:1])
     },
-    f"'w/square_avg[4:9]' in {ALIKE} is no range of its 8 elements": {
+    f"'w/square_avg[4:9]' in {ALIKE} is not a range of its 8 elements": {
         "last": cuts.part("w", "square_avg", 4, 9, np.ones(5))
     },
-    f"'v/step' in {ALIKE} is of none of the tensors": {"more": cuts.part("v", "step", None, None, np.array(1))},
-    "is no part of a step; wanted no range": {"step": cuts.part("w", "step", 0, 1, X[:1])},
-    "is no part of a sum; wanted a range": {"more": cuts.part("w", "sum", None, None, np.array(1.0))},
-    f"'w/a[b' in {ALIKE} is no name of a part": {"more": cuts.part("w", "a[b", None, None, np.array(1.0))},
+    f"'v/step' in {ALIKE} belongs to none of the tensors": {"more": cuts.part("v", "step", None, None, np.array(1))},
+    "is not a part of a step; wanted no range": {"step": cuts.part("w", "step", 0, 1, X[:1])},
+    "is not a part of a sum; wanted a range": {"more": cuts.part("w", "sum", None, None, np.array(1.0))},
+    f"'w/a[b' in {ALIKE} is not the name of a part": {"more": cuts.part("w", "a[b", None, None, np.array(1.0))},
     "no part of 'w' is there": dict.fromkeys(WHOLE),
 }
 
@@ -319,9 +319,9 @@ def test_a_file_that_another_process_sees_and_this_does_not_is_named(saved):
         (ALIKE, [cuts.part("w", "sum", 0, 3, X)], r"'w/sum\[0:3\]' has shape \(4,\); wanted \(3,\)"),
         (ALIKE, [cuts.part("w", "step", None, None, X)], r"'w/step' has shape \(4,\); wanted \(\)"),
         (ALIKE, [WHOLE["step"]] * 2, "'w/step' is there twice; wanted each part once"),
-        (ALIKE, [cuts.part("\ud800", "sum", 0, 4, X)], "is no Unicode"),
-        ("../" + ALIKE, [], "is no name of a file of a process"),
-        ("run", [], "is no name of a file of a process"),
+        (ALIKE, [cuts.part("\ud800", "sum", 0, 4, X)], "is not valid Unicode"),
+        ("../" + ALIKE, [], "is not the name of a process"),
+        ("run", [], "is not the name of a process"),
     ],
 )
 def test_a_file_that_would_not_load_is_not_written(name, given, said, path):
@@ -399,13 +399,13 @@ def first(path):
 ONE = {"w": {"dtype": "float32", "shape": [2, 4]}}
 DAMAGED = {
     "has no index.json, which a save writes last": without(index.NAME),
-    "index.json' is no JSON": raw(b"{"),
-    "index.json' is no JSON (Exp": raw(b""),
-    "index.json' is no JSON ('utf-8' codec": raw(b'"\xff"'),
-    "index.json' is no JSON (maximum recursion": raw(b"[" * 100_000),
-    "index.json' is JSON, but no index of rmsprop_gpu": raw(b"[]"),
-    "is JSON, but no index of rmsprop_gpu; wanted": put("rmsprop_gpu", "format"),
-    "has version 2, and this package reads 1: a newer one has written it": put(2, "version"),
+    "index.json' is not JSON": raw(b"{"),
+    "index.json' is not JSON (Exp": raw(b""),
+    "index.json' is not JSON ('utf-8' codec": raw(b'"\xff"'),
+    "index.json' is not JSON (maximum recursion": raw(b"[" * 100_000),
+    "index.json' is JSON, but not an index of rmsprop_gpu": raw(b"[]"),
+    "is JSON, but not an index of rmsprop_gpu; wanted": put("rmsprop_gpu", "format"),
+    "has version 2, and this package reads 1: it was written by a newer one": put(2, "version"),
     "has version '1', and this package reads 1: it is damaged": put("1", "version"),
     "its tensors are not a dtype and a shape each": put({"w": []}, "tensors"),
     "its tensors are not a dtype and": put({"w": {"dtype": ["float32"], "shape": []}}, "tensors"),
@@ -419,12 +419,12 @@ DAMAGED = {
     f"lacks {ALIKE}, which its index.json names": put([], "files", ALIKE),
     "rank-00001.safetensors, which its index.json names": without(1),
     "'plain/sum[0:120]' is not in step-": listed("plain/sum[0:120]"),
-    "is no name of a part": listed("plain/sum[00:120]"),
+    "is not the name of a part": listed("plain/sum[00:120]"),
     "lacks its elements 0 to 120 of 120": listed("plain/sum[120:120]"),
-    "is of none of the tensors": listed("v/step"),
+    "belongs to none of the tensors": listed("v/step"),
     "is in step-": lambda path: changed(path, lambda content: content["files"].__setitem__(ALIKE, ["plain/step"])),
     "no part of 'w' is there": put({"dtype": "float32", "shape": [2, 4]}, "tensors", "w"),
-    "is no range of its 119 elements": put([119], "tensors", "plain", "shape"),
+    "is not a range of its 119 elements": put([119], "tensors", "plain", "shape"),
     "lacks its elements 120 to 1606938044258990275541962092341162602522202993782792835301376 of": put(
         [2**50] * 4, "tensors", "plain", "shape"
     ),

@@ -80,13 +80,13 @@ def test_numbers_and_other_arguments_cannot_be_captured(stream):
         opt, grads, found = RMSProp(arrays(0), **ALL), arrays(1), scalar(0)
         opt.step(grads)
         before = everything(opt)
-        other = "the last step had other arguments than this; take the same one before"
+        other = "the last step had other arguments; take the same step first"
         refused(lambda: opt.step(grads, found_inf=found), other, stream)
         refused(lambda: opt.step(grads, zero_grads=True), other, stream)
         opt.step(grads, grad_scale=2.0, found_inf=True)
-        text = "would keep grad_scale and found_inf as the number it is now; wanted an array of one element on the dev"
+        text = "would keep grad_scale and found_inf at the value given now; wanted an array of one element on the dev"
         refused(lambda: opt.step(grads, grad_scale=2.0, found_inf=True), text, stream)
-        refused(lambda: opt.step(grads, grad_scale=scalar(2.0), found_inf=True), "would keep found_inf as", stream)
+        refused(lambda: opt.step(grads, grad_scale=scalar(2.0), found_inf=True), "would keep found_inf at", stream)
         refused(lambda: opt.step(grads, grad_scale=scalar(2.0), found_inf=found), "take the same step once", stream)
         refused(lambda: opt.step(grads), other, stream)
         refused(lambda: opt.skipped_steps, "can hold no answer", stream)

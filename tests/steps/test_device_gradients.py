@@ -190,7 +190,7 @@ def test_two_devices_share_no_norm_and_no_check_but_are_told_the_same():
             with pytest.raises(ValueError, match=rf"{name} is .* on devices \[0, 1\]; wanted one device"):
                 RMSProp(params, **{name: value})
         opt = RMSProp(params, clipnorm=math.inf)
-        with pytest.raises(ValueError, match=r"found_inf is an array, and the parameters lie on devices \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"found_inf is an array, and the parameters are on devices \[0, 1\]"):
             opt.step(grads, found_inf=scalar(0))
         opt.param_groups[0].update(clipnorm=None, global_clipnorm=1.0)
         with pytest.raises(ValueError, match="wanted one device"):

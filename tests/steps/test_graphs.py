@@ -258,7 +258,7 @@ def test_gradients_of_other_dtypes_are_warmed_up_by_themselves(stream):
         replayed, eager = RMSProp(arrays(0), momentum=0.5), RMSProp(arrays(0), momentum=0.5)
         for opt in (replayed, eager):
             opt.step(singles)
-        text = "the gradients of the last step had other dtypes; take the same one before"
+        text = "the gradients of the last step had other dtypes; take the same step first"
         before = everything(replayed)
         refused(lambda: replayed.step(halves), text, stream)
         assert everything(replayed) == before

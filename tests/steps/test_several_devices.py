@@ -46,7 +46,7 @@ def test_parameters_on_two_devices(launched):
     assert [saved["state"][str(i)]["square_avg"].device.id for i in range(3)] == list(places)
     opt.load_state_dict(saved)
     assert repr(opt).splitlines()[0].endswith("of float32 on cuda:0, cuda:1, 37,256 bytes of state, 4 steps)")
-    with pytest.raises(TypeError, match=r"grads\[1\] is a cupy.ndarray on cuda:0, but the parameter lies on cuda:1"):
+    with pytest.raises(TypeError, match=r"grads\[1\] is a cupy.ndarray on cuda:0, but the parameter is on cuda:1"):
         opt.step([cupy.asarray(x) for x in host])
 
 

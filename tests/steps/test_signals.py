@@ -205,10 +205,10 @@ def test_signals_in_the_other_place_are_refused():
     import cupy
 
     opt = RMSProp(np.ones(5, F4))
-    with refusing(opt, TypeError, "grad_scale lies on cuda:0; wanted a number, or an array of one element in host mem"):
+    with refusing(opt, TypeError, "grad_scale is on cuda:0; wanted a number, or an array of one element in host mem"):
         opt.step(np.ones(5, F4), grad_scale=cupy.ones((), F4))
     opt = RMSProp(cupy.ones(5, F4))
-    with refusing(opt, TypeError, "found_inf lies in host memory; wanted", "one element on cuda:0"):
+    with refusing(opt, TypeError, "found_inf is in host memory; wanted", "one element on cuda:0"):
         opt.step(cupy.ones(5, F4), found_inf=np.ones((), F4))
     opt.step(cupy.ones(5, F4), found_inf=cupy.ones((), F4))
     assert opt.skipped_steps == 1

@@ -438,14 +438,14 @@ def test_a_table_that_does_not_serve_is_refused(fields, said, offered):
 def test_a_capsule_of_another_name_is_refused(offered):
     name = b"dltensor"
     table = offered(changed(), name=name)
-    with pytest.raises(ImportError, match=r"is <capsule .*, no table of DLPack; torch 2\.10"):
+    with pytest.raises(ImportError, match=r"is <capsule .*, not a DLPack table; torch 2\.10"):
         exchange._table()
     assert table
 
 
 def test_objects_that_begin_otherwise_are_refused(monkeypatch):
     monkeypatch.setattr(exchange, "object", type("o", (), {"__slots__": ("a", "b")}), raising=False)  # of 32 bytes
-    with pytest.raises(ImportError, match="CPython of 64 bits with a GIL"):
+    with pytest.raises(ImportError, match="64-bit CPython with a GIL"):
         exchange._table()
 
 
@@ -480,7 +480,7 @@ def test_a_table_that_says_otherwise_than_the_tensors_is_refused(field):
         return 0
 
     table = changed(export=ctypes.cast(lies, ctypes.c_void_p).value)
-    with pytest.raises(ImportError, match=r"says \[.* of itself; torch 2\.10 or newer is needed"):
+    with pytest.raises(ImportError, match=r"itself reports \[.*; torch 2\.10 or newer is needed"):
         exchange._verified(table)
 
 

@@ -345,7 +345,7 @@ BAD = {
     drop_bases: "square_avg has codes of uint8 without the bases that belong to them",
     raise_bases: "square_avg_base has elements above 1785",
     reshape: r"square_avg has shape \(999,\); wanted \(1000,\)",
-    widen: r"param_remainder is of torch\.int32",
+    widen: r"param_remainder has torch\.int32",
 }
 
 
@@ -495,7 +495,7 @@ def test_decoded_state_is_a_copy_of_what_there_is():
     for x in found.values():
         x.fill_(7)
     assert not any(bool((x == 7).all()) for x in opt.state[p].values())
-    with pytest.raises(KeyError, match="no parameter of this optimizer"):
+    with pytest.raises(KeyError, match="not a parameter of this optimizer"):
         opt.decoded_state(torch.ones(300))
 
 

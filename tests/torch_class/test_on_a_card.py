@@ -412,13 +412,13 @@ def test_what_a_graph_could_not_keep_is_refused():
         with pytest.raises(RuntimeError, match=match), torch.cuda.graph(torch.cuda.CUDAGraph()):
             twins.its.step()
 
-    refused("its tensors are not those of a step before")
+    refused("its tensors are not those of an earlier step")
     twins.step().check()
     twins.grads(draw(2))
     refused("the addresses of its gradients")
     twins.step().check()
     twins.its.param_groups[0]["lr"] = 0.5
-    refused("its numbers are others than those of the last step")
+    refused("its numbers differ from those of the last step")
     twins.mine.param_groups[0]["lr"] = 0.5
     twins.step().check()
 

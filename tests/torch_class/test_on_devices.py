@@ -623,17 +623,17 @@ def test_what_a_graph_could_not_keep_is_refused(device):
         it.stream.synchronize()
         assert all(map(torch.equal, it.params, kept))
 
-    refused("its tensors are not those of a step before")
+    refused("its tensors are not those of an earlier step")
     it.opt.step()
     it.take(tensors(2))
     refused("the addresses of its gradients")
     it.take(tensors(1))
     it.opt.step()
     it.opt.param_groups[0]["lr"] = 0.5
-    refused("its numbers are others than those of the last step")
+    refused("its numbers differ from those of the last step")
     it.opt.param_groups[0]["lr"] = it.lr
     it.opt.grad_scale = device.of(torch.tensor(2.0))
-    refused("its tensors are not those of a step before")  # they count elsewhere
+    refused("its tensors are not those of an earlier step")  # they count elsewhere
     del it.opt.grad_scale
     it.opt.step()
     assert it.capture()
@@ -697,7 +697,7 @@ def test_what_is_decided_for_a_step_as_a_whole_wants_one_device(device):
     here.grad, there.grad = torch.ones(5), device.of(torch.ones(5))
     opt = RMSprop([here, there], global_clipnorm=1.0)
     with pytest.raises(
-        ValueError, match=r"global_clipnorm is 1\.0 and the parameters lie on devices \['cpu', 'cuda:0'\]"
+        ValueError, match=r"global_clipnorm is 1\.0 and the parameters are on devices \['cpu', 'cuda:0'\]"
     ):
         opt.step()
     assert not opt.state
@@ -709,7 +709,7 @@ def test_what_grad_scaler_tells_is_for_one_device(device):
         p.grad = device.of(torch.ones(5)) if device.place(p) == 0 else device.on_the_second(torch.ones(5))
     opt = RMSprop(params, fused=True)
     opt.found_inf = device.of(torch.tensor(0.0))
-    with pytest.raises(RuntimeError, match="want all parameters on one device; they lie on cuda:0, cuda:1"):
+    with pytest.raises(RuntimeError, match="need all parameters on one device; they are on cuda:0, cuda:1"):
         opt.step()
 
 
@@ -725,7 +725,7 @@ def test_a_launch_that_fails_beside_updated_parameters_says_so(device):
 
     launch, steps._calls[-1] = steps._calls[-1], fail
     fail.kernel = "update_kernel"
-    with pytest.raises(RuntimeError, match="other parameters were updated before in this step: restore all of them"):
+    with pytest.raises(RuntimeError, match="other parameters were updated earlier in this step: restore all of them"):
         opt.step()
     steps._calls[-1] = launch
     opt.param_groups[0]["alpha"] = 0.9  # bound anew, and still broken
@@ -749,7 +749,7 @@ def test_a_launch_that_fails_before_the_host_s_leaves_both(device):
     fail.kernel = "update_kernel"
     launch, steps._calls[-1] = steps._calls[-1], fail
     kept = here.detach().clone()
-    with pytest.raises(RuntimeError, match="nothing was updated, the optimizer is usable as it was before"):
+    with pytest.raises(RuntimeError, match="nothing was updated, and the optimizer can still be used"):
         opt.step()
     assert torch.equal(here, kept)
     steps._calls[-1] = launch

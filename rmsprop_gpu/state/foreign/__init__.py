@@ -1,4 +1,4 @@
-"""States of other frameworks as our `state_dict`, and ours as torch's; no library is imported to read one."""
+"""States of other frameworks as our `state_dict`, and ours as torch's; reading them imports no library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of bitsandbytes.optim.RMSprop and Adagrad, of 32 bits."""
+"""The 32-bit state of bitsandbytes.optim.RMSprop and Adagrad."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .common import Mine
 from .param_groups import Dialect, read_groups
 
 _PRESET = PRESETS["bitsandbytes"]
-_WRAPPED = "__bnb_optimizer_quant_state__"  # what hides arrays that have not the parameter's shape from FSDP
+_WRAPPED = "__bnb_optimizer_quant_state__"  # hides arrays without the parameter's shape from FSDP
 _OF_8_BITS = ("qmap1", "absmax1", "max1", "new_max1")
 
 
 def _rmsprop(group: Mapping[str, Any]) -> dict[str, Any]:
     betas = group.get("betas", (0.0, 0.0))
     if not is_sequence(betas) or len(betas) != 2:
-        raise ValueError(f"betas is {betas!r}; wanted RMSprop's, its alpha and momentum")
+        raise ValueError(f"betas is {betas!r}; wanted those of RMSprop, alpha and momentum")
     given = {name: group[name] for name in ("lr", "eps", "weight_decay") if name in group}
     return _PRESET.translate(_PRESET.effective("bitsandbytes", {**given, "alpha": betas[0], "momentum": betas[1]}))
 
@@ -28,13 +28,13 @@ def _adagrad(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _opened(entry: Mapping[str, Any], place: str, problems: Problems) -> Mapping[str, Any]:
-    """An entry with what is wrapped in it; one of 8 bits is empty, once it is named."""
+    """An entry with its wrapped content; an 8-bit one is reported, and then empty."""
     inner = entry.get(_WRAPPED)
     if isinstance(inner, Mapping):
         entry = {**{name: value for name, value in entry.items() if name != _WRAPPED}, **inner}
     found = [name for name in _OF_8_BITS if name in entry]
     if found:
-        text = f"has {found[0]!r}, so that it is of 8 bits; wanted one of 32, of optim_bits=32"
+        text = f"has {found[0]!r}, so it is 8-bit; wanted a 32-bit one, from optim_bits=32"
         problems.add(ValueError, f"{place} {text}")
         return {"step": 0, "state1": None}
     return entry
@@ -48,5 +48,5 @@ _DIALECTS = {
 
 
 def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """bitsandbytes.optim.RMSprop's or Adagrad's ``state_dict()``."""
+    """Read the ``state_dict()`` of bitsandbytes.optim.RMSprop or Adagrad."""
     return read_groups(state, steps, _DIALECTS[mine.adagrad], mine, problems)

@@ -1,4 +1,4 @@
-"""States whose arrays come by kind, all mean squares, all momenta, with the names of their parameters."""
+"""States whose arrays are grouped by kind (all mean squares, all momenta), with the names of their parameters."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def by_kind(
     anew: tuple[str, ...] = (),
     spare: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """A state dict from arrays that come by kind; `names` are theirs for our keys.
+    """A state dict from arrays grouped by kind; `names` gives their names for our keys.
 
-    `of_steps` makes our momentum of theirs; what is `anew` they do not have, so that it may be missing; what is `spare`
-    they always have, so that nobody may need it. A kind is of all parameters, or of those alone whose group needs it.
+    `of_steps` turns their momentum into ours. Kinds in `anew` do not exist there, so they may be missing. Kinds in
+    `spare` always exist there, so they may be unused. A kind covers all parameters, or just those whose group needs it.
     """
     frame = empty(mine)
     wanted = [buffers_of(h, mine) for h in mine.hyper]
@@ -36,7 +36,7 @@ def by_kind(
         _check_kinds(found, wanted, i, anew, spare, mine, problems)
         for tensor in mine.members[i]:
             frame["state"][tensor.key] = counters(steps, tensor, h, mine)
-    theirs: dict[str, str] = {}  # for our keys, as a kind of all parameters is matched
+    theirs: dict[str, str] = {}  # for our keys, as matched for a kind that covers all parameters
     rates: dict[str, float | None] = {}
     for name, entries in sorted(found.items(), key=lambda item: -len(item[1])):
         if name not in BUFFERS:
@@ -73,7 +73,7 @@ def _check_kinds(
     mine: Mine,
     problems: Problems,
 ) -> None:
-    """Refuse what a group's hyperparameters need and is not there, and what is there and they have no use for."""
+    """Refuse state that is missing although a group's hyperparameters need it, and state for which they have no use."""
     h = mine.hyper[i]
     if "momentum_buffer" in found and h.get("momentum") and not h["lr_in_momentum"]:
         text = "has lr_in_momentum=False, but the momentum in this state has lr inside; wanted True"
@@ -92,7 +92,7 @@ def _check_kinds(
 
 
 def _rate(i: int, rates: Mapping[str, float | None], mine: Mine, problems: Problems) -> float | None:
-    """The learning rate of a group: the state's where it says one, else ours; None where ours is a callable."""
+    """The learning rate of a group: the state's if it has one, else ours; None if ours is a callable."""
     lr = mine.hyper[i]["lr"]
     if callable(lr):
         return None
@@ -104,9 +104,9 @@ def _rate(i: int, rates: Mapping[str, float | None], mine: Mine, problems: Probl
 
 
 def by_path(found: Mapping[str, list[Entry]], mine: Mine, problems: Problems) -> dict[str, list[Entry]]:
-    """Arrays whose names have slashes, with dots where our keys have those; refused where only a guess orders them.
+    """Arrays with slashes in their names, turned to dots where our keys have dots; refused if their order is a guess.
 
-    Both may be in one key: those of haiku have slashes of their own, which stay where dots join nested parameters.
+    A key may have both: haiku's names contain slashes, which stay where dots join nested parameters.
     """
     keys, spelled = [tensor.key for tensor in mine.tensors], {}
     ours = {key.replace("/", "."): key for key in keys}
@@ -125,7 +125,7 @@ def by_path(found: Mapping[str, list[Entry]], mine: Mine, problems: Problems) ->
 
 
 def _sorted_as_text(names: list[str]) -> tuple[str, str] | None:
-    """Two neighbours that numbers would put the other way: Dense_10 before Dense_2."""
+    """Two neighbours that numerical order would swap: Dense_10 before Dense_2."""
 
     def parts(name: str) -> list[str]:
         return re.split(r"(\d+)", name)

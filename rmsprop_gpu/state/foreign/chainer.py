@@ -13,12 +13,12 @@ from .common import Entry, Mine, agreed, count, empty
 _RMSPROP = {"ms": "square_avg"}
 _GRAVES = {"n": "square_avg", "g": "grad_avg", "delta": "momentum_buffer"}
 _KINDS = {False: {**_RMSPROP, **_GRAVES}, True: {"h": "sum"}}
-_IN_A_SNAPSHOT = re.compile(r"(?:.+/)?optimizer:([^/]+)/(.+)")  # a trainer's, which holds models and iterators too
-_CLASSIFIER = "predictor/"  # what chainer.links.Classifier puts before all names of a model
+_IN_A_SNAPSHOT = re.compile(r"(?:.+/)?optimizer:([^/]+)/(.+)")  # from a trainer, which also holds models and iterators
+_CLASSIFIER = "predictor/"  # chainer.links.Classifier puts this before all names of a model
 
 
 def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """What ``serializers.save_npz`` writes of an optimizer, or of a trainer with one."""
+    """Read what ``serializers.save_npz`` writes for an optimizer, or for a trainer with one."""
     if not isinstance(state, Mapping):
         problems.add(TypeError, f"state is {a(type(state))}; wanted a mapping as in the file of save_npz(optimizer)")
         return empty(mine)
@@ -41,13 +41,13 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
     ):
         found = {n: [e._replace(param=e.param[len(_CLASSIFIER) :]) for e in them] for n, them in found.items()}
     keys = {tensor.key: tensor.key for tensor in mine.tensors}
-    spare = ("momentum_buffer",)  # of Graves, whose delta is there without momentum too
+    spare = ("momentum_buffer",)  # in Graves's form, delta exists even without momentum
     found = by_path(found, mine, problems)
     return by_kind(found, keys, steps or 0, mine, problems, lambda x: -x, ("ema",), spare)
 
 
 def _of_one(state: Mapping[Any, Any], problems: Problems) -> dict[Any, str]:
-    """The keys of one optimizer, with what stands behind its name in a snapshot."""
+    """The keys of one optimizer, mapped to what follows its name in a snapshot."""
     paths = {key: str(key).lstrip("/") for key in state}
     inside = {key: match for key, path in paths.items() if (match := _IN_A_SNAPSHOT.fullmatch(path))}
     names = list(dict.fromkeys(match[1] for match in inside.values()))

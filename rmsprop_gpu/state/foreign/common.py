@@ -1,4 +1,4 @@
-"""What the readers of foreign states share: whose parameter an array is, and how it is checked and taken."""
+"""What the readers of foreign states share: to which parameter an array belongs, and how it is checked and read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..saved import VERSION, check_entry, where
 
 
 class Mine(NamedTuple):
-    """The optimizer that is to continue: its class, and of each group the parameters and hyperparameters."""
+    """The optimizer that will continue the run: its class, and the parameters and hyperparameters of each group."""
 
     optimizer: str
     adagrad: bool
     members: list[list[Tensor]]
     hyper: list[dict[str, Any]]
-    by_order: bool = False  # whatever the names are
+    by_order: bool = False  # match by order, whatever the names
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -33,13 +33,13 @@ class Mine(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One array of a foreign state: of which parameter, how to write its place, and itself."""
+    """One array of a foreign state: its parameter, its place in words, and the array itself."""
 
     param: str
     label: str
     value: Any
-    lr: float | None = None  # its parameter's, where the state says it
-    at: tuple[int, ...] = ()  # where it stands in a tree
+    lr: float | None = None  # of its parameter, if the state has it
+    at: tuple[int, ...] = ()  # its position in a tree
 
 
 def empty(mine: Mine) -> dict[str, Any]:
@@ -51,12 +51,12 @@ def empty(mine: Mine) -> dict[str, Any]:
     return {"optimizer": mine.optimizer, "version": VERSION, "steps": 0, "state": {}, "param_groups": groups}
 
 
-# What a wrapper (torch.compile, DataParallel) puts before all names of a model.
+# Prefixes that a wrapper (torch.compile, DataParallel) puts before all names of a model.
 _PREFIXES = ("_orig_mod.", "module.")
 
 
 def unwrapped(names: Sequence[str], among: Sequence[Any]) -> list[str]:
-    """The names without the known prefixes that all names `among` which they stand share."""
+    """The names without the known prefixes that are shared by all names in `among`."""
     names, among = list(names), [name for name in among if not is_index(name)]
     while prefix := next((p for p in _PREFIXES if among and all(n.startswith(p) and n != p for n in among)), None):
         names, among = ([name.removeprefix(prefix) for name in them] for them in (names, among))
@@ -72,10 +72,10 @@ def order_of(
     among: Sequence[Any] = (),
     exact: bool = False,
 ) -> list[int]:
-    """Which of the foreign names each key of ours is: by name where both sides have names, else by order.
+    """The foreign name for each of our keys: matched by name if both sides have names, else by order.
 
-    Indices, from whatever list, are no names. `among` are the names of all groups. With `exact` the keys are foreign
-    names too.
+    Indices, from whatever list, do not count as names. `among` has the names of all groups. With `exact` the keys are
+    foreign names too.
     """
     if len(names) != len(keys):
         problems.add(ValueError, f"{label} has {len(names)} parameters; wanted {len(keys)}")
@@ -95,12 +95,12 @@ def order_of(
 
 
 def is_index(name: Any) -> bool:
-    """Is this the place of a parameter in a list, or in lists of lists, and no name?"""
+    """Is this the position of a parameter in a list, or in lists of lists, rather than a name?"""
     return not isinstance(name, str) or re.fullmatch(r"(\d+([/.]\d+)*)?", name) is not None
 
 
 def buffers_of(h: Mapping[str, Any], mine: Mine) -> list[str]:
-    """The buffers that these hyperparameters need, which may not be validated yet."""
+    """The buffers needed by these hyperparameters, which may not be validated yet."""
     names = needed({**h, "centered": bool(h.get("centered"))}, mine.adagrad)
     return [name for name in names if name in BUFFERS]
 
@@ -110,13 +110,13 @@ def counters(step: int, tensor: Tensor, h: Mapping[str, Any], mine: Mine) -> dic
     if mine.adagrad:
         return {"step": step}
     alpha = one_real(h["alpha"])
-    # What is no alpha is a problem of the hyperparameters.
+    # An invalid alpha is reported as a problem of the hyperparameters.
     weight = 1.0 - float(alpha) ** step if alpha is not None and 0 <= alpha < 1 else 0.0
     return {"step": step, "bias_weight": np.asarray(weight, dtypes.compute_dtype(tensor.layout.dtype))}
 
 
 def readable(x: Any, device: int | None) -> Any:
-    """A foreign array as NumPy's, or as what lies on a device where the parameter lies on one."""
+    """A foreign array as a NumPy array, or as an array on a device if the parameter is on one."""
     if isinstance(x, np.ndarray):
         return x
     if hasattr(x, "detach") and hasattr(x, "cpu"):  # a tensor of torch
@@ -126,16 +126,16 @@ def readable(x: Any, device: int | None) -> Any:
     if hasattr(x, "__array__") and not (device is not None and is_cuda(x)):
         try:
             return np.asarray(x)
-        except TypeError:  # CuPy's: not without being asked
+        except TypeError:  # CuPy refuses implicit conversion
             return x
     return x
 
 
 def taken(value: Any, label: str, name: str, tensor: Tensor, problems: Problems) -> Any:
-    """An array of a foreign state, checked as ours is; only a dtype that is too narrow is widened, which is exact."""
+    """An array of a foreign state, checked like ours; a narrower dtype is widened, which is exact."""
     try:
         x = readable(value, tensor.device)
-    except Exception as error:  # whatever another library raises: of a sparse tensor, or one without memory
+    except Exception as error:  # whatever another library raises, for a sparse tensor or one without memory
         problems.add(TypeError, f"{label} is {a(type(value))} that does not hand out its memory ({error})")
         return None
     if kind_of(x) is not None:
@@ -158,7 +158,7 @@ def number(value: Any, label: str, problems: Problems) -> float:
 
 
 def count(value: Any, label: str, problems: Problems) -> int:
-    """A count, which torch keeps as float32 and others as int32."""
+    """A count, which torch stores as float32 and others as int32."""
     before = len(problems)
     x = number(value, label, problems)
     if len(problems) == before and not (math.isfinite(x) and 0 <= x < 2**62 and x == int(x)):
@@ -167,7 +167,7 @@ def count(value: Any, label: str, problems: Problems) -> int:
 
 
 def check_counted(steps: int | None, mine: Mine, problems: Problems) -> None:
-    """Refuse a state without a count where a hyperparameter reads it."""
+    """Refuse a state without a count if a hyperparameter needs it."""
     for i, h in enumerate(mine.hyper):
         wants = "bias_correction=True" if h.get("bias_correction") else "a callable lr" if callable(h["lr"]) else ""
         if steps is None and wants:
@@ -175,7 +175,7 @@ def check_counted(steps: int | None, mine: Mine, problems: Problems) -> None:
 
 
 def agreed(count: int, label: str, steps: int | None, problems: Problems) -> int:
-    """The count of a state; `steps`, given or counted elsewhere in it, has to be the same."""
+    """The count in a state; `steps`, given or found elsewhere in it, has to be the same."""
     if steps is not None and steps != count:
         problems.add(ValueError, f"{label} is {count}, but steps is {steps}; wanted one count")
     return count

@@ -1,4 +1,4 @@
-"""The variables of keras.optimizers.RMSprop and Adagrad, also inside a LossScaleOptimizer."""
+"""The variables of keras.optimizers.RMSprop and Adagrad, also within a LossScaleOptimizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KERAS = {
 
 
 def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """Keras's ``optimizer.variables``, or a mapping from their paths to arrays."""
+    """Read Keras's ``optimizer.variables``, or a mapping from their paths to arrays."""
     if isinstance(state, Mapping):
         variables = list(state.items())
     elif is_sequence(state):
@@ -35,8 +35,8 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
             continue
         label, tail = f"state[{quoted(path)}]", path.rpartition("/")[2]
         kind = next((kind for kind in kinds if tail.endswith(f"_{kind}")), None)
-        if re.match(r"(adam|adamw|adamax|nadam|lamb)(_\d+)?/", path):  # of the names of RMSprop's with momentum
-            problems.add(ValueError, f"{label} is of another optimizer; wanted the variables of {_keras_name(mine)}")
+        if re.match(r"(adam|adamw|adamax|nadam|lamb)(_\d+)?/", path):  # names as in RMSprop with momentum
+            problems.add(ValueError, f"{label} is from another optimizer; wanted the variables of {_keras_name(mine)}")
         elif tail in ("iteration", "iterations"):
             steps = agreed(count(value, label, problems), label, steps, problems)
         elif tail == "learning_rate":
@@ -57,7 +57,7 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
 
 
 def _unscaled(variables: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """The variables without a LossScaleOptimizer's own, whose count stays 0; the loss scale is the training loop's."""
+    """The variables without a LossScaleOptimizer's own, whose count stays 0; the loss scale is up to the loop."""
     places = [path.rpartition("/") if isinstance(path, str) else ("", "", "") for path, _ in variables]
     tails = dict[str, set[str]]()
     for name, _, tail in places:

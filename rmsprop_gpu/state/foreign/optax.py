@@ -11,7 +11,7 @@ from ...arrays.checks import Problems, a, quoted
 from .by_kind import by_kind, by_path
 from .common import Entry, Mine, agreed, check_counted, count, number
 
-# States that say nothing but a count or a learning rate, and may hold another one.
+# States that contain only a count or a learning rate, and may wrap another state.
 _PASSED = {
     "EmptyState", "MaskedState", "ApplyIfFiniteState", "ScaleByScheduleState",
     "InjectHyperparamsState", "InjectStatefulHyperparamsState",
@@ -28,7 +28,7 @@ _PARTITIONS = ("PartitionState", "MultiTransformState")  # the second is its old
 
 
 def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """The state of optax.rmsprop or optax.adagrad, inside whatever ``chain``, ``partition`` or ``MultiSteps``."""
+    """Read the state of optax.rmsprop or optax.adagrad, inside any ``chain``, ``partition`` or ``MultiSteps``."""
     reading = _Reading(mine, problems, steps)
     reading.chain(state, "state")
     check_counted(reading.steps, mine, problems)
@@ -40,7 +40,7 @@ def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[
 
 @dataclass
 class _Reading:
-    """What was found so far: the arrays of each kind, and the count."""
+    """What has been found so far: the arrays of each kind, and the count."""
 
     mine: Mine
     problems: Problems
@@ -48,7 +48,7 @@ class _Reading:
     found: dict[str, list[Entry]] = field(default_factory=dict)
 
     def chain(self, state: Any, label: str, lr: float | None = None) -> None:
-        """The states of one chain; each part of a partition is one of its own, maybe with another learning rate."""
+        """Read the states of one chain; each part of a partition is a chain, maybe with another learning rate."""
         nodes, before, scaled = list(_nodes(state, label)), None, False
         for place, node in nodes:
             rate = getattr(node, "hyperparams", {})
@@ -63,7 +63,7 @@ class _Reading:
                 self._multi_steps(node, place)
             elif kind in _KINDS or kind in _PASSED:
                 if kind == "TraceState" and not (scaled and before in {"EmptyState", "ScaleByScheduleState"}):
-                    text = "does not come behind the learning rate; wanted the order of optax.rmsprop, lr inside the"
+                    text = "does not follow the learning rate; wanted the order of optax.rmsprop, with lr inside the"
                     self.problems.add(ValueError, f"{place} {text} momentum")
                 if hasattr(node, "_fields") and "count" in node._fields:
                     self._count(node.count, f"{place}.count")
@@ -76,7 +76,7 @@ class _Reading:
             before = kind
 
     def _multi_steps(self, node: Any, place: str) -> None:
-        """Its count is of whole steps; gradients between two of them would be lost."""
+        """Read MultiSteps: its count is of whole steps, and gradients between two of them would be lost."""
         waiting = count(node.mini_step, f"{place}.mini_step", self.problems)
         if waiting:
             text = f"is {waiting}, and acc_grads holds the gradients since the last step; wanted 0: save after a step"
@@ -93,13 +93,13 @@ class _Reading:
         entries = [entry._replace(lr=lr) for entry in _leaves(tree, label)]
         known = self.found.setdefault(name, [])
         if {entry.at for entry in known} & {entry.at for entry in entries}:
-            self.problems.add(ValueError, f"{label} is a second one; wanted the state of one optimizer")
+            self.problems.add(ValueError, f"{label} appears a second time; wanted the state of one optimizer")
         else:
             known += entries
 
 
 def _nodes(x: Any, label: str) -> Iterator[tuple[str, Any]]:
-    """The named tuples of a chain in its order, with their places."""
+    """The named tuples of a chain, in order, with their places."""
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         yield label, x
         for inner in ("inner_state", "inner_opt_state"):
@@ -115,7 +115,7 @@ def _nodes(x: Any, label: str) -> Iterator[tuple[str, Any]]:
 def _leaves(tree: Any, label: str, path: tuple[str, ...] = (), at: tuple[int, ...] = ()) -> Iterator[Entry]:
     """The arrays of a pytree in the order of jax.tree.leaves, under their names joined by slashes.
 
-    What a mask leaves out is an empty tuple, so that the parts of a partition have their arrays in each other's holes.
+    What a mask leaves out is an empty tuple, so the arrays of each part of a partition fill the holes of the others.
     """
     if isinstance(tree, Mapping):
         for i, key in enumerate(tree if isinstance(tree, OrderedDict) else sorted(tree)):

@@ -1,4 +1,4 @@
-"""States of torch's form, ``"state"`` and ``"param_groups"``, whoever's optimizer wrote them."""
+"""States in torch's form, ``"state"`` and ``"param_groups"``, whichever optimizer wrote them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ...arrays.real import one_real
 from ...conventions.group_keys import refusal
 from .common import Mine, buffers_of, count, counters, empty, order_of, taken
 
-# How torch computes: nothing that changes a step.
+# Options for how torch computes, which do not change a step.
 _IGNORED = {"params", "param_names", "capturable", "foreach", "differentiable", "fused"}
-# Ours where an optimizer does not have it; what none of them has (clipping, say) stays as it is here.
+# Our value if an optimizer does not have the option; what none of them has (such as clipping) stays unchanged here.
 _PLAIN = {
     "momentum": 0.0,
     "centered": False,
@@ -32,20 +32,20 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """One optimizer with torch's ``state_dict()``.
+    """One optimizer with a ``state_dict()`` like torch's.
 
     Parameters
     ----------
     hyper : tuple of str
         The hyperparameters that every group has.
     others : tuple of str
-        Those that not every version has.
+        Those that only some versions have.
     translate : callable
-        From a group to ours; a ValueError names what it cannot have.
+        Translates a group to ours; a ValueError names a value that it must not have.
     buffers : mapping
-        From the names of its arrays to ours.
+        Maps the names of its arrays to ours.
     opened : callable
-        From an entry of ``"state"`` to the one that lies in it, given what to call it and the problems.
+        Unwraps an entry of ``"state"``, given its name for messages and the problems.
     """
 
     hyper: tuple[str, ...]
@@ -56,7 +56,7 @@ class Dialect:
 
 
 def read_groups(state: Any, steps: int | None, dialect: Dialect, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """A ``state_dict()`` of torch's form in ours."""
+    """A ``state_dict()`` in torch's form, translated to ours."""
     entries, groups = (state.get(n) if isinstance(state, Mapping) else None for n in ("state", "param_groups"))
     if not isinstance(entries, Mapping) or not isinstance(groups, (list, tuple)):
         problems.add(TypeError, f'state is {a(type(state))}; wanted torch\'s, with "state" and a list "param_groups"')
@@ -93,7 +93,7 @@ def read_groups(state: Any, steps: int | None, dialect: Dialect, mine: Mine, pro
 
 
 def _names(group: Any) -> list[Any]:
-    """The names of named parameters, else their ids."""
+    """The names of named parameters, or else their ids."""
     lists = [group.get(key) for key in ("param_names", "params")] if isinstance(group, Mapping) else []
     return next((list(names) for names in lists if isinstance(names, (list, tuple)) and names), [])
 
@@ -101,7 +101,7 @@ def _names(group: Any) -> list[Any]:
 def _hyper(
     group: Mapping[str, Any], dialect: Dialect, ours: Mapping[str, Any], label: str, problems: Problems
 ) -> dict[str, Any]:
-    """Our hyperparameters for a group of theirs."""
+    """Our hyperparameters for one of their groups."""
     for name in dialect.hyper:
         if name not in group:
             problems.add(ValueError, f"{label} lacks {name!r}")
@@ -128,11 +128,11 @@ def _entry(
     mine: Mine,
     problems: Problems,
 ) -> tuple[int, dict[str, Any]]:
-    """The step and the buffers of one parameter; without an entry, as one without gradient is left, new ones."""
+    """The step and the buffers of one parameter; new ones if it has no entry, as after steps without gradient."""
     theirs = {ours: name for name, ours in dialect.buffers.items()}
-    wanted = [name for name in buffers_of(h, mine) if name in theirs]  # none has averages of parameters
+    wanted = [name for name in buffers_of(h, mine) if name in theirs]  # none of them has averages of parameters
     if not entry:
-        fill = one_real(h["initial_scale"]) or 0.0  # what is none is a problem of the hyperparameters
+        fill = one_real(h["initial_scale"]) or 0.0  # an invalid one is reported as a problem of the hyperparameters
         compute = dtypes.compute_dtype(tensor.layout.dtype)
         new = {name: np.zeros(tensor.layout.shape, compute) for name in wanted}
         new["sum" if mine.adagrad else "square_avg"] += compute.type(fill)

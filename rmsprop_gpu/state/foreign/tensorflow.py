@@ -1,4 +1,4 @@
-"""The states of TensorFlow 1's optimizers, and of those of tf.keras up to 2.10."""
+"""The states of the optimizers of TensorFlow 1, and of tf.keras up to 2.10."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from .by_kind import by_kind, by_path
 from .common import Entry, Mine, agreed, check_counted, count, empty, number
 
 _SLOTS = {False: {"rms": "square_avg", "mg": "grad_avg", "momentum": "momentum_buffer"}, True: {"accumulator": "sum"}}
-# A checkpoint of objects, of tf.train.Checkpoint or model.save_weights, names the slots.
+# An object-based checkpoint, from tf.train.Checkpoint or model.save_weights, names the slots.
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _NAMED = re.compile(rf"(.+)/\.OPTIMIZER_SLOT/(.+)/([^/]+){re.escape(_VALUE)}")
-# One of names, of tf.train.Saver, numbers them in the order in which TensorFlow 1 makes them: w/RMSProp, w/RMSProp_1.
+# A name-based one, from tf.train.Saver, numbers them in the order in which TensorFlow 1 makes them: w/RMSProp, then
+# w/RMSProp_1.
 _NUMBERED = re.compile(r"(.+)/([^/]+?)(?:_(\d+))?")
 _ORDER: dict[bool, dict[int, tuple[str, ...]]] = {
     False: {2: ("square_avg", "momentum_buffer"), 3: ("square_avg", "grad_avg", "momentum_buffer")},
@@ -25,14 +26,14 @@ _ORDER: dict[bool, dict[int, tuple[str, ...]]] = {
 }
 _DEFAULT = {False: "RMSProp", True: "Adagrad"}
 _OTHERS = ("Adam", "Adadelta", "Momentum", "Ftrl", "AdagradDA", "ProximalAdagrad", *_DEFAULT.values())
-_HYPER = ("learning_rate", "decay", "rho", "momentum")  # what tf.keras keeps as variables
+_HYPER = ("learning_rate", "decay", "rho", "momentum")  # what tf.keras stores as variables
 
-_Variables = dict[str, tuple[str, Any]]  # by name how to write its place, and its value
+_Variables = dict[str, tuple[str, Any]]  # by name, its place in words and its value
 _Found = dict[str, list[Entry]]
 
 
 def read_tf1(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """A checkpoint as a mapping from names to arrays; what is no slot of the optimizer is the model's."""
+    """Read a checkpoint as a mapping from names to arrays; anything but the optimizer's slots belongs to the model."""
     variables = _variables(state, problems)
     if variables is None:
         return empty(mine)
@@ -43,12 +44,12 @@ def read_tf1(state: Any, steps: int | None, mine: Mine, problems: Problems) -> d
         if name in variables:
             steps = _count(variables[name], steps, problems)
     check_counted(steps, mine, problems)
-    # It has a slot for momentum without momentum too.
+    # It has a slot for momentum even without momentum.
     return _by_kind(found, steps, mine, problems, spare=("momentum_buffer",))
 
 
 def read_tf_keras_legacy(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """``optimizer.variables()``, a mapping from their names to arrays, or a checkpoint as such a mapping."""
+    """Read ``optimizer.variables()``, or a mapping from names to arrays, those of the variables or of a checkpoint."""
     variables = _variables(state, problems)
     if variables is None:
         return empty(mine)
@@ -70,7 +71,7 @@ def read_tf_keras_legacy(state: Any, steps: int | None, mine: Mine, problems: Pr
 
 
 def _variables(state: Any, problems: Problems) -> _Variables | None:
-    """What is given by name; ``:0``, which TensorFlow puts behind a variable's, is no part of it."""
+    """The given state by name, without the ``:0`` that TensorFlow appends to the names of variables."""
     if isinstance(state, Mapping):
         pairs = list(state.items())
     elif is_sequence(state):
@@ -88,7 +89,7 @@ def _variables(state: Any, problems: Problems) -> _Variables | None:
 
 
 def _named(variables: _Variables, mine: Mine, problems: Problems) -> tuple[_Found, str | None]:
-    """The slots in a checkpoint of objects, and the optimizer's path in it; None where it is no such checkpoint."""
+    """The slots in an object-based checkpoint, and the optimizer's path in it; None if it is not such a checkpoint."""
     slots = {name: match for name in variables if (match := _NAMED.fullmatch(name))}
     optimizers = list(dict.fromkeys(match[2] for match in slots.values()))
     _check_one(optimizers, problems)
@@ -103,7 +104,7 @@ def _named(variables: _Variables, mine: Mine, problems: Problems) -> tuple[_Foun
 
 
 def _numbered(variables: _Variables, mine: Mine, problems: Problems) -> _Found:
-    """The slots in a checkpoint of names."""
+    """The slots in a name-based checkpoint."""
     slots = dict[str, dict[str, dict[int, str]]]()
     for name in variables:
         if match := _NUMBERED.fullmatch(name):
@@ -124,14 +125,14 @@ def _numbered(variables: _Variables, mine: Mine, problems: Problems) -> _Found:
 def _optimizer(
     slots: Mapping[str, Mapping[str, Mapping[int, str]]], variables: _Variables, mine: Mine, problems: Problems
 ) -> str | None:
-    """The name of the optimizer: its default, or one that has given slots to variables; it may be called anything."""
+    """The optimizer's name: the default, or any other name under which variables have slots."""
     if _DEFAULT[mine.adagrad] in slots:
         return _DEFAULT[mine.adagrad]
     another = next((next(iter(names.values())) for n in _OTHERS for names in slots.get(n, {}).values()), None)
-    if "beta1_power" in variables:  # Adam's, whatever its slots are called
+    if "beta1_power" in variables:  # Adam, whatever its slots are called
         another = "beta1_power"
     if another:
-        text = f"is of another optimizer; wanted the slots of {_DEFAULT[mine.adagrad]}"
+        text = f"is from another optimizer; wanted the slots of {_DEFAULT[mine.adagrad]}"
         problems.add(ValueError, f"{variables[another][0]} {text}")
         return None
     named = [] if mine.adagrad else [n for n, of in slots.items() if _is_one(of, variables)]
@@ -140,14 +141,14 @@ def _optimizer(
 
 
 def _is_one(slots: Mapping[str, Mapping[int, str]], variables: _Variables) -> bool:
-    """Are these the slots of an RMSProp? Nothing else lies in the scope of a variable, but for averages: one each."""
+    """Are these the slots of an RMSProp? Only averages also lie in the scope of a variable, one for each variable."""
     return all(param in variables and len(names) > 1 for param, names in slots.items())
 
 
 def _listed(variables: _Variables, mine: Mine, problems: Problems) -> tuple[_Found, dict[str, str]]:
-    """The slots among an optimizer's variables, without the scope that its count is in; and the names of the others."""
+    """The slots among an optimizer's variables, without the scope of its count, and the names of the others."""
     slots, found, own = _SLOTS[mine.adagrad], _Found(), dict[str, str]()
-    first = f"/{next(iter(slots))}"  # which every parameter has; another may be called like a hyperparameter
+    first = f"/{next(iter(slots))}"  # every parameter has it; others may have the name of a hyperparameter
     params = {name.removesuffix(first) for name in variables if name.endswith(first)}
     for name, (label, value) in variables.items():
         param, _, tail = name.rpartition("/")
@@ -171,15 +172,15 @@ def _check_one(optimizers: list[str], problems: Problems) -> None:
 
 
 def _check_decay(rates: Mapping[str, tuple[str, float]], mine: Mine, problems: Problems) -> None:
-    """Refuse a `decay` that is another one here, and a learning rate that decays from another one."""
+    """Refuse a `decay` that differs from ours, and a decaying learning rate with a different start."""
     for i, h in enumerate(mine.hyper):
         decays = isinstance(h["lr"], InverseTimeDecay)
         if callable(h["lr"]) and not decays:
-            continue  # a program of its own
+            continue  # a schedule of the user's own
         ours = {"decay": h["lr"].decay, "learning_rate": h["lr"].lr} if decays else {"decay": 0.0}
         for name, x in ours.items():
             label, there = rates.get(name, ("", x))
-            if not callable(x) and np.float32(x) != np.float32(there):  # TensorFlow has them in float32
+            if not callable(x) and np.float32(x) != np.float32(there):  # TensorFlow stores them in float32
                 wanted = f"wanted {x!r}, as here in param_groups[{i}], or build with {name}={there!r}"
                 problems.add(ValueError, f"{label} is {there!r}; {wanted}")
 

@@ -11,7 +11,7 @@ from .common import Mine, empty
 from .param_groups import Dialect, read_groups
 
 _PRESET = PRESETS["timm"]
-# Later versions have these too, the last beside corrected_weight_decay alone.
+# Later versions also have these, the last only with corrected_weight_decay.
 _LATER = ("corrected_weight_decay", "caution", "foreach", "max_lr_snapshot")
 
 
@@ -29,7 +29,7 @@ _DIALECT = Dialect(
 
 
 def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """timm.optim.RMSpropTF's ``state_dict()``."""
+    """Read the ``state_dict()`` of timm.optim.RMSpropTF."""
     if mine.adagrad:
         problems.add(ValueError, "framework is 'timm', which has no AdaGrad; wanted 'torch', or RMSProp")
         return empty(mine)

@@ -1,4 +1,4 @@
-"""The state of torch.optim.RMSprop and Adagrad, both ways."""
+"""The state of torch.optim.RMSprop and Adagrad, in both directions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _rmsprop(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adagrad(group: Mapping[str, Any]) -> dict[str, Any]:
     if group.get("lr_decay"):
-        raise ValueError(f"lr_decay is {group['lr_decay']!r}; wanted 0, or here a callable lr")
+        raise ValueError(f"lr_decay is {group['lr_decay']!r}; wanted 0, or a callable lr here")
     ours = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize") if name in group}
     return {**ours, "initial_scale": group.get("initial_accumulator_value", 0)}
 
@@ -42,12 +42,12 @@ _DIALECTS = {
 
 
 def read(state: Any, steps: int | None, mine: Mine, problems: Problems) -> dict[str, Any]:
-    """torch.optim.RMSprop's or Adagrad's ``state_dict()``."""
+    """Read the ``state_dict()`` of torch.optim.RMSprop or Adagrad."""
     return read_groups(state, steps, _DIALECTS[mine.adagrad], mine, problems)
 
 
 def to_torch(snapshot: Callable[[], Mapping[str, Any]], hyper: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Our `state_dict()`, taken once it is known that torch can have it, as ``load_state_dict`` there takes it."""
+    """Our `state_dict()` in the form of torch's ``load_state_dict``; no snapshot is taken if torch cannot have it."""
     refused = [f"param_groups[{i}][{quoted(n)}] = {h[n]!r}" for i, h in enumerate(hyper) for n in _not_in_torch(h)]
     if refused:
         raise ValueError(f"torch has no {', '.join(refused)}; wanted these off, or at the values that torch has")
@@ -63,7 +63,7 @@ def to_torch(snapshot: Callable[[], Mapping[str, Any]], hyper: Sequence[Mapping[
     state: dict[int, dict[str, Any]] = {}
     for h, group in zip(hyper, state_dict["param_groups"], strict=True):
         keys = group["params"]
-        own = {n: x for n, x in group.items() if n not in h and n != "params"}  # what others have put there
+        own = {n: x for n, x in group.items() if n not in h and n != "params"}  # added by other code
         own |= {n: h[n] for n in (*_TORCH[adagrad], "maximize") if n in h}
         ids = list(range(len(state), len(state) + len(keys)))
         for index, key in zip(ids, keys, strict=True):
@@ -88,8 +88,8 @@ def _widened(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_in_torch(h: Mapping[str, Any]) -> list[str]:
-    """The hyperparameters of a group that have an effect, and none in torch."""
-    # What the state has started from; codes are widened, and nothing is rounded at random then.
+    """The hyperparameters of a group that have an effect here but do not exist in torch."""
+    # Only the initial value of the state; codes are widened, and nothing is rounded stochastically after that.
     off = {"initial_scale", "square_avg_dtype", "sum_dtype", "seed"}
     if h["eps"] == 0:
         off.add("eps_in_sqrt")

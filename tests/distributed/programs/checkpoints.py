@@ -315,7 +315,7 @@ def check_a_save_that_fails_leaves_the_one_before():
     assert not (FOLDER / "other").exists()
     with refused(RanksDisagree, f"rank {LAST}: TypeError: ", opt=opt):
         opt.save(3 if ODD else path)
-    with refused(NotADirectoryError, "is no folder", opt=opt):
+    with refused(NotADirectoryError, "is not a folder", opt=opt):
         opt.save(path / "index.json")
     with refused(FileNotFoundError, "No such file", opt=opt):
         opt.save(FOLDER / "nowhere" / "deep")

@@ -67,13 +67,13 @@ def check_what_else_must_be_equal_when_built():
     x = np.ones(6, F32)
     two = {"v": np.ones(2), "w": x}
     cases = [
-        ({"u": x}, {"w": x}, {}, {}, f'params["w"] is not there on rank {LAST}'),
+        ({"u": x}, {"w": x}, {}, {}, f'params["w"] is missing on rank {LAST}'),
         ({"w": np.ones(7, F32)}, {"w": x}, {}, {}, f"of shape (7,), group 0 on rank {LAST} and "),
         ({"w": np.ones(6, F64)}, {"w": x}, {}, {}, "float64 of shape (6,)"),
         ({"w": np.ones((2, 3), F32)}, {"w": x}, {}, {}, "shape (2, 3)"),
         ({"w": x}, two, {}, {}, f"the number of parameters is 1 on rank {LAST} and 2 on rank 0"),
         ({"w": x, "v": np.ones(2)}, two, {}, {}, "wanted the same"),
-        ([{"params": [x]}, {"params": [two["v"]]}], [x, two["v"]], {}, {}, "is not there on rank"),
+        ([{"params": [x]}, {"params": [two["v"]]}], [x, two["v"]], {}, {}, "is missing on rank"),
         (two, two, {"no_decay": ["v"], "weight_decay": 0.1}, {"weight_decay": 0.1}, f"group 1 on rank {LAST} and"),
         (two, two, {"lr": lambda step: 0.1}, {"lr": 0.1}, f"a callable on rank {LAST} and 0.1 on rank 0"),
         (two, two, {"bucket_bytes": 4096}, {}, f"bucket_bytes is 4096 on rank {LAST} and {32 << 20} on rank 0"),
@@ -339,7 +339,7 @@ def check_a_step_within_a_step_is_refused():
 
     opt = twins.opt
     opt.lr = schedule
-    twins.refuses(RuntimeError, "a step was asked for inside a step of the same optimizer")
+    twins.refuses(RuntimeError, "a step was requested inside a step, load or save of the same")
     for one in (twins.opt, twins.twin):
         one.lr = 0.1
     twins.goes_on()
@@ -370,7 +370,7 @@ def check_handlers_within_a_step_are_refused():
     transport.gather = gather
     signal.signal(signal.SIGUSR1, before)
     assert len(found) == 3 * ODD
-    assert all("asked for inside a step of the same optimizer" in text for text in found)
+    assert all("requested inside a step, load or save of the same" in text for text in found)
     twins.goes_on()
 
 

@@ -322,7 +322,7 @@ def refused():
         for device in range(2):
             with cupy.cuda.Device(device):
                 params.append(cupy.ones(5, F4))
-        on_all(lambda: build(params, nccl=StandIn(COMM)), ValueError, "lie on devices [0, 1]; wanted one device")
+        on_all(lambda: build(params, nccl=StandIn(COMM)), ValueError, "are on devices [0, 1]; wanted one device")
     sys.modules["nccl"] = None  # type: ignore[assignment]
     on_all(lambda: build(twins.params), MissingExtraError, "extra nccl")
     place = twins.params if RANK == 0 else draw(0, SINGLE)

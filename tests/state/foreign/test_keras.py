@@ -212,7 +212,7 @@ def test_variables_of_adam_are_refused():
     half = Oracle(**LIKE_KERAS, momentum=0.9).run(range(2))
     variables = {v.path.replace("rm_sprop", "adamw_1"): np.asarray(v) for v in keras_variables(half)}
     opt = RMSProp(half.params, **LIKE_KERAS, momentum=0.9)
-    with refused(ValueError, 'state["adamw_1/m_w_velocity"] is of another optimizer', of=[opt]):
+    with refused(ValueError, 'state["adamw_1/m_w_velocity"] is from another optimizer', of=[opt]):
         opt.load_foreign("keras", variables)
 
 

@@ -176,10 +176,10 @@ def tree(**changes):
 RMS, EMPTY, TRACE = ScaleByRmsState(tree()), EmptyState(), TraceState(tree())
 WRONG_OPTAX = {
     "Adam": ((ScaleByAdamState(3, tree(), tree()), EMPTY), {}, TypeError, ["state[0] is a", "ScaleByAdamState"]),
-    "two": ((RMS, EMPTY, RMS), {}, ValueError, ["state[2].nu is a second one"]),
+    "two": ((RMS, EMPTY, RMS), {}, ValueError, ["state[2].nu appears a second time"]),
     "AdaGrad": ((ScaleByRssState(tree()), EMPTY), {}, ValueError, ["state[0].sum_of_squares has no counterpart"]),
-    "trace before lr": ((RMS, TRACE, EMPTY), {"momentum": 0.5}, ValueError, ["state[1] does not come behind the lea"]),
-    "trace before rms": ((EMPTY, TRACE, RMS), {"momentum": 0.5}, ValueError, ["state[1] does not come behind the lea"]),
+    "trace before lr": ((RMS, TRACE, EMPTY), {"momentum": 0.5}, ValueError, ["state[1] does not follow the lea"]),
+    "trace before rms": ((EMPTY, TRACE, RMS), {"momentum": 0.5}, ValueError, ["state[1] does not follow the lea"]),
     "no trace": ((RMS, EMPTY, EMPTY), {"momentum": 0.5}, ValueError, ['lacks the arrays of "momentum_buffer"']),
     "lr outside": (
         (RMS, EMPTY, TRACE), {"momentum": 0.5, "lr_in_momentum": False}, ValueError, ["has lr_in_momentum=False"],

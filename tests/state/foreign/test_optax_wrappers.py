@@ -203,11 +203,11 @@ def test_parameters_of_one_group_have_one_learning_rate():
 WHOLE = ScaleByRmsState({name: np.ones(shape) for name, shape in SHAPES.items()})
 WRONG = {
     "Adam": ({"b": MaskedState((ScaleByAdamState(3, {}, {}),))}, TypeError, '["b"].inner_state[0] is a'),
-    "twice": ({"w": MaskedState((WHOLE,)), "b": MaskedState((WHOLE,))}, ValueError, '["b"].inner_state[0].nu is a sec'),
+    "twice": ({"w": MaskedState((WHOLE,)), "b": MaskedState((WHOLE,))}, ValueError, '["b"].inner_state[0].nu appears'),
     "trace": (
         {"w": MaskedState((WHOLE, EmptyState())), "b": MaskedState((TraceState({}),))},
         ValueError,
-        'state.inner_states["b"].inner_state[0] does not come behind the learning rate',
+        'state.inner_states["b"].inner_state[0] does not follow the learning rate',
     ),
 }  # fmt: skip
 

@@ -159,10 +159,10 @@ def test_adagrad_of_tf1():
 
 W = np.ones(2)
 WRONG_TF1 = {
-    "Adam": ({"w": W, "w/Adam": W, "w/Adam_1": W}, 'state["w/Adam"] is of another optimizer; wanted the slots of RMSP'),
-    "Adam by another name": ({"w": W, "w/x": W, "w/x_1": W, "beta1_power": 0.5}, 'state["beta1_power"] is of another'),
-    "Momentum": ({"w": W, "w/Momentum:0": W}, 'state["w/Momentum:0"] is of another optimizer'),
-    "AdaGrad": ({"w/Adagrad": W}, 'state["w/Adagrad"] is of another optimizer'),
+    "Adam": ({"w": W, "w/Adam": W, "w/Adam_1": W}, 'state["w/Adam"] is from another optimizer; wanted the slots of RM'),
+    "Adam by another name": ({"w": W, "w/x": W, "w/x_1": W, "beta1_power": 0.5}, 'state["beta1_power"] is from anoth'),
+    "Momentum": ({"w": W, "w/Momentum:0": W}, 'state["w/Momentum:0"] is from another optimizer'),
+    "AdaGrad": ({"w/Adagrad": W}, 'state["w/Adagrad"] is from another optimizer'),
     "averages": ({"w": W, "w/ExponentialMovingAverage": W}, 'state lacks the arrays of "square_avg"'),
     "one slot": ({"w/RMSProp": W}, 'state has the slots "w/RMSProp"; wanted those of one RMSProp'),
     "four slots": (

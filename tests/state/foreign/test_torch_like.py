@@ -126,13 +126,13 @@ WRONG = {
     "8 bits": (
         "bitsandbytes", W,
         {"state1": np.ones(12, np.uint8), "qmap1": np.ones(256), "absmax1": np.ones(1)},
-        ["[0] has 'qmap1', so that it is of 8 bits; wanted one of 32, of optim_bits=32"],
+        ["[0] has 'qmap1', so it is 8-bit; wanted a 32-bit one, from optim_bits=32"],
     ),
-    "8 bits, not in blocks": ("bitsandbytes", W, {"max1": np.ones(1)}, ["[0] has 'max1', so that it is of 8 bits"]),
+    "8 bits, not in blocks": ("bitsandbytes", W, {"max1": np.ones(1)}, ["[0] has 'max1', so it is 8-bit"]),
     "two states": ("bitsandbytes", W, {"state2": np.ones((3, 4))}, ["[0] has 'state2', which has no counterpart"]),
     "norms": ("bitsandbytes", W, {"unorm_vec": np.ones(1)}, ["[0] has 'unorm_vec', which has no counterpart"]),
     "momentum": ("bitsandbytes", GROUP, {"betas": (0.9, 0.9)}, ["[0]: momentum is 0.9; wanted 0 or 0.0"]),
-    "three betas": ("bitsandbytes", GROUP, {"betas": (0.9, 0.9, 0.9)}, ["[0]: betas is (0.9, 0.9, 0.9); wanted RMSp"]),
+    "three betas": ("bitsandbytes", GROUP, {"betas": (0.9, 0.9, 0.9)}, ["[0]: betas is (0.9, 0.9, 0.9); wanted those"]),
     "no betas": ("bitsandbytes", GROUP, {"betas": None}, ["[0] lacks 'betas'"]),
 }  # fmt: skip
 
@@ -156,7 +156,7 @@ def test_no_8_bits_in_the_wrapping_either():
     saved = bitsandbytes_state(Formula("bitsandbytes").run(range(SWITCH)))
     saved["state"][1][WRAPPED]["absmax1"] = np.ones(1, np.float32)
     opt = RMSProp(start())
-    with refused(ValueError, "state[\"state\"][1] has 'absmax1', so that it is of 8 bits", of=[opt]):
+    with refused(ValueError, "state[\"state\"][1] has 'absmax1', so it is 8-bit", of=[opt]):
         opt.load_foreign("bitsandbytes", saved)
 
 
@@ -220,5 +220,5 @@ def test_8_bits_of_bitsandbytes_itself_are_refused():
     tensor.grad = torch.ones(5000)
     optimizer.step()
     opt = RMSProp(np.ones(5000, np.float32))
-    with refused(ValueError, "state[\"state\"][0] has 'qmap1', so that it is of 8 bits", of=[opt]):
+    with refused(ValueError, "state[\"state\"][0] has 'qmap1', so it is 8-bit", of=[opt]):
         opt.load_foreign("bitsandbytes", optimizer.state_dict())
