@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import CUDA_PACKAGES, package_versions
+from benchmarks.workloads import STORED
 
 TESTS = Path(__file__).parents[1] / "tests" / "helpers"
 RESULTS = Path(__file__).with_name("results")
+# The switches of the largest kernels of fewer bytes, as the tests have them.
+MOST = dict.fromkeys(
+    ["scale", "told", "clipvalue", "weight_decay", "bias_correction", "momentum", "nesterov", "ema", "zero_grads"], True
+)
+ON_HOPPER = 32, 40  # registers of a plain kernel of fewer bytes on 9.0; with codes of 8 bits
 
 
 def facts() -> list[dict[str, Any]]:
@@ -59,8 +65,46 @@ def facts() -> list[dict[str, Any]]:
     return rows
 
 
+def facts_of_formats() -> list[dict[str, Any]]:
+    """Of each format of fewer bytes: its plain kernel, and that with most switches."""
+    from machine_code_bounds import CAPABILITIES, bounds, flaws_of_update, instructions_per_element
+    from rich.progress import track
+    from variants import name
+
+    from rmsprop_gpu import RMSProp, hyper
+    from rmsprop_gpu.kernels import cuda
+    from rmsprop_gpu.profiling.machine_code import read
+
+    formats = {title: (np.dtype(dtype), given) for title, (dtype, given, _) in STORED.items() if given}
+    rows = []
+    for (title, (dtype, given)), cc in track([(x, cc) for x in formats.items() for cc in CAPABILITIES], "of formats"):
+        plain = hyper.variant(RMSProp(np.ones(3, dtype), **given).param_groups[0].hyper(), adagrad=False, dtype=dtype)
+        variants = [plain.of_update, plain._replace(**MOST).of_update]
+        found = read([cuda.update_function(variant, dtype) for variant in variants], cc)
+        rows.append(
+            {
+                "format": title,
+                "dtype": dtype.name,
+                "cc": f"{cc[0]}.{cc[1]}",
+                "kernels": [
+                    {
+                        "variant": name(variant),
+                        "registers": facts.registers,
+                        "spill_bytes": facts.spill_bytes,
+                        "instructions": instructions_per_element(facts, dtype),
+                        "accesses": facts.accesses,
+                        "wanted": bounds(variant, dtype),
+                        "flaws": list(flaws_of_update(facts, variant, dtype)),
+                    }
+                    for facts, variant in zip(found, variants, strict=True)
+                ],
+            }
+        )
+    return rows
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """The table."""
+    """The tables."""
     rows = result["rows"]
     lines = [
         "# Machine code of the update kernels",
@@ -97,7 +141,31 @@ def markdown(result: dict[str, Any]) -> str:
         f"The largest but for float64: {largest['most_instructions']['variant']}, {largest['dtype']}, {largest['cc']}."
     )
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number)
-    return "\n".join([*lines, "", f"{misses} {most}", "", f"{versions}.", ""])
+    return "\n".join([*lines, "", f"{misses} {most}", "", *_formats(result["formats"]), "", f"{versions}.", ""])
+
+
+def _formats(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of formats."""
+    lines = [
+        "## In fewer bytes",
+        "",
+        f"Plain RMSProp, and with {', '.join(MOST)}.",
+        f"Wanted of plain ones on 9.0: at most {ON_HOPPER[False]} registers, {ON_HOPPER[True]} with codes of 8 bits.",
+        "",
+        "| format | cc | plain: registers | bytes of spills | instructions | accesses of the loop "
+        "| with most: registers | bytes of spills | instructions | float64, spills, stack, local memory, calls |",
+        f"|{' --- |' * 10}",
+    ]
+    for row in rows:
+        plain, most = row["kernels"]
+        accesses = ", ".join(f"{n} {opcode}" for opcode, n in sorted(plain["accesses"].items()))
+        wanted = ON_HOPPER["uint8" in row["format"]] if row["cc"] == "9.0" else plain["wanted"][0]
+        cells = [row["format"], row["cc"], _bold(plain["registers"], wanted)]
+        cells += [str(plain["spill_bytes"]), f"{plain['instructions']:g}", accesses]
+        cells += [_bold(most["registers"], most["wanted"][0]), str(most["spill_bytes"]), f"{most['instructions']:g}"]
+        cells.append("; ".join(plain["flaws"] + most["flaws"]) or "none")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _bold(x: float, wanted: float) -> str:
@@ -118,12 +186,14 @@ def main() -> int:
         "command": "python -m benchmarks.sass",
         "versions": {**package_versions(CUDA_PACKAGES), "ptxas": release[1] if release else said.strip()},
         "rows": facts(),
+        "formats": facts_of_formats(),
     }
     (RESULTS / "sass.json").write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)
     (RESULTS / "sass.md").write_text(text)
     print(text)
-    return 1 if any(row["flaws"] for row in result["rows"]) else 0
+    kernels = [kernel for row in result["formats"] for kernel in row["kernels"]]
+    return 1 if any(x["flaws"] for x in [*result["rows"], *kernels]) else 0
 
 
 if __name__ == "__main__":

@@ -35,6 +35,12 @@ FORMATS: dict[str, tuple[str, Mapping[str, Any], float]] = {
     f"{OURS}, remainder, uint16": ("bfloat16", _REMAINDER | _UINT16, 14),
     f"{OURS}, remainder, uint8": ("bfloat16", _REMAINDER | _UINT8, 12.03125),
 }
+# Every format that there is, by what is theirs in these names: those, and what moves as many bytes as one of them.
+STORED = {name.removeprefix(f"{OURS}, "): how for name, how in FORMATS.items()} | {
+    "bfloat16 dithered": ("bfloat16", _DITHERED, 14),
+    "bfloat16, uint16": ("bfloat16", _UINT16, 10),
+    "bfloat16, uint8": ("bfloat16", _UINT8, 8.03125),
+}
 
 # On most workloads the others would cost more time and memory than a run has. A name that a device does not have is not
 # run there.

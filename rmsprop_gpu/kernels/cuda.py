@@ -156,6 +156,12 @@ def _makers(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -
     return {**partials, **prepare, "update_kernel": (update, variant.of_update, D, G)}
 
 
+def update_function(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any] | None = None) -> Any:
+    """The Python function of the update that a step of a Variant launches, for whoever compiles it elsewhere."""
+    make, *made_for = _makers(variant, dtype, grad_dtype or dtype)["update_kernel"]
+    return make(*made_for)
+
+
 def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any]) -> dict[str, Any]:
     """The ``@cuda.jit`` functions that a step of a Variant launches, compiled for the current device."""
     return {name: compiled(*made) for name, made in _makers(variant, dtype, grad_dtype).items()}

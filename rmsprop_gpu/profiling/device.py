@@ -120,10 +120,9 @@ class DeviceProbe:
             kernel = cuda.kernels(*made)["update_kernel"]
             most = current.attributes["MaxThreadsPerMultiProcessor"]
         blocks = kernel.occupancy.max_active_blocks_per_multiprocessor(cuda.THREADS, 0)
-        update_kernel = cuda.make_update_kernel(batch.variant, batch.dtype.type, batch.grad_dtype.type)
         spills: int | None = None
         try:
-            (facts,) = machine_code.read([update_kernel], self._capability[device])
+            (facts,) = machine_code.read([cuda.update_function(*made)], self._capability[device])
             spills, source, mix = facts.spill_bytes, "the vector loop in machine code", facts.mix
         except RuntimeError:  # a tool is not installed, or does not know the device
             with cupy.cuda.Device(device):

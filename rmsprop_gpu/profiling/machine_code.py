@@ -156,7 +156,7 @@ def read_machine_code(opt: Optimizer, compute_capability: tuple[int, int] = (9, 
 
     opt._refuse_capture("compilation")
     batches = {batch.title("update_kernel"): batch for batch in opt._planner.plan().batches}
-    kernels = [cuda.make_update_kernel(batch.variant, batch.dtype.type) for batch in batches.values()]
+    kernels = [cuda.update_function(batch.variant, batch.dtype) for batch in batches.values()]
     return dict(zip(batches, read(kernels, (pair[0], pair[1])), strict=True))
 
 

@@ -67,13 +67,15 @@ def test_update_kernels_of_codes_are_without_flaws(dtype, switches, cc):
 
 @linked
 def test_plain_codes_leave_a_multiprocessor_full_and_load_before_they_branch():
-    """With 32 registers a thread it holds all the 2,048 threads that it can.
+    """With 32 registers a thread it holds all the 2,048 threads that it can; 40 are wanted with codes of 8 bits.
 
-    No branch stands before what is loaded to find an element, not even that of a step that is skipped.
+    No spill, no float64, no call. No branch stands before what is loaded to find an element, not even that of a step
+    that is skipped.
     """
     for variant, dtype in FORMATS:
         (facts,) = read([cuda_coded.make_update_kernel(variant.of_update, dtype)], (9, 0))
         assert facts.registers <= 32, name(variant)
+        assert not list(flaws(facts, dtype)), name(variant)
         before = re.split(r"\bbra\b|\bret\b|\bexit\b", facts.ptx, maxsplit=1)[0]
         assert len(re.findall(r"ld\.global\.", before)) >= 3 + 3 + 4, name(variant)
 
@@ -96,13 +98,28 @@ def test_the_prepare_kernel_of_keys_is_without_flaws(cc):
         assert facts.registers <= 64
 
 
-def test_codes_that_are_loaded_one_by_one_are_found():
-    source = inspect.getsource(cuda_coded)
-    old = "quarters(_load_word(square_avg + i, _zero))"
+PLANTED = {
+    "codes that are loaded one by one": (
+        "quarters(_load_word(square_avg + i, _zero))",
+        "_load8(square_avg, i), _load8(square_avg, i + 1), _load8(square_avg, i + 2), _load8(square_avg, i + 3)",
+        "the vector loop has",
+    ),
+    "a zero of float64": (" = T(0), np.int32(0), ", " = 0.0, np.int32(0), ", "float64 instructions in the PTX"),
+    "a call": ("if skipped else n\n", "if skipped else n\n        print(n)\n", "calls in the PTX"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "found"), PLANTED.values(), ids=PLANTED)
+def test_a_flaw_of_the_loop_is_found(old, new, found):
+    source, scope, variant = inspect.getsource(cuda_coded), dict(vars(cuda_coded)), Variant(uint8=True).of_update
     assert source.count(old) == 1
-    scope = dict(vars(cuda_coded))
-    new = "_load8(square_avg, i), _load8(square_avg, i + 1), _load8(square_avg, i + 2), _load8(square_avg, i + 3)"
     exec(source.replace(old, new), scope)
-    variant = Variant(uint8=True).of_update
     (facts,) = read([scope["make_update_kernel"](variant, F4)], (9, 0))
-    assert "the vector loop has" in "; ".join(problems(facts, variant, F4))
+    assert found in "; ".join(problems(facts, variant, F4))
+
+
+def test_spills_are_found():
+    variant = Variant(uint8=True).of_update
+    (facts,) = read([cuda_coded.make_update_kernel(variant, F4)], (9, 0), "-maxrregcount=24")
+    found = "; ".join(flaws(facts, F4))
+    assert all(what in found for what in ("bytes of spills", "bytes of stack", "accesses to local memory"))

@@ -2,12 +2,14 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from devices import MODULES
+from machine_code_bounds import wanted_accesses
 from variants import bits
 
-from rmsprop_gpu import AdaGrad, RMSProp
+from rmsprop_gpu import AdaGrad, RMSProp, hyper
 from rmsprop_gpu.arrays.layout import address_of
 from rmsprop_gpu.kernels import cpu_drive
 from rmsprop_gpu.kernels.rule import Variant
@@ -15,7 +17,7 @@ from rmsprop_gpu.profiling import annotate, machine_code, profile, read_machine_
 from rmsprop_gpu.profiling.double import PAGE, double_of
 from rmsprop_gpu.profiling.host import HostProbe
 
-F4 = np.float32
+F4, BF = np.float32, ml_dtypes.bfloat16
 
 
 def problem(module):
@@ -132,6 +134,22 @@ def test_without_the_tools_the_instructions_are_those_of_the_ptx(monkeypatch):
     assert launch.code.spill_bytes is None
     assert launch.code.instructions_of == "the whole kernel in PTX"
     assert launch.code.instructions["float32"] >= 8
+
+
+@pytest.mark.gpu
+def test_on_a_device_the_code_of_fewer_bytes_is_that_of_its_own_kernel(monkeypatch):
+    import cupy
+
+    from rmsprop_gpu.kernels import cuda_coded
+
+    def fail(kernels, *_):
+        asked.extend(kernels)
+        raise RuntimeError("ptxas is not installed")
+
+    asked = []
+    monkeypatch.setattr(machine_code, "read", fail)
+    profile(RMSProp(cupy.ones(9, F4), square_avg_dtype="uint16"), cupy.ones(9, F4), repeats=1)
+    assert [kernel.__module__ for kernel in asked] == [cuda_coded.__name__]
 
 
 @pytest.mark.gpu
@@ -351,6 +369,21 @@ def test_machine_code_is_that_of_the_kernels_of_an_optimizer():
     assert (floats.registers, floats.loop) == (want.registers, want.loop)
     assert floats.float64 == 0 < doubles.float64
     assert sum(floats.accesses.values()) == 7  # three buffers and the gradient are read, three written
+
+
+@pytest.mark.sass
+@pytest.mark.skipif(machine_code.why_not() is not None, reason=str(machine_code.why_not()))
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(F4, {"square_avg_dtype": "uint16"}), (F4, {"square_avg_dtype": "uint8"}), (BF, {"store_param_remainders": True})],
+    ids=str,
+)
+def test_machine_code_of_fewer_bytes_is_that_of_its_own_kernel(dtype, options):
+    opt = RMSProp(np.ones(300, dtype), **options)
+    ((name, facts),) = read_machine_code(opt).items()
+    variant = hyper.variant(opt.param_groups[0].hyper(), adagrad=False, dtype=np.dtype(dtype))
+    assert name == f"update_kernel[{np.dtype(dtype).name}, {variant}]"
+    assert facts.accesses == wanted_accesses(variant, dtype)
 
 
 def test_whatever_a_linker_raises_is_told_as_one_kind_of_error(monkeypatch):

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+from functools import cache
 
 import few_bytes as oracle
 import ml_dtypes
@@ -10,6 +11,8 @@ import pytest
 from devices import MODULES
 
 from rmsprop_gpu import AdaGrad, RMSProp
+from rmsprop_gpu.kernels import cpu_drive
+from rmsprop_gpu.kernels.codes import LARGEST_BASE
 
 BF, F4 = ml_dtypes.bfloat16, np.float32
 SIZES = [1, 127, 128, 129, 1024, 4097, 9001]
@@ -112,6 +115,49 @@ def test_steps_are_float32_steps_stored_in_fewer_bytes(module, moment, store, dt
                 assert same(to_host(opt.ema[name]), plain.ema[name])
 
 
+EVERY_FORMAT = [x for x in PLACED if getattr(x, "values", x)[-1] == "plain"]
+# More than two million elements; of each tensor also how far behind the start of its memory it lies.
+LARGE = {"whole": (2_000_003, 0), "moved": (70_001, 3), "short": (130, 1)}
+PARTS = (2, 7, 100)
+
+
+@cache
+def large(step):
+    rng = np.random.default_rng([11, step])
+    return {name: oracle.nasty(rng, size) for name, (size, _) in LARGE.items()}
+
+
+def placed(xp, arrays, dtype):
+    """Each a slice of an array of its own."""
+    found = {}
+    for name, x in arrays.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            found[name] = xp.asarray(np.concatenate([np.zeros(LARGE[name][1], dtype), x.astype(dtype)]))
+        found[name] = found[name][LARGE[name][1] :]
+    return found
+
+
+@pytest.mark.parametrize(("module", "moment", "store", "dtype", "switches"), EVERY_FORMAT)
+def test_two_million_elements_over_42_decades(module, moment, store, dtype, switches, monkeypatch):
+    """Parameters and gradients; on the CPU by parts that meet anywhere."""
+    xp = importlib.import_module(module)
+    params, gone = placed(xp, large(0), dtype), placed(np, large(0), dtype)
+    ref = {name: x.astype(F4) for name, x in gone.items()}
+    opt = RMSProp(params, lr=1e-2, alpha=0.97, **options(moment, store, seed=2**63))
+    plain = RMSProp(ref, lr=1e-2, alpha=0.97)
+    for step, parts in enumerate(PARTS, start=1):
+        grads = {name: x.astype(F4) for name, x in placed(np, large(step), dtype).items()}
+        for name in LARGE if step > 1 else ():
+            plain.state[name]["square_avg"][...] = moments(opt.state[name], moment)
+        for name in LARGE if store != "rest" else ():
+            ref[name][...] = to_host(params[name]).astype(F4)
+        plain.step(grads)
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_drive, "parts_of", lambda size, parts=parts: parts)
+            opt.step(placed(xp, large(step), dtype))
+        check(opt, params, ref, plain, moment, store, step, seed=2**63)
+
+
 @either
 def test_a_remainder_makes_float32_steps_of_bfloat16_parameters(module):
     """A thousand steps that a bfloat16 parameter would not feel."""
@@ -181,6 +227,44 @@ def test_every_finite_code_stores_to_itself_under_any_dither():
     codes = np.arange(0xFF00, dtype=np.uint16)
     for w in (0, 1, 2**31, 2**32 - 1):
         assert np.array_equal(oracle.encode16(oracle.decode16(codes), np.full(codes.size, w)), codes)
+
+
+def every_code(moment):
+    """Of those that are finite; of 8 bits above every base, which one half's block keeps and the other's does not."""
+    if moment == "uint16":
+        return {"sum": np.arange(0xFF00, dtype=np.uint16)}
+    codes = np.resize(np.arange(256, dtype=np.uint8), (LARGEST_BASE + 1) * 256)
+    codes[-1] = 254  # above the largest base 255 is infinity
+    return {"sum": codes, "sum_base": np.arange(LARGEST_BASE + 1, dtype=np.uint16).repeat(2)}
+
+
+@either
+@pytest.mark.parametrize("moment", ["uint16", "uint8"])
+def test_every_finite_code_stays_where_nothing_is_added(module, moment):
+    """A sum to which zeros are added, stored again in steps whose words of dither are others."""
+    xp = importlib.import_module(module)
+    start = every_code(moment)
+    opt = AdaGrad(xp.ones(start["sum"].size, F4), lr=1.0, sum_dtype=moment, seed=1)
+    for name, x in start.items():
+        opt.state[0][name][...] = xp.asarray(x)
+    decode = oracle.decode16 if moment == "uint16" else oracle.decode8
+    want = decode(*start.values())
+    assert np.isfinite(want).all()
+    for _ in range(20 if xp is np else 3):
+        opt.step(xp.zeros(want.size, F4))
+        assert decode(*(to_host(opt.state[0][name]) for name in start)).tobytes() == want.tobytes()
+
+
+@either
+def test_every_finite_bfloat16_stays_where_nothing_is_added(module):
+    xp = importlib.import_module(module)
+    every = np.arange(2**16, dtype=np.uint16).view(BF)
+    start = every[np.isfinite(every.astype(F4))]
+    p = xp.asarray(start.copy())
+    opt = RMSProp(p, bf16_stochastic_round=True, square_avg_dtype="uint16")
+    for _ in range(20 if xp is np else 3):
+        opt.step(xp.zeros(start.size, BF))
+        assert to_host(p).tobytes() == start.tobytes()
 
 
 @pytest.mark.parametrize("moment", ["uint16", "uint8"])
