@@ -183,7 +183,7 @@ def check_param(x: object, label: str, problems: Problems) -> Array | None:
         )
     if not is_dense(array):
         found = f"{label} is not dense (shape {array.shape}, strides {array.strides})"
-        wanted = "one block of memory, as of a contiguous array or a transpose of one"
+        wanted = "one block of memory, such as a contiguous array or its transpose"
         if hasattr(x, "retain_grad"):  # a tensor of torch
             wanted += f", or {FOR_TORCH}"
         problems.add(ValueError, f"{found}; wanted {wanted}")
@@ -219,7 +219,7 @@ def check_disjoint(labelled: Iterable[tuple[str, int, int]], problems: Problems)
     highest, owner = -1, ""
     for label, start, nbytes in sorted((x for x in labelled if x[2]), key=lambda x: x[1]):
         if start < highest:
-            problems.add(ValueError, f"{label} overlaps {owner} in memory; wanted arrays apart from each other")
+            problems.add(ValueError, f"{label} overlaps {owner} in memory; wanted arrays that share no memory")
         if start + nbytes > highest:
             highest, owner = start + nbytes, label
 
@@ -297,5 +297,5 @@ def check_grads_disjoint(labelled: Iterable[tuple[str, Any]], problems: Problems
         apart = [entry for entry in apart if entry[0] > start]
         for _, other, y in apart:
             if np.shares_memory(shadow(x), shadow(y)):
-                problems.add(ValueError, f"{label} overlaps {other} in memory; wanted gradients apart from each other")
+                problems.add(ValueError, f"{label} overlaps {other} in memory; wanted gradients that share no memory")
         apart.append((end, label, x))

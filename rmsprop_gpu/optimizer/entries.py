@@ -35,8 +35,8 @@ class Entries:
             at = f"params{leaf.place}"
             problems.add(
                 ValueError,
-                f"{at} is another object than the parameter that the optimizer was built for, which is what a step "
-                f"updates; wanted its values written into that ({at}[...] = ...), or a new optimizer",
+                f"{at} is no longer the parameter that the optimizer was built for, and a step updates only that one; "
+                f"wanted its values written into the old one ({at}[...] = ...), or a new optimizer",
             )
         problems.raise_any()
 

@@ -141,7 +141,7 @@ class ParamGroup(MutableMapping[str, Any]):
         """The hyperparameters in a saved group, for parameters with these keys; our current ones if it is wrong."""
         found = entry.get("params") if isinstance(entry, Mapping) else entry
         if not isinstance(entry, Mapping) or not isinstance(found, (list, tuple)) or list(found) != keys:
-            problems.add(ValueError, f"{label} is of {found!r}; wanted a mapping with params {keys!r}")
+            problems.add(ValueError, f"{label} has {found!r}; wanted a mapping with params {keys!r}")
             return self.hyper()
         entry = {**{name: value for name, value in hyper.SINCE.items() if name in self._values}, **entry}
         for name in [n for n in self._values if n not in entry]:

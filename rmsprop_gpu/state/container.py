@@ -133,7 +133,7 @@ def read_head(path: FilePath, file: BinaryIO, wanted: str) -> tuple[dict[str, st
             views = [content.get_slice(name) for name in names]
             described = [(view.get_dtype(), tuple(view.get_shape())) for view in views]
     except SafetensorError as error:
-        kind = _kind(file) or "damaged, cut off, or no safetensors file"
+        kind = _kind(file) or "damaged, cut off, or not a safetensors file"
         raise CheckpointError(
             f"{named(path)} is {kind} ({plain(error)}); wanted a checkpoint as save() writes it"
         ) from None

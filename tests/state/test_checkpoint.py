@@ -585,7 +585,7 @@ FILES = {
     "a pickle, which is not opened": lambda data, path: path.write_bytes(b"\x80\x04K\x01."),
     "an npy file": lambda data, path: path.write_bytes(b"\x93NUMPY" + data),
     "is damaged, cut off": lambda data, path: path.write_bytes(data[:-1]),
-    "is damaged, cut off, or no safetensors": lambda data, path: path.write_bytes(b"a text that somebody wrote"),
+    "is damaged, cut off, or not a safetensors": lambda data, path: path.write_bytes(b"a text that somebody wrote"),
     "not a checkpoint of rmsprop_gpu": foreign,
     "has version 2, and this package reads 1: it was written by a newer one": damaged(version="2"),
     "has version 'x', and this package reads 1: it is damaged": damaged(version="x"),

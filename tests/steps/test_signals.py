@@ -104,7 +104,7 @@ def test_a_refused_step_names_a_parameter_that_was_replaced_beside_the_rest(xp):
     params = [xp.ones(5, F4), xp.ones(3, F4)]
     opt = RMSProp(params)
     params[1] = xp.ones(3, F4)
-    texts = ["params[1] is another object", "grad_scale is 0", "grads[0] has shape"]
+    texts = ["params[1] is no longer the parameter", "grad_scale is 0", "grads[0] has shape"]
     with refusing(opt, ValueError, "3 problems", *texts):
         opt.step([xp.ones(4, F4), xp.ones(3, F4)], grad_scale=0)
 

@@ -105,7 +105,7 @@ def test_gradients_that_overlap_cannot_be_zeroed(xp, case):
     a, b = TWICE[case](memory)
     grads, was = {"a": a, "b": b}, bits(memory)
     for _ in range(2):
-        with refusing(opt, ValueError, " overlaps grads[", "wanted gradients apart from each other"):
+        with refusing(opt, ValueError, " overlaps grads[", "wanted gradients that share no memory"):
             opt.step(grads, zero_grads=True)
         assert bits(memory) == was
     for x in (opt, twin):
