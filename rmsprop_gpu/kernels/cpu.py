@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,6 +130,11 @@ def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any])
     return {name: once(*maker) for name, maker in _makers(variant, dtype, grad_dtype).items()}
 
 
+def unit_of(variants: Iterable[Variant]) -> int | None:
+    """The elements that threads do not share, those of a block of codes; None is `cpu_drive.UNIT`."""
+    return CODED if any(variant.coded for variant in variants) else None
+
+
 def make_launch(
     batches: Sequence[Batch], steps: np.ndarray[Any, Any], make: Any = None, threads: Callable[[], int] | None = None
 ) -> Callable[[], None]:
@@ -155,9 +160,7 @@ def make_launch(
             prepares.append((kernels["prepare_kernel"], block, not prepares, 0, len(batch.sizes)))
         work.append(items_of(kernels["update_kernel"], block, batch.sizes))
 
-    coded = any(batch.variant.coded for batch in batches)
-    unit = CODED if coded else None
-    run = driven([*totals.values(), *prepares], work, steps, unit, threads)
+    run = driven([*totals.values(), *prepares], work, steps, unit_of(b.variant for b in batches), threads)
     run.kept = blocks, batches  # type: ignore[attr-defined]  # raw addresses keep nothing alive
     if not sums:
         return run

@@ -152,7 +152,7 @@ def parts_of(size: int) -> int:
     return 1 if size < SERIAL_BELOW or in_forked_child() else get_num_threads()
 
 
-def pieces(sizes: Sequence[int]) -> int:
-    """How often a kernel is called for tensors of these sizes: once per tensor, and once more per cut."""
-    bounds = shares(np.array(sizes, np.int64), parts_of(sum(sizes)), UNIT)
+def pieces(sizes: Sequence[int], unit: int | None = None) -> int:
+    """How often a kernel is called for tensors of these sizes: once per tensor, and once more per cut at a unit."""
+    bounds = shares(np.array(sizes, np.int64), parts_of(sum(sizes)), unit or UNIT)
     return len(sizes) + int(np.count_nonzero(bounds[:, 1]))

@@ -119,7 +119,8 @@ class HostProbe:
 
     def facts(self, batch: Batch) -> dict[str, Any]:
         """How the work of a batch is cut."""
-        return {"chunks": cpu_drive.pieces(batch.sizes), "grid": None, "block": None, "code": None}
+        chunks = cpu_drive.pieces(batch.sizes, cpu.unit_of([batch.variant]))
+        return {"chunks": chunks, "grid": None, "block": None, "code": None}
 
 
 def _processor() -> str:

@@ -95,6 +95,8 @@ def test_pieces_are_the_calls_of_a_kernel(monkeypatch):
     assert cpu_drive.pieces([100_000, 50_000, 150_000]) == 4  # shares meet behind the first, and within the last
     assert cpu_drive.pieces([100_000, 100_000, 100_000]) == 3
     assert cpu_drive.pieces([10, 20]) == 2
+    assert cpu_drive.pieces([99_930, 100_070, 100_000]) == 4  # 70 elements behind the start of the second
+    assert cpu_drive.pieces([99_930, 100_070, 100_000], 128) == 3
 
 
 def test_a_handler_may_step_another_optimizer_in_the_middle_of_a_step(monkeypatch):
