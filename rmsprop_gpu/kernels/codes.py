@@ -155,8 +155,15 @@ def encode8(b: Any, v: Any, w: Any, base: Any) -> Any:
 
 @_intrinsic(f32, i32, i32)
 def joined(b: Any, p: Any, rest: Any) -> Any:
-    """The float32 of a bfloat16 and the 16 bits that it lacks, which are signed: it was rounded to nearest."""
-    return b.bitcast(b.add(b.shl(p, _I32(16)), b.sext(b.trunc(rest, _I16), _I32)), _F32)
+    """The float32 of a bfloat16 and the 16 bits that it lacks, which are signed: it was rounded to nearest.
+
+    Where that would be a NaN it is the bfloat16: a NaN too, or a zero or infinity that someone else has written beside
+    the bits of another number.
+    """
+    bits = b.add(b.shl(p, _I32(16)), b.sext(b.trunc(rest, _I16), _I32))
+    both = b.bitcast(bits, _F32)
+    alone = b.and_(b.add(bits, _I32(0x8000)), _I32(0xFFFF0000))  # made anew: kept, it would be a register more
+    return b.select(b.fcmp_unordered("uno", both, both), b.bitcast(alone, _F32), both)
 
 
 def _without_payload(b: Any, x: Any) -> Any:

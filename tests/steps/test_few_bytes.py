@@ -129,6 +129,27 @@ def test_a_remainder_makes_float32_steps_of_bfloat16_parameters(module):
 
 
 @either
+def test_a_parameter_written_between_steps_has_a_master_beside_it(module):
+    """Within half a unit in the last place of what was written, zeros too, as pruning writes them, and never a NaN."""
+    xp, rng = importlib.import_module(module), np.random.default_rng(8)
+    p = xp.asarray(rng.standard_normal(1000).astype(F4).astype(BF))
+    opt = RMSProp({"w": p}, lr=1e-3, store_param_remainders=True)
+    opt.step({"w": xp.asarray(rng.standard_normal(1000).astype(F4).astype(BF))})
+    rest = to_host(opt.state["w"]["param_remainder"]).copy()
+    written = np.concatenate([np.zeros(250), np.full(250, -0.0), rng.standard_normal(500)]).astype(BF)
+    p[...] = xp.asarray(written)
+    opt.step({"w": xp.asarray(np.zeros(1000, BF))})
+    got = oracle.join(to_host(p), to_host(opt.state["w"]["param_remainder"]))
+    assert (rest[:500] < 0).sum() > 100
+    assert np.array_equal(oracle.bits_of(got), oracle.bits_of(oracle.join(written, rest)))
+    half = np.spacing(np.abs(written.astype(F4)).clip(2.0**-126)) * 2**15
+    assert (np.abs(got - written.astype(F4)) <= half).all()
+    p[...] = xp.asarray(np.full(1000, np.inf, BF))
+    opt.step({"w": xp.asarray(np.zeros(1000, BF))})
+    assert not np.isnan(to_host(p).astype(F4)).any()
+
+
+@either
 @pytest.mark.parametrize("moment", ["uint16", "uint8"])
 def test_a_skipped_step_writes_no_code_and_advances_no_key(module, moment):
     xp, rng = importlib.import_module(module), np.random.default_rng(1)
