@@ -19,20 +19,20 @@ from .pieces import Stored
 
 def decoded(codes: Array, bases: Array | None = None) -> Array:
     """The float32 that codes stand for, of any shape; with bases those of 8 bits, in C order."""
-    bits = codes.astype(np.uint32)
+    bits = codes.reshape(-1).astype(np.uint32)  # with no dimension NumPy would answer in scalars, which are no arrays
     if bases is None:
-        return (bits << SHIFT16).view(np.float32)
-    each = bases.astype(np.uint32).repeat(BLOCK)[: codes.size].reshape(codes.shape)
-    return ((bits + each) << SHIFT8).view(np.float32)
+        return (bits << SHIFT16).view(np.float32).reshape(codes.shape)
+    each = bases.astype(np.uint32).repeat(BLOCK)[: codes.size]
+    return ((bits + each) << SHIFT8).view(np.float32).reshape(codes.shape)
 
 
 def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
     """The codes nearest to a float32 of any shape, and the bases of those of 8 bits."""
-    bits = (v.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0.0 is 0.0
+    bits = (v.reshape(-1).astype(np.float32) + np.float32(0)).view(np.uint32)  # -0.0 is 0.0
     if moment == "uint16":
         half = np.uint32(1 << (SHIFT16 - 1))
-        return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16), None
-    flat = bits.reshape(-1).astype(np.int64)
+        return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16).reshape(v.shape), None
+    flat = bits.astype(np.int64)
     padded = flat[: -(-flat.size // BLOCK) * BLOCK].copy()  # of its library
     padded.resize(-(-flat.size // BLOCK) * BLOCK)
     padded[padded >= INFINITE] = 0

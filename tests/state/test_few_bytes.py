@@ -100,6 +100,22 @@ def test_codes_load_into_float32_exactly_and_come_back(moment):
         assert_equal(back.decoded_state(name)["square_avg"], coded.decoded_state(name)["square_avg"])
 
 
+@either
+@CODES
+def test_a_parameter_without_dimensions_has_codes_like_any_other(module, moment):
+    xp = importlib.import_module(module)
+    p = xp.asarray(np.float32(2))
+    opt, plain = RMSProp({"w": p}, square_avg_dtype=moment), RMSProp({"w": p})
+    opt.step({"w": xp.asarray(np.float32(3))})
+    decoded = opt.decoded_state("w")["square_avg"]
+    assert isinstance(decoded, xp.ndarray)
+    assert decoded.shape == ()
+    plain.load_state_dict(opt.state_dict())
+    assert plain.state["w"]["square_avg"] == decoded
+    opt.load_state_dict(plain.state_dict())
+    assert opt.decoded_state("w")["square_avg"] == decoded
+
+
 @CODES
 def test_float32_states_are_coded_to_nearest(moment):
     plain = run(RMSProp(params()), 3)
