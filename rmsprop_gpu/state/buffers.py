@@ -17,7 +17,7 @@ from ..kernels.table import BUFFERS
 from ..steps.on_numpy import allocate, touch
 from .container import Entry
 from .formats import coded, in_format
-from .kinds import BASES, MOMENTS, layout_of
+from .kinds import BASES, MOMENTS, REMAINDER, layout_of
 from .pieces import Stored
 from .saved import check_entry
 
@@ -162,11 +162,6 @@ class State(Mapping[str | int, Mapping[str, Array]]):
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
         """What `saved` holds for each of our parameters, validated; `names` is what each must have."""
         found: dict[int, dict[str, Array]] = {}
-        known = {name for wanted in names for name in wanted} | self.buffers[0].keys()
-        known |= {"grad_avg", "momentum_buffer", "ema"} if "square_avg" in known else {"ema"}
-        known |= {
-            name for name in ("param_remainder",) if any(t.layout.dtype.name == "bfloat16" for t in self._tensors)
-        }
         for i, tensor in enumerate(self._tensors):
             if tensor.key not in saved:
                 continue
@@ -174,9 +169,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             if not isinstance(entry, Mapping):
                 problems.add(TypeError, f"{label} is a {type(entry).__name__}; wanted a mapping from name to array")
                 continue
+            known = {*names[i], *self.buffers[i]}
+            known |= {"grad_avg", "momentum_buffer", "ema"} if "square_avg" in known else {"ema"}
+            known |= {name for name in (REMAINDER,) if tensor.layout.dtype.name == "bfloat16"}
+            before = len(problems)
             entry = in_format(entry, self._moments[i], tensor, label, problems)
-            for name in [n for n in names[i] if n not in entry]:
-                problems.add(ValueError, f"{label} lacks {name!r}, which its hyperparameters need")
+            if len(problems) == before:  # else what is refused would be lacking too
+                for name in [n for n in names[i] if n not in entry and n != REMAINDER]:  # of which the start is 0
+                    problems.add(ValueError, f"{label} lacks {name!r}, which its hyperparameters need")
             for name in entry:
                 if name not in known:
                     problems.add(ValueError, f"{label} has {name!r}; wanted only {', '.join(sorted(known))}")
@@ -185,7 +185,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                         array = check_entry(
                             entry[name], f'{label}["{name}"]', name, self._layout(i, name), tensor, problems
                         )
-                    if array is not None:
+                    if array is not None and (name != REMAINDER or name in names[i]):  # nothing would go on from it
                         found.setdefault(i, {})[name] = array
         return found
 

@@ -13,8 +13,9 @@ import numpy as np
 from ..arrays.checks import Problems, Tensor
 from ..arrays.layout import Array
 from ..kernels.codes import BLOCK, INFINITE, QUIET_NAN, SHIFT8, SHIFT16
-from .kinds import MOMENTS
+from .kinds import MOMENTS, layout_of
 from .pieces import Stored
+from .saved import check_entry
 
 
 def decoded(codes: Array, bases: Array | None = None) -> Array:
@@ -73,11 +74,15 @@ def in_format(
     if moment != "float32":
         codes, bases = coded(values, moment)
         return {**rest, kind: codes, **({} if bases is None else {base: bases})}
-    bases = _read(entry[base]) if theirs == "uint8" and base in entry else None
-    if theirs == "uint8" and (bases is None or bases.shape != (-(-values.size // BLOCK),)):
+    if theirs == "uint16":
+        return {**entry, kind: decoded(values)}
+    if base not in entry:
         problems.add(ValueError, f'{label}["{kind}"] has codes of uint8 without the bases that belong to them')
         return rest
-    return {**rest, kind: decoded(values, bases)}
+    layout = layout_of(tensor, base, theirs)
+    if check_entry(entry[base], f'{label}["{base}"]', base, layout, tensor, problems) is None:
+        return rest
+    return {**rest, kind: decoded(values, _read(entry[base]))}
 
 
 def _read(x: Any) -> Array:

@@ -225,6 +225,60 @@ def test_bases_that_do_not_fit_their_codes_are_refused(change, message):
     assert_same(opt, type("Was", (), {"state": before["state"]}))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry.update(square_avg_base=entry["square_avg_base"][:-1]), r"has shape \(4,\); wanted \(5,\)"),
+        (lambda entry: entry.pop("square_avg_base"), "without the bases that belong to them"),
+        (lambda entry: entry["square_avg_base"].fill(65535), "has elements above 1785; wanted bases of codes"),
+        (lambda entry: entry.update(square_avg_base=entry["square_avg_base"].astype(F4)), "float32; wanted uint16"),
+        (lambda entry: entry.update(square_avg_base=[1] * 5), "is a list; wanted a NumPy or CuPy array"),
+    ],
+)
+def test_bases_that_do_not_fit_are_refused_where_their_codes_become_float32(change, message):
+    saved = run(RMSProp(params(), square_avg_dtype="uint8"), 2).state_dict()
+    change(saved["state"]["v"])
+    opt = run(RMSProp(params()), 1)
+    before = opt.state_dict()
+    with pytest.raises((ValueError, TypeError), match=message) as error:
+        opt.load_state_dict(saved)
+    assert "lacks" not in str(error.value)
+    assert_same(opt, type("Was", (), {"state": before["state"]}))
+
+
+def test_bases_beside_codes_of_16_bits_are_refused():
+    """In a model that has codes of 8 bits too, and where the codes become float32."""
+    groups = [{"params": {name: np.ones(200, F4)}, "square_avg_dtype": x} for name, x in zip("ab", ["uint16", "uint8"], strict=True)]
+    opt, plain = RMSProp(groups), RMSProp([{**group, "square_avg_dtype": "float32"} for group in groups])
+    saved = opt.state_dict()
+    saved["state"]["a"]["square_avg_base"] = np.zeros(2, np.uint16)
+    for later in (opt, plain):
+        with pytest.raises(ValueError, match=r"state\[\"a\"\] has 'square_avg_base'; wanted only"):
+            later.load_state_dict(saved)
+        assert "square_avg_base" not in later.state["a"]
+
+
+def test_a_state_without_remainders_goes_on_with_them_and_one_with_them_without():
+    """They begin at 0, as beside new parameters; nothing goes on from what is not kept."""
+    p = params(dtype=BF)
+    opt, plain = RMSProp(p, store_param_remainders=True), RMSProp(p)
+    run(opt, 2, dtype=BF), run(plain, 1, dtype=BF)
+    opt.load_state_dict(plain.state_dict())
+    assert all((entry["param_remainder"] == 0).all() for entry in opt.state.values())
+    run(opt, 1, dtype=BF)
+    plain.load_state_dict(opt.state_dict())
+    assert not any("param_remainder" in entry for entry in plain.state.values())
+    assert_equal(plain.state["w"]["square_avg"], opt.state["w"]["square_avg"])
+
+
+def test_a_state_of_torch_goes_on_with_remainders():
+    opt = RMSProp({"w": np.ones(2, BF)}, store_param_remainders=True)
+    group = {"lr": 0.1, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
+    state = {0: {"step": 3.0, "square_avg": np.full(2, 0.25, F4)}}
+    opt.load_foreign("torch", {"state": state, "param_groups": [{**group, "params": [0]}]})
+    assert opt.state["w"]["param_remainder"].tolist() == [0, 0]
+
+
 @CODES
 def test_float32_states_below_zero_are_refused_before_they_are_codes(moment):
     """A code has no sign: it would be a NaN. -0.0 is 0."""
