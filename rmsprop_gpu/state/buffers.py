@@ -16,7 +16,7 @@ from ..arrays.layout import Array, Layout
 from ..kernels.table import BUFFERS
 from ..steps.on_numpy import allocate, touch
 from .container import Entry
-from .formats import coded, in_format
+from .formats import coded, in_format, joined
 from .kinds import BASES, MOMENTS, REMAINDER, layout_of
 from .pieces import Stored
 from .saved import check_entry
@@ -90,7 +90,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                 if base is not None:
                     starts[i, MOMENTS[name]] = base
             elif name == "ema":
-                starts[i, name] = self._tensors[i].view
+                starts[i, name] = self._master(i, self.buffers[i])
         self._place({(i, name): buffer for i, name, buffer in made if (i, name) in starts})
         for i, name, buffer in made:
             if (i, name) in starts:
@@ -98,6 +98,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                     buffer[...] = starts[i, name]
         for i, name, buffer in made:
             self.buffers[i][name] = buffer
+
+    def _master(self, i: int, buffers: Mapping[str, Array]) -> Array:
+        """The parameter, with what it lacks where that is kept beside it."""
+        p, rest = self._tensors[i].view, buffers.get(REMAINDER)
+        if rest is None:
+            return p
+        with self.at(i):
+            return joined(p.reshape(-1), rest.reshape(-1)).reshape(p.shape)
 
     def _layout(self, i: int, name: str) -> Layout:
         return layout_of(self._tensors[i], name, self._moments[i])
@@ -157,7 +165,8 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         """What a new buffer starts from."""
         tensor = self._tensors[i]
         layout = self._layout(i, name)
-        return tensor.view.astype(layout.dtype) if name == "ema" else np.zeros(layout.shape, layout.dtype)
+        start = self._master(i, self.buffers[i]) if name == "ema" else np.zeros(layout.shape, layout.dtype)
+        return start.astype(layout.dtype)
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
         """What `saved` holds for each of our parameters, validated; `names` is what each must have."""
@@ -202,12 +211,15 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             self._place({(i, name): x for i in found for name, x in self.buffers[i].items() if name in BUFFERS})
         for i, entry in found.items():
             with self.at(i):
-                for name, buffer in self.buffers[i].items():
-                    source = entry.get(name, self._tensors[i].view if name == "ema" else 0)
+                buffers = self.buffers[i]
+                for name in sorted(buffers, key="ema".__eq__):  # which may start from what is read
+                    source = entry.get(name, 0)
+                    if name == "ema" and name not in entry:
+                        source = self._master(i, buffers)
                     if isinstance(source, Stored):
-                        source.read_into(buffer)
+                        source.read_into(buffers[name])
                     else:
-                        buffer[...] = source
+                        buffers[name][...] = source
 
 
 class Averages(Mapping[str, Array]):

@@ -44,6 +44,15 @@ def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
     return codes.astype(np.uint8).reshape(v.shape), bases.astype(np.uint16)
 
 
+def joined(p: Array, rest: Array) -> Array:
+    """The float32 of parameters of bfloat16 and what they lack, as steps see it."""
+    upper = p.astype(np.float32)
+    both = (upper.view(np.uint32) + rest.astype(np.uint32)).view(np.float32)
+    nan = both != both
+    both[nan] = upper[nan]
+    return both
+
+
 def in_format(
     entry: Mapping[str, Any], moment: str, tensor: Tensor, label: str, problems: Problems
 ) -> Mapping[str, Any]:

@@ -129,6 +129,33 @@ def test_a_remainder_makes_float32_steps_of_bfloat16_parameters(module):
 
 
 @either
+def test_an_average_that_begins_later_begins_with_the_master(module):
+    """As beside a float32 parameter, and where a state is loaded that has none."""
+    xp, rng = importlib.import_module(module), np.random.default_rng(6)
+    p = xp.asarray(rng.standard_normal((20, 15)).astype(BF))
+    master = to_host(p).astype(F4)
+    opt, plain = RMSProp(p, lr=1e-4, store_param_remainders=True), RMSProp(master, lr=1e-4)
+
+    def step():
+        g = rng.standard_normal((20, 15)).astype(BF)
+        opt.step(xp.asarray(g))
+        plain.step(g.astype(F4))
+
+    step()
+    without = opt.state_dict()
+    assert (without["state"]["0"]["param_remainder"] != 0).any()
+    for x in (opt, plain):
+        x.param_groups[0]["use_ema"] = True
+    assert to_host(opt.state_dict()["state"]["0"]["ema"]).tobytes() == master.tobytes()
+    step()
+    assert to_host(opt.ema[0]).tobytes() == plain.ema[0].tobytes()
+    p[...] = xp.asarray(rng.standard_normal((20, 15)).astype(BF))
+    opt.load_state_dict({**without, "state": {"0": {**without["state"]["0"]}}})
+    wanted = oracle.join(to_host(p), to_host(opt.state[0]["param_remainder"]))
+    assert to_host(opt.ema[0]).tobytes() == wanted.tobytes()
+
+
+@either
 def test_a_parameter_written_between_steps_has_a_master_beside_it(module):
     """Within half a unit in the last place of what was written, zeros too, as pruning writes them, and never a NaN."""
     xp, rng = importlib.import_module(module), np.random.default_rng(8)
