@@ -163,10 +163,10 @@ class State(Mapping[str | int, Mapping[str, Array]]):
 
     def _start(self, i: int, name: str) -> Array:
         """What a new buffer starts from."""
-        tensor = self._tensors[i]
         layout = self._layout(i, name)
-        start = self._master(i, self.buffers[i]) if name == "ema" else np.zeros(layout.shape, layout.dtype)
-        return start.astype(layout.dtype)
+        if name == "ema":
+            return self._master(i, self.buffers[i]).astype(layout.dtype)
+        return np.zeros(layout.shape, layout.dtype)
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
         """What `saved` holds for each of our parameters, validated; `names` is what each must have."""

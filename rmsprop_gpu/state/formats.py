@@ -46,11 +46,10 @@ def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
 
 def joined(p: Array, rest: Array) -> Array:
     """The float32 of parameters of bfloat16 and what they lack, as steps see it."""
-    upper = p.astype(np.float32)
-    both = (upper.view(np.uint32) + rest.astype(np.uint32)).view(np.float32)
-    nan = both != both
-    both[nan] = upper[nan]
-    return both
+    rest = rest.astype(np.uint32)
+    bits = (p.view(np.uint16).astype(np.uint32) << 16) + rest
+    nan = (bits & 0x7FFFFFFF) > INFINITE  # these are the parameter, without the rest
+    return (bits - rest * nan).view(np.float32)
 
 
 def in_format(

@@ -248,7 +248,8 @@ def test_bases_that_do_not_fit_are_refused_where_their_codes_become_float32(chan
 
 def test_bases_beside_codes_of_16_bits_are_refused():
     """In a model that has codes of 8 bits too, and where the codes become float32."""
-    groups = [{"params": {name: np.ones(200, F4)}, "square_avg_dtype": x} for name, x in zip("ab", ["uint16", "uint8"], strict=True)]
+    formats = {"a": "uint16", "b": "uint8"}
+    groups = [{"params": {name: np.ones(200, F4)}, "square_avg_dtype": x} for name, x in formats.items()]
     opt, plain = RMSProp(groups), RMSProp([{**group, "square_avg_dtype": "float32"} for group in groups])
     saved = opt.state_dict()
     saved["state"]["a"]["square_avg_base"] = np.zeros(2, np.uint16)
