@@ -34,10 +34,10 @@ def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
         half = np.uint32(1 << (SHIFT16 - 1))
         return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16).reshape(v.shape), None
     flat = bits.astype(np.int64)
-    padded = flat[: -(-flat.size // BLOCK) * BLOCK].copy()  # of its library
-    padded.resize(-(-flat.size // BLOCK) * BLOCK)
-    padded[padded >= INFINITE] = 0
-    most = padded.reshape(-1, BLOCK).max(axis=1, initial=0)
+    blocks = -(-flat.size // BLOCK)
+    finite = np.zeros_like(flat, shape=(blocks * BLOCK,))  # of its library
+    finite[: flat.size] = flat * (flat < INFINITE)
+    most = finite.reshape(blocks, BLOCK).max(axis=1) if blocks else finite
     bases = (((most + ((1 << SHIFT8) - 1)) >> SHIFT8) - 255).clip(0, None)
     each = bases.repeat(BLOCK)[: flat.size]
     codes = ((flat.clip(None, INFINITE) + (1 << (SHIFT8 - 1)) - (each << SHIFT8)) >> SHIFT8).clip(0, 255)
