@@ -155,8 +155,15 @@ def encode8(b: Any, v: Any, w: Any, base: Any) -> Any:
 
 @_intrinsic(f32, i32, i32)
 def joined(b: Any, p: Any, rest: Any) -> Any:
-    """The float32 made from a bfloat16 and its 16-bit remainder, which is signed: rounding was to nearest."""
-    return b.bitcast(b.add(b.shl(p, _I32(16)), b.sext(b.trunc(rest, _I16), _I32)), _F32)
+    """The float32 made from a bfloat16 and its 16-bit remainder, which is signed: rounding was to nearest.
+
+    If that is a NaN the result is the bfloat16: also a NaN, or a zero or infinity that a user has written beside the
+    remainder of another number.
+    """
+    bits = b.add(b.shl(p, _I32(16)), b.sext(b.trunc(rest, _I16), _I32))
+    both = b.bitcast(bits, _F32)
+    alone = b.and_(b.add(bits, _I32(0x8000)), _I32(0xFFFF0000))  # recomputed: keeping it would cost a register
+    return b.select(b.fcmp_unordered("uno", both, both), b.bitcast(alone, _F32), both)
 
 
 def _without_payload(b: Any, x: Any) -> Any:

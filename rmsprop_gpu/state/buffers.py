@@ -16,8 +16,8 @@ from ..arrays.layout import Array, Layout
 from ..kernels.table import BUFFERS
 from ..steps.on_numpy import allocate, touch
 from .container import Entry
-from .formats import coded, in_format
-from .kinds import BASES, MOMENTS, layout_of
+from .formats import coded, in_format, joined
+from .kinds import BASES, MOMENTS, REMAINDER, layout_of
 from .pieces import Stored
 from .saved import check_entry
 
@@ -90,7 +90,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                 if base is not None:
                     starts[i, MOMENTS[name]] = base
             elif name == "ema":
-                starts[i, name] = self._tensors[i].view
+                starts[i, name] = self._master(i, self.buffers[i])
         self._place({(i, name): buffer for i, name, buffer in made if (i, name) in starts})
         for i, name, buffer in made:
             if (i, name) in starts:
@@ -98,6 +98,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                     buffer[...] = starts[i, name]
         for i, name, buffer in made:
             self.buffers[i][name] = buffer
+
+    def _master(self, i: int, buffers: Mapping[str, Array]) -> Array:
+        """The parameter, with what it lacks where that is kept beside it."""
+        p, rest = self._tensors[i].view, buffers.get(REMAINDER)
+        if rest is None:
+            return p
+        with self.at(i):
+            return joined(p.reshape(-1), rest.reshape(-1)).reshape(p.shape)
 
     def _layout(self, i: int, name: str) -> Layout:
         return layout_of(self._tensors[i], name, self._moments[i])
@@ -156,18 +164,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
 
     def _start(self, i: int, name: str) -> Array:
         """The initial value of a new buffer."""
-        tensor = self._tensors[i]
         layout = self._layout(i, name)
-        return tensor.view.astype(layout.dtype) if name == "ema" else np.zeros(layout.shape, layout.dtype)
+        if name == "ema":
+            return self._master(i, self.buffers[i]).astype(layout.dtype)
+        return np.zeros(layout.shape, layout.dtype)
 
     def check(self, saved: Mapping[str, Any], names: Sequence[Sequence[str]], problems: Problems) -> dict[int, Any]:
         """The entries of `saved` for each of our parameters, validated; `names` says what each must have."""
         found: dict[int, dict[str, Array]] = {}
-        known = {name for wanted in names for name in wanted} | self.buffers[0].keys()
-        known |= {"grad_avg", "momentum_buffer", "ema"} if "square_avg" in known else {"ema"}
-        known |= {
-            name for name in ("param_remainder",) if any(t.layout.dtype.name == "bfloat16" for t in self._tensors)
-        }
         for i, tensor in enumerate(self._tensors):
             if tensor.key not in saved:
                 continue
@@ -175,9 +179,14 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             if not isinstance(entry, Mapping):
                 problems.add(TypeError, f"{label} is a {type(entry).__name__}; wanted a mapping from name to array")
                 continue
+            known = {*names[i], *self.buffers[i]}
+            known |= {"grad_avg", "momentum_buffer", "ema"} if "square_avg" in known else {"ema"}
+            known |= {name for name in (REMAINDER,) if tensor.layout.dtype.name == "bfloat16"}
+            before = len(problems)
             entry = in_format(entry, self._moments[i], tensor, label, problems)
-            for name in [n for n in names[i] if n not in entry]:
-                problems.add(ValueError, f"{label} lacks {name!r}, which its hyperparameters need")
+            if len(problems) == before:  # else what is refused would be lacking too
+                for name in [n for n in names[i] if n not in entry and n != REMAINDER]:  # of which the start is 0
+                    problems.add(ValueError, f"{label} lacks {name!r}, which its hyperparameters need")
             for name in entry:
                 if name not in known:
                     problems.add(ValueError, f"{label} has {name!r}; wanted only {', '.join(sorted(known))}")
@@ -186,7 +195,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                         array = check_entry(
                             entry[name], f'{label}["{name}"]', name, self._layout(i, name), tensor, problems
                         )
-                    if array is not None:
+                    if array is not None and (name != REMAINDER or name in names[i]):  # nothing would go on from it
                         found.setdefault(i, {})[name] = array
         return found
 
@@ -203,12 +212,15 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             self._place({(i, name): x for i in found for name, x in self.buffers[i].items() if name in BUFFERS})
         for i, entry in found.items():
             with self.at(i):
-                for name, buffer in self.buffers[i].items():
-                    source = entry.get(name, self._tensors[i].view if name == "ema" else 0)
+                buffers = self.buffers[i]
+                for name in sorted(buffers, key="ema".__eq__):  # which may start from what is read
+                    source = entry.get(name, 0)
+                    if name == "ema" and name not in entry:
+                        source = self._master(i, buffers)
                     if isinstance(source, Stored):
-                        source.read_into(buffer)
+                        source.read_into(buffers[name])
                     else:
-                        buffer[...] = source
+                        buffers[name][...] = source
 
 
 class Averages(Mapping[str, Array]):

@@ -13,34 +13,43 @@ import numpy as np
 from ..arrays.checks import Problems, Tensor
 from ..arrays.layout import Array
 from ..kernels.codes import BLOCK, INFINITE, QUIET_NAN, SHIFT8, SHIFT16
-from .kinds import MOMENTS
+from .kinds import MOMENTS, layout_of
 from .pieces import Stored
+from .saved import check_entry
 
 
 def decoded(codes: Array, bases: Array | None = None) -> Array:
     """The float32 values that codes of any shape stand for; 8-bit codes have bases and are in C order."""
-    bits = codes.astype(np.uint32)
+    bits = codes.reshape(-1).astype(np.uint32)  # of a 0-d array NumPy would return scalars
     if bases is None:
-        return (bits << SHIFT16).view(np.float32)
-    each = bases.astype(np.uint32).repeat(BLOCK)[: codes.size].reshape(codes.shape)
-    return ((bits + each) << SHIFT8).view(np.float32)
+        return (bits << SHIFT16).view(np.float32).reshape(codes.shape)
+    each = bases.astype(np.uint32).repeat(BLOCK)[: codes.size]
+    return ((bits + each) << SHIFT8).view(np.float32).reshape(codes.shape)
 
 
 def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
     """The codes nearest to float32 values of any shape, and for 8-bit codes their bases."""
-    bits = (v.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0.0 is 0.0
+    bits = (v.reshape(-1).astype(np.float32) + np.float32(0)).view(np.uint32)  # -0.0 is 0.0
     if moment == "uint16":
         half = np.uint32(1 << (SHIFT16 - 1))
-        return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16), None
-    flat = bits.reshape(-1).astype(np.int64)
-    padded = flat[: -(-flat.size // BLOCK) * BLOCK].copy()  # by its own library
-    padded.resize(-(-flat.size // BLOCK) * BLOCK)
-    padded[padded >= INFINITE] = 0
-    most = padded.reshape(-1, BLOCK).max(axis=1, initial=0)
+        return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16).reshape(v.shape), None
+    flat = bits.astype(np.int64)
+    blocks = -(-flat.size // BLOCK)
+    finite = np.zeros_like(flat, shape=(blocks * BLOCK,))  # by its own library
+    finite[: flat.size] = flat * (flat < INFINITE)
+    most = finite.reshape(blocks, BLOCK).max(axis=1) if blocks else finite
     bases = (((most + ((1 << SHIFT8) - 1)) >> SHIFT8) - 255).clip(0, None)
     each = bases.repeat(BLOCK)[: flat.size]
     codes = ((flat.clip(None, INFINITE) + (1 << (SHIFT8 - 1)) - (each << SHIFT8)) >> SHIFT8).clip(0, 255)
     return codes.astype(np.uint8).reshape(v.shape), bases.astype(np.uint16)
+
+
+def joined(p: Array, rest: Array) -> Array:
+    """The float32 of parameters of bfloat16 and what they lack, as steps see it."""
+    rest = rest.astype(np.uint32)
+    bits = (p.view(np.uint16).astype(np.uint32) << 16) + rest
+    nan = (bits & 0x7FFFFFFF) > INFINITE  # these are the parameter, without the rest
+    return (bits - rest * nan).view(np.float32)
 
 
 def in_format(
@@ -73,11 +82,15 @@ def in_format(
     if moment != "float32":
         codes, bases = coded(values, moment)
         return {**rest, kind: codes, **({} if bases is None else {base: bases})}
-    bases = _read(entry[base]) if theirs == "uint8" and base in entry else None
-    if theirs == "uint8" and (bases is None or bases.shape != (-(-values.size // BLOCK),)):
+    if theirs == "uint16":
+        return {**entry, kind: decoded(values)}
+    if base not in entry:
         problems.add(ValueError, f'{label}["{kind}"] has codes of uint8 without the bases that belong to them')
         return rest
-    return {**rest, kind: decoded(values, bases)}
+    layout = layout_of(tensor, base, theirs)
+    if check_entry(entry[base], f'{label}["{base}"]', base, layout, tensor, problems) is None:
+        return rest
+    return {**rest, kind: decoded(values, _read(entry[base]))}
 
 
 def _read(x: Any) -> Array:

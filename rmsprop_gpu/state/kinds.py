@@ -17,6 +17,7 @@ from ..kernels.table import BUFFERS, COUNTERS
 
 MOMENTS = {"square_avg": "square_avg_base", "sum": "sum_base"}  # each with the bases of its 8-bit codes
 BASES = tuple(MOMENTS.values())
+REMAINDER = "param_remainder"
 
 
 def needed(h: Mapping[str, Any], adagrad: bool, dtype: np.dtype[Any] | None = None) -> list[str]:
@@ -26,7 +27,7 @@ def needed(h: Mapping[str, Any], adagrad: bool, dtype: np.dtype[Any] | None = No
     names += [MOMENTS[names[-1]]] * variant.uint8
     if not adagrad:
         names += ["grad_avg"] * h["centered"] + ["momentum_buffer"] * bool(h["momentum"])
-    return names + ["ema"] * h["use_ema"] + ["param_remainder"] * variant.remainder
+    return names + ["ema"] * h["use_ema"] + [REMAINDER] * variant.remainder
 
 
 def layout_of(tensor: Tensor, name: str, moment: str) -> Layout:
@@ -61,6 +62,6 @@ def dtype_of(dtype: np.dtype[Any], name: str, moment: str) -> np.dtype[Any]:
         return np.dtype(moment)
     if name in BASES:
         return np.dtype(np.uint16)
-    if name == "param_remainder":
+    if name == REMAINDER:
         return np.dtype(np.int16)
     return np.dtype(np.int64) if name == "step" else compute_dtype(dtype)

@@ -58,6 +58,8 @@ def problem(p: torch.Tensor, entry: Mapping[str, Any], moment: str) -> str | Non
     if not isinstance(x, torch.Tensor):
         return None
     found = format_of(x)
+    if found == "float32" and not (x.is_floating_point() or x.is_complex()):
+        return f"square_avg has dtype {x.dtype}; wanted a float, or codes of {' or '.join(CODES)}"
     if found != "float32" and moment not in ("float32", found):
         return f"square_avg has codes of {found}; wanted {moment}, as this optimizer has them, or float32"
     if found == "uint8":
@@ -93,7 +95,9 @@ def converted(p: torch.Tensor, entry: Mapping[str, Any], moment: str, *, rests: 
         elif moment != "float32":
             made["square_avg"], made[BASE] = coded(_copy(x, p), moment)
         elif found != "float32":
-            made |= {"square_avg": decoded(_copy(x, p), None if bases is None else _copy(bases, p)), BASE: None}
+            made["square_avg"] = decoded(_copy(x, p), _copy(bases, p) if found == "uint8" else None)
+    if moment != "uint8" or not isinstance(x, torch.Tensor):
+        made[BASE] = None
     if rest is not None:  # if the parameter now has another dtype, or is rounded, it means nothing
         made[REMAINDER] = _copy(rest, p) if rests else None
     return made

@@ -69,9 +69,10 @@ def split(x):
 
 
 def join(p, rest):
-    return floats_of(
-        ((p.reshape(-1).view(np.uint16).astype(np.int64) << 16) + rest.reshape(-1).astype(np.int64)) & 0xFFFFFFFF
-    )
+    """The float32; a zero or infinity that was written beside the bits of another number stays what it is."""
+    upper = p.reshape(-1).view(np.uint16).astype(np.int64) << 16
+    both = floats_of((upper + rest.reshape(-1).astype(np.int64)) & 0xFFFFFFFF)
+    return np.where(np.isnan(both), floats_of(upper), both)
 
 
 def dithered(x, w):

@@ -39,11 +39,11 @@ def bounds_of_codes(variant):
     """For kernels of fewer bytes.
 
     An element takes its word of dither and the rounding with it, a code of 8 bits its share of the largest of a block,
-    and two ends of a window, a remainder what joins and parts it.
+    and two ends of a window, a remainder what joins and parts it, and the four that put a NaN right.
     """
     # A remainder is two streams more, each with its address: beside four buffers up to 66, on 12.0 and on Turing.
     registers = 64 + 8 * variant.remainder
-    instructions = 64 + 3 * variant.ema + 4 * variant.zero_grads + 16 * variant.uint8 + 5 * variant.remainder
+    instructions = 64 + 3 * variant.ema + 4 * variant.zero_grads + 16 * variant.uint8 + 8 * variant.remainder
     return registers, instructions + 8 * (variant.uint16 or variant.stochastic_round)
 
 

@@ -85,35 +85,55 @@ def test_a_run_goes_on_on_the_same_bits(module, moment, store, way, tmp_path):
         assert to_host(one[name]).tobytes() == to_host(two[name]).tobytes()
 
 
+@either
 @CODES
-def test_codes_load_into_float32_exactly_and_come_back(moment):
-    coded = run(RMSProp(params(), square_avg_dtype=moment), 3)
-    plain = RMSProp(params())
+def test_codes_load_into_float32_exactly_and_come_back(module, moment):
+    xp = importlib.import_module(module)
+    coded = run(RMSProp(params(xp), square_avg_dtype=moment), 3, xp)
+    plain = RMSProp(params(xp))
     plain.load_state_dict(coded.state_dict())
     for name in params():
         found = plain.state[name]["square_avg"]
         assert found.dtype == F4
         assert found.tobytes() == coded.decoded_state(name)["square_avg"].tobytes()
-    back = RMSProp(params(), square_avg_dtype=moment)
+    back = RMSProp(params(xp), square_avg_dtype=moment)
     back.load_state_dict(plain.state_dict())
     for name in params():  # where the window begins may differ, what a code stands for does not
         assert_equal(back.decoded_state(name)["square_avg"], coded.decoded_state(name)["square_avg"])
 
 
+@either
 @CODES
-def test_float32_states_are_coded_to_nearest(moment):
-    plain = run(RMSProp(params()), 3)
-    coded = RMSProp(params(), square_avg_dtype=moment)
+def test_a_parameter_without_dimensions_has_codes_like_any_other(module, moment):
+    xp = importlib.import_module(module)
+    p = xp.asarray(np.float32(2))
+    opt, plain = RMSProp({"w": p}, square_avg_dtype=moment), RMSProp({"w": p})
+    opt.step({"w": xp.asarray(np.float32(3))})
+    decoded = opt.decoded_state("w")["square_avg"]
+    assert isinstance(decoded, xp.ndarray)
+    assert decoded.shape == ()
+    plain.load_state_dict(opt.state_dict())
+    assert plain.state["w"]["square_avg"] == decoded
+    opt.load_state_dict(plain.state_dict())
+    assert opt.decoded_state("w")["square_avg"] == decoded
+
+
+@either
+@CODES
+def test_float32_states_are_coded_to_nearest(module, moment):
+    xp = importlib.import_module(module)
+    plain = run(RMSProp(params(xp)), 3, xp)
+    coded = RMSProp(params(xp), square_avg_dtype=moment)
     coded.load_state_dict(plain.state_dict())
     for name, x in params().items():
-        v, half = plain.state[name]["square_avg"], np.full(x.size, 2**31)  # half of what a code lacks
-        codes = coded.state[name]["square_avg"].reshape(-1)
+        v, half = to_host(plain.state[name]["square_avg"]), np.full(x.size, 2**31)  # half of what a code lacks
+        codes = to_host(coded.state[name]["square_avg"]).reshape(-1)
         if moment == "uint16":
             assert np.array_equal(codes, oracle.encode16(v, half))
         else:
             wanted, bases = oracle.encode8(v, half)
             assert np.array_equal(codes, wanted)
-            assert np.array_equal(coded.state[name]["square_avg_base"], bases)
+            assert np.array_equal(to_host(coded.state[name]["square_avg_base"]), bases)
 
 
 @either
@@ -207,6 +227,61 @@ def test_bases_that_do_not_fit_their_codes_are_refused(change, message):
     with pytest.raises((ValueError, TypeError), match=message):
         opt.load_state_dict(saved)
     assert_same(opt, type("Was", (), {"state": before["state"]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry.update(square_avg_base=entry["square_avg_base"][:-1]), r"has shape \(4,\); wanted \(5,\)"),
+        (lambda entry: entry.pop("square_avg_base"), "without the bases that belong to them"),
+        (lambda entry: entry["square_avg_base"].fill(65535), "has elements above 1785; wanted bases of codes"),
+        (lambda entry: entry.update(square_avg_base=entry["square_avg_base"].astype(F4)), "float32; wanted uint16"),
+        (lambda entry: entry.update(square_avg_base=[1] * 5), "is a list; wanted a NumPy or CuPy array"),
+    ],
+)
+def test_bases_that_do_not_fit_are_refused_where_their_codes_become_float32(change, message):
+    saved = run(RMSProp(params(), square_avg_dtype="uint8"), 2).state_dict()
+    change(saved["state"]["v"])
+    opt = run(RMSProp(params()), 1)
+    before = opt.state_dict()
+    with pytest.raises((ValueError, TypeError), match=message) as error:
+        opt.load_state_dict(saved)
+    assert "lacks" not in str(error.value)
+    assert_same(opt, type("Was", (), {"state": before["state"]}))
+
+
+def test_bases_beside_codes_of_16_bits_are_refused():
+    """In a model that has codes of 8 bits too, and where the codes become float32."""
+    formats = {"a": "uint16", "b": "uint8"}
+    groups = [{"params": {name: np.ones(200, F4)}, "square_avg_dtype": x} for name, x in formats.items()]
+    opt, plain = RMSProp(groups), RMSProp([{**group, "square_avg_dtype": "float32"} for group in groups])
+    saved = opt.state_dict()
+    saved["state"]["a"]["square_avg_base"] = np.zeros(2, np.uint16)
+    for later in (opt, plain):
+        with pytest.raises(ValueError, match=r"state\[\"a\"\] has 'square_avg_base'; wanted only"):
+            later.load_state_dict(saved)
+        assert "square_avg_base" not in later.state["a"]
+
+
+def test_a_state_without_remainders_goes_on_with_them_and_one_with_them_without():
+    """They begin at 0, as beside new parameters; nothing goes on from what is not kept."""
+    p = params(dtype=BF)
+    opt, plain = RMSProp(p, store_param_remainders=True), RMSProp(p)
+    run(opt, 2, dtype=BF), run(plain, 1, dtype=BF)
+    opt.load_state_dict(plain.state_dict())
+    assert all((entry["param_remainder"] == 0).all() for entry in opt.state.values())
+    run(opt, 1, dtype=BF)
+    plain.load_state_dict(opt.state_dict())
+    assert not any("param_remainder" in entry for entry in plain.state.values())
+    assert_equal(plain.state["w"]["square_avg"], opt.state["w"]["square_avg"])
+
+
+def test_a_state_of_torch_goes_on_with_remainders():
+    opt = RMSProp({"w": np.ones(2, BF)}, store_param_remainders=True)
+    group = {"lr": 0.1, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
+    state = {0: {"step": 3.0, "square_avg": np.full(2, 0.25, F4)}}
+    opt.load_foreign("torch", {"state": state, "param_groups": [{**group, "params": [0]}]})
+    assert opt.state["w"]["param_remainder"].tolist() == [0, 0]
 
 
 @CODES

@@ -175,6 +175,54 @@ def test_a_remainder_makes_float32_steps_of_bfloat16_parameters(module):
 
 
 @either
+def test_an_average_that_begins_later_begins_with_the_master(module):
+    """As beside a float32 parameter, and where a state is loaded that has none."""
+    xp, rng = importlib.import_module(module), np.random.default_rng(6)
+    p = xp.asarray(rng.standard_normal((20, 15)).astype(BF))
+    master = to_host(p).astype(F4)
+    opt, plain = RMSProp(p, lr=1e-4, store_param_remainders=True), RMSProp(master, lr=1e-4)
+
+    def step():
+        g = rng.standard_normal((20, 15)).astype(BF)
+        opt.step(xp.asarray(g))
+        plain.step(g.astype(F4))
+
+    step()
+    without = opt.state_dict()
+    assert (without["state"]["0"]["param_remainder"] != 0).any()
+    for x in (opt, plain):
+        x.param_groups[0]["use_ema"] = True
+    assert to_host(opt.state_dict()["state"]["0"]["ema"]).tobytes() == master.tobytes()
+    step()
+    assert to_host(opt.ema[0]).tobytes() == plain.ema[0].tobytes()
+    p[...] = xp.asarray(rng.standard_normal((20, 15)).astype(BF))
+    opt.load_state_dict({**without, "state": {"0": {**without["state"]["0"]}}})
+    wanted = oracle.join(to_host(p), to_host(opt.state[0]["param_remainder"]))
+    assert to_host(opt.ema[0]).tobytes() == wanted.tobytes()
+
+
+@either
+def test_a_parameter_written_between_steps_has_a_master_beside_it(module):
+    """Within half a unit in the last place of what was written, zeros too, as pruning writes them, and never a NaN."""
+    xp, rng = importlib.import_module(module), np.random.default_rng(8)
+    p = xp.asarray(rng.standard_normal(1000).astype(F4).astype(BF))
+    opt = RMSProp({"w": p}, lr=1e-3, store_param_remainders=True)
+    opt.step({"w": xp.asarray(rng.standard_normal(1000).astype(F4).astype(BF))})
+    rest = to_host(opt.state["w"]["param_remainder"]).copy()
+    written = np.concatenate([np.zeros(250), np.full(250, -0.0), rng.standard_normal(500)]).astype(BF)
+    p[...] = xp.asarray(written)
+    opt.step({"w": xp.asarray(np.zeros(1000, BF))})
+    got = oracle.join(to_host(p), to_host(opt.state["w"]["param_remainder"]))
+    assert (rest[:500] < 0).sum() > 100
+    assert np.array_equal(oracle.bits_of(got), oracle.bits_of(oracle.join(written, rest)))
+    half = np.spacing(np.abs(written.astype(F4)).clip(2.0**-126)) * 2**15
+    assert (np.abs(got - written.astype(F4)) <= half).all()
+    p[...] = xp.asarray(np.full(1000, np.inf, BF))
+    opt.step({"w": xp.asarray(np.zeros(1000, BF))})
+    assert not np.isnan(to_host(p).astype(F4)).any()
+
+
+@either
 @pytest.mark.parametrize("moment", ["uint16", "uint8"])
 def test_a_skipped_step_writes_no_code_and_advances_no_key(module, moment):
     xp, rng = importlib.import_module(module), np.random.default_rng(1)

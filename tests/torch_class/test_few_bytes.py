@@ -340,7 +340,12 @@ def widen(entry):
     entry["param_remainder"] = entry["param_remainder"].int()
 
 
+def count(entry):
+    entry["square_avg"] = entry["square_avg"].int()
+
+
 BAD = {
+    count: r"square_avg has dtype torch\.int32; wanted a float, or codes of uint16 or uint8",
     change_codes: r"'?square_avg_base has shape \(7,\); wanted \(8,\)",
     drop_bases: "square_avg has codes of uint8 without the bases that belong to them",
     raise_bases: "square_avg_base has elements above 1785",
@@ -370,6 +375,20 @@ def test_codes_that_do_not_fit_are_refused(change):
     if change is reshape:  # or the bases would be too many
         saved["state"][1]["square_avg"] = saved["state"][1]["square_avg"].clone()
     refused(opt, saved, r"the loaded state of param_groups\[0\]\['params'\]\[1\] does not fit .*: its " + BAD[change])
+
+
+@pytest.mark.parametrize("moment", ["float32", "uint16", "uint8"])
+def test_bases_without_their_codes_go(moment):
+    """torch would have cast them to the parameter's dtype."""
+    opt, other = (RMSprop(parameters(), square_avg_dtype=moment) for _ in range(2))
+    step(opt, 0)
+    saved = deepcopy(opt.state_dict())
+    saved["state"][0]["square_avg_base"] = torch.zeros(9, dtype=torch.uint16)
+    if moment == "uint8":
+        del saved["state"][0]["square_avg"]
+    other.load_state_dict(saved)
+    assert "square_avg_base" not in other.state_dict()["state"][0]
+    step(other, 1)
 
 
 def test_codes_of_another_format_are_refused():
