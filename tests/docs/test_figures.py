@@ -6,11 +6,14 @@ Generated tables are compared with their results by `tests/test_benchmarks.py`.
 import json
 import math
 import re
+import sys
 from functools import cache
 
 import pytest
 from pages import PAGES, named
 from paths import ROOT
+
+sys.path.append(str(ROOT))  # last, as in test_benchmarks.py
 
 from benchmarks.busy import SIZES
 from benchmarks.report import digits, duration
