@@ -19,7 +19,6 @@ if why_not() is None:
     from rmsprop_gpu.kernels import cuda_coded, cuda_prepare
 
 pytestmark = [pytest.mark.sass, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
-linked = pytest.mark.skipif(cuda_fit.nvjitlink() is None, reason="nvJitLink, which links for real GPUs, is not there")
 
 F4, BF = np.float32, ml_dtypes.bfloat16
 DTYPES = {"float32": F4, "bfloat16": BF}
@@ -59,35 +58,26 @@ PLACES += [("buffers", (7, 5)), ("buffers", (12, 0)), ("everything", (10, 0))]
 @pytest.mark.parametrize(("switches", "cc"), PLACES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_update_kernels_of_codes_are_without_flaws(dtype, switches, cc):
+    """The first element waits for its chunk, for the addresses in its row, and for nothing of the prepare kernel."""
     variants = kinds(dtype, switches)
     facts = read([cuda_coded.make_update_kernel(variant, dtype) for variant in variants], cc)
     found = {name(v): problems(f, v, dtype) for v, f in zip(variants, facts, strict=True)}
     assert not {variant: found for variant, found in found.items() if found}
+    if cuda_fit.nvjitlink() is not None and switches != "everything":
+        assert max(chain(f.ptx) for f in facts) <= 4
+    if cuda_fit.nvjitlink() is not None and (switches, cc) == ("plain", (9, 0)):
+        for variant, f in zip(variants, facts, strict=True):
+            leaves_a_multiprocessor_full_and_loads_before_it_branches(f, variant)
 
 
-@linked
-def test_plain_codes_leave_a_multiprocessor_full_and_load_before_they_branch():
+def leaves_a_multiprocessor_full_and_loads_before_it_branches(facts, variant):
     """With 32 registers a thread it holds all the 2,048 threads that it can; 40 are wanted with codes of 8 bits.
 
-    No spill, no float64, no call. No branch stands before what is loaded to find an element, not even that of a step
-    that is skipped.
+    No branch stands before what is loaded to find an element, not even that of a step that is skipped.
     """
-    for variant, dtype in FORMATS:
-        (facts,) = read([cuda_coded.make_update_kernel(variant.of_update, dtype)], (9, 0))
-        assert facts.registers <= 32, name(variant)
-        assert not list(flaws(facts, dtype)), name(variant)
-        before = re.split(r"\bbra\b|\bret\b|\bexit\b", facts.ptx, maxsplit=1)[0]
-        assert len(re.findall(r"ld\.global\.", before)) >= 3 + 3 + 4, name(variant)
-
-
-@linked
-@pytest.mark.parametrize("switches", ["plain", "buffers"])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_the_first_element_waits_for_few_loads(dtype, switches):
-    """For its chunk, for the addresses in its row, and for nothing of the prepare kernel."""
-    kernels = [cuda_coded.make_update_kernel(variant, dtype) for variant in kinds(dtype, switches)]
-    chains = [chain(facts.ptx) for facts in read(kernels, (9, 0))]
-    assert max(chains) <= 4, chains
+    assert facts.registers <= 32, name(variant)
+    before = re.split(r"\bbra\b|\bret\b|\bexit\b", facts.ptx, maxsplit=1)[0]
+    assert len(re.findall(r"ld\.global\.", before)) >= 3 + 3 + 4, name(variant)
 
 
 @pytest.mark.parametrize("cc", [(7, 5), (9, 0), (12, 0)], ids=str)
