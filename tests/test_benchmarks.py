@@ -18,7 +18,7 @@ from rmsprop_gpu.profiling.traffic import bytes_per_element
 # Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
 sys.path.append(str(ROOT))
 
-from benchmarks import check, machine, measure, readme, worker
+from benchmarks import check, machine, measure, readme, step_error, worker
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders_base import Running
 from benchmarks.report import digits, markdown
@@ -457,3 +457,33 @@ def test_a_step_of_torchs_that_is_faster_on_a_card_is_bold():
         "| one, eager | 2 us / 4 us | **0.5** / 2 |  |",
         "| one, replay of a graph | 3 us / 4 us |  |  |",
     ]
+
+
+# Steps of fewer bytes
+
+
+def test_the_page_of_step_errors_is_made_from_its_result():
+    file = ROOT / "benchmarks" / "results" / "step-error"
+    assert step_error.page(json.loads(file.with_suffix(".json").read_text())) == file.with_suffix(".md").read_text()
+
+
+def test_steps_are_compared_by_length_and_by_relative_error():
+    exact = np.array([1, -2, 0, 4], np.float32)
+    same, longer = step_error.Compared(), step_error.Compared()
+    same.add(exact, exact)
+    longer.add(np.array([1.5, -3, 0, 4], np.float32), exact)
+    assert same.found() == {"ratio": 1, "rms": 0}
+    assert longer.found() == {"ratio": 8.5 / 7, "rms": math.sqrt(0.5 / 3)}
+
+
+def test_every_format_sees_the_gradients_of_float32(monkeypatch):
+    monkeypatch.setattr(step_error, "ALPHAS", (0.9,))
+    grads = [[np.full(300, x, np.float32)] for x in (0.5, 0.25, 0.5)]
+    found = step_error.step_errors(lambda: iter(grads))["0.9"]
+    assert 0 < found["uint16"]["rms"] < 0.002 < found["uint8"]["rms"] < 0.04
+    assert found[step_error.NEAREST]["rms"] > 0
+
+
+def test_a_figure_that_is_wanted_otherwise_is_bold():
+    cells = [step_error._step_cell("narrow", 0.9, name, {"ratio": 1.0, "rms": 0.003}) for name in ("uint16", "uint8")]
+    assert cells == ["**1.000 (0.003)**", "1.000 (0.003)"]
