@@ -9,25 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.workloads import STORED
 from rmsprop_gpu import RMSProp
 
 SIZES = (67_108_864, 16_777_216)
 STEPS, ROUNDS = 30, 7
-UINT16, UINT8 = {"square_avg_dtype": "uint16"}, {"square_avg_dtype": "uint8"}
-REST, ROUND = {"store_param_remainders": True}, {"bf16_stochastic_round": True}
-# The dtype of the parameters, the bytes that a step moves per element, and the arguments.
-FORMATS: list[tuple[str, float, dict[str, Any]]] = [
-    ("float32", 20, {}),
-    ("float32", 16, UINT16),
-    ("float32", 14.03, UINT8),
-    ("bfloat16", 14, {}),
-    ("bfloat16", 14, ROUND),
-    ("bfloat16", 18, REST),
-    ("bfloat16", 10, UINT16 | ROUND),
-    ("bfloat16", 8.03, UINT8 | ROUND),
-    ("bfloat16", 14, UINT16 | REST),
-    ("bfloat16", 12.03, UINT8 | REST),
-]
+FORMATS = [("float32", {}, 20), *STORED.values()]
 
 
 def main() -> None:
@@ -36,11 +23,11 @@ def main() -> None:
 
     for size in SIZES:
         print("elements", size)
-        for dtype, moved, arguments in FORMATS:
+        for dtype, arguments, moved in FORMATS:
             param, grad = _arrays(dtype, size)
             seconds = _seconds(RMSProp(param, lr=1e-5, alpha=0.99, **arguments), grad)
             said = f"{seconds * 1e6:8.1f} us {size * moved / seconds / 1e9:7.0f} GB/s"
-            print(f"{dtype:9} {arguments!s:70} {said}", flush=True)
+            print(f"{dtype:9} {dict(arguments)!s:70} {said}", flush=True)
             del param, grad
             cupy.get_default_memory_pool().free_all_blocks()
 

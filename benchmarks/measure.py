@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders_base import Contender
 from benchmarks.worker import Conditions, serve
-from benchmarks.workloads import COPY, FORMATS, WORKLOADS, Workload
+from benchmarks.workloads import COPY, WORKLOADS, Workload
 
 Row = dict[str, Any]
 
@@ -156,9 +156,8 @@ def statistics(contender: Contender, seconds: dict[str, list[float]], workload: 
     """Of the times of a contender, and of its ratios (its time / the peer's, round by round) to each peer."""
     times = seconds[contender.name]
     limit = seconds.get(COPY)
-    # What is stored in fewer bytes moves fewer; everybody else is measured by what the workload cannot do without.
-    fewer = FORMATS[contender.name][2] / workload.bytes_per_element if contender.name in FORMATS else 1
-    useful = workload.bytes_per_element * fewer * workload.size
+    moved = workload.moved_by(contender.name)
+    useful, fewer = moved * workload.size, moved / workload.bytes_per_element
     return {
         "rounds": len(times),
         "seconds": {**quartiles(times), "min": rounded(min(times))},

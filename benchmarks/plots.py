@@ -23,6 +23,7 @@ from benchmarks.workloads import (
     PLAIN,
     TORCH,
     VIEWS,
+    WORKLOADS,
 )
 
 if TYPE_CHECKING:
@@ -241,17 +242,18 @@ def scaling_title(workload: dict[str, Any], by_threads: Mapping[int, Rows]) -> s
 
 def formats(figure: Figure, result: dict[str, Any]) -> bool:
     """How long a step takes in each format, and how long it would take if only its bytes counted."""
-    measured = next((x for x in result["workloads"].values() if FORMATS.keys() & timed(x["results"])), None)
-    if measured is None or OURS not in timed(measured["results"]):
+    found = {name: timed(x["results"]) for name, x in result["workloads"].items()}
+    workload = next((name for name, rows in found.items() if OURS in rows and FORMATS.keys() & rows), None)
+    if workload is None:
         return False
     rows = {OURS: {"median": 1.0, "q1": 1.0, "q3": 1.0}}
-    rows |= {name: found for name in FORMATS if (found := to_ours(measured["results"].get(name, {})))}
-    moved = {OURS: float(measured["bytes_per_element"]), **{name: x for name, (_, _, x) in FORMATS.items()}}
+    rows |= {name: ratio for name in FORMATS if (ratio := to_ours(found[workload].get(name, {})))}
+    moved = {name: WORKLOADS[workload].moved_by(name) for name in rows}
     figure.set_size_inches(8, 1.6 + 0.34 * len(rows))
     axes = figure.subplots()
-    for y, (name, found) in enumerate(rows.items()):
-        axes.barh(y, found["median"], height=0.6, color=STYLES[OURS][0] if name == OURS else STYLES[OPTAX][0])
-        axes.plot([found["q1"], found["q3"]], [y, y], color=DARK, linewidth=1.5)
+    for y, (name, ratio) in enumerate(rows.items()):
+        axes.barh(y, ratio["median"], height=0.6, color=STYLES[OURS][0] if name == OURS else STYLES[OPTAX][0])
+        axes.plot([ratio["q1"], ratio["q3"]], [y, y], color=DARK, linewidth=1.5)
         expected = moved[name] / moved[OURS]
         axes.plot(
             [expected] * 2,

@@ -28,7 +28,19 @@ from benchmarks.report import (
 )
 from benchmarks.startup import startup_lines
 from benchmarks.step_error import CODED, NEAREST, WIDER
-from benchmarks.workloads import AGAIN, BITSANDBYTES, C_OPENMP, COMPILED, DROP_IN, FORMATS, FUSED, OPTAX, OURS, TORCH
+from benchmarks.workloads import (
+    AGAIN,
+    BITSANDBYTES,
+    C_OPENMP,
+    COMPILED,
+    DROP_IN,
+    FORMATS,
+    FUSED,
+    OPTAX,
+    OURS,
+    TORCH,
+    WORKLOADS,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
@@ -222,12 +234,12 @@ def of_the_host(result: dict[str, Any]) -> list[str]:
 
 def of_formats(result: dict[str, Any]) -> list[str]:
     """Steps in formats of fewer bytes on the CPU, and bitsandbytes' steps."""
-    (rows,) = (timed(one["results"]) for one in result["workloads"].values())
-    moved = {OURS: 20.0, **{name: x for name, (_, _, x) in FORMATS.items()}}
+    ((workload, one),) = result["workloads"].items()
+    rows, moved_by = timed(one["results"]), WORKLOADS[workload].moved_by
     body = []
     for name in (OURS, *FORMATS, *BITSANDBYTES):
         ratio = "1" if name == OURS else digits(1 / rows[name]["ratio_to"][OURS]["median"])
-        by_bytes = digits(moved[OURS] / moved[name]) if name in moved else ""
+        by_bytes = "" if name in BITSANDBYTES else digits(moved_by(OURS) / moved_by(name))
         said = "float32" if name == OURS else name.removeprefix(f"{OURS}, ")
         body.append((said, duration(rows[name]["seconds"]["median"]), ratio, by_bytes))
     return [

@@ -66,7 +66,7 @@ def facts() -> list[dict[str, Any]]:
 
 
 def facts_of_formats() -> list[dict[str, Any]]:
-    """Of each format of fewer bytes: its plain kernel, and that with most switches."""
+    """The plain kernel of each format of fewer bytes, and the one with most switches."""
     from machine_code_bounds import CAPABILITIES, bounds, flaws_of_update, instructions_per_element
     from rich.progress import track
     from variants import name

@@ -57,7 +57,7 @@ class ToNearest(RMSProp):
 
 
 def streams() -> dict[str, Callable[[], Iterator[Gradients]]]:
-    """By name what makes a stream of gradients; it is the same each time."""
+    """Functions that make a stream of gradients, the same each time, by name."""
     return {
         "narrow": lambda: normal(np.ones(SIZE)),
         "four decades": lambda: normal(spread(4)),
@@ -80,25 +80,25 @@ def normal(scale: NDArray[np.float64], steps: int = STEPS) -> Iterator[Gradients
 
 
 def spread(decades: float) -> NDArray[np.float64]:
-    """Scales of elements that differ by so many decades, neighbours by as many as any."""
+    """Scales of elements over this many decades, in random order, so that neighbours differ as much as any."""
     return 10 ** np.random.default_rng(1).uniform(-decades / 2, decades / 2, SIZE)
 
 
 def _sparse(grads: Gradients, step: int) -> Gradients:
-    """One in a hundred is left."""
+    """Keep one in a hundred."""
     left = np.random.default_rng((2, step)).random(SIZE) < 0.01
     return [grad * left.astype(np.float32) for grad in grads]
 
 
 def constant() -> Iterator[Gradients]:
-    """Each element has one gradient that stays."""
+    """The same gradient in every step, another for each element."""
     (grad,) = next(normal(np.ones(SIZE)))
     for _ in range(STEPS):
         yield [grad]
 
 
 def digits() -> Iterator[Gradients]:
-    """Those of the demo's network while it learns from a float32 state."""
+    """Gradients of the demo's network, trained with a float32 state."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -114,13 +114,13 @@ def digits() -> Iterator[Gradients]:
 
 
 def cnn() -> Iterator[Gradients]:
-    """Those of two convolutions and a dense layer while they learn the digits from a float32 state."""
+    """Gradients of two convolutions and a dense layer that learn the digits, trained with a float32 state."""
     for model, _ in cnn_steps(0, {"alpha": 0.99}, TRAINED_STEPS):
         yield [param.grad.numpy() for param in model.parameters()]
 
 
 def cnn_steps(seed: int, arguments: dict[str, Any], steps: int) -> Iterator[tuple[Any, float]]:
-    """The model with gradients, before they are used, and the loss of the minibatch."""
+    """The model with the gradients of each step, before they are used, and the loss of the minibatch."""
     import torch
     from sklearn.datasets import load_digits
     from torch import nn
@@ -173,14 +173,14 @@ class Compared:
 
 @dataclass
 class Contender:
-    """An optimizer over parameters that are 0 before each step, so that what they are behind it is the step."""
+    """An optimizer over parameters that are 0 before each step, so that their values after it are the step."""
 
     opt: Any
     params: list[Any]
     compared: Compared = field(default_factory=Compared)
 
     def step(self, grads: Gradients) -> Array:
-        """The step, of all tensors one behind the other."""
+        """The step of all tensors, concatenated."""
         for param in self.params:
             param[...] = 0
         self.opt.step(grads)
@@ -188,7 +188,7 @@ class Contender:
 
 
 class OfBitsandbytes:
-    """Its RMSProp with 8 bits, over torch tensors that share memory with our arrays."""
+    """bitsandbytes' RMSprop with 8 bits, over torch tensors that share memory with our arrays."""
 
     def __init__(self, params: list[Array], alpha: float) -> None:
         import bitsandbytes
@@ -206,7 +206,7 @@ class OfBitsandbytes:
 
 
 def contenders(shapes: list[tuple[int, ...]], alpha: float) -> dict[str, Contender]:
-    """By format; float32 first. bitsandbytes where it is installed."""
+    """Optimizers by format, float32 first; bitsandbytes if it is installed."""
     made: dict[str, Callable[[list[Array]], Any]] = {
         EXACT: lambda params: RMSProp(params, lr=1.0, alpha=alpha),
         **{
@@ -270,14 +270,11 @@ def biases() -> dict[str, dict[str, dict[str, float]]]:
 # Trainings
 
 
-class Training(Run):
-    """The demo's run with any format; `nearest` rounds a float32 state."""
-
-    nearest = False
+class ToNearestRun(Run):
+    """The demo's run with a float32 state that is rounded to nearest."""
 
     def _make_optimizer(self, params: Params) -> RMSProp:
-        made = ToNearest if self.nearest else RMSProp
-        return made(params, lr=self.settings.hyper["lr"], **{k: x for k, x in self.settings.hyper.items() if k != "lr"})
+        return ToNearest(params, **self.settings.hyper)
 
 
 def dense_loss(name: str, alpha: float, seed: int) -> float:
@@ -285,9 +282,8 @@ def dense_loss(name: str, alpha: float, seed: int) -> float:
     hyper: dict[str, Any] = {"lr": 1e-3, "alpha": alpha}
     if name in CODED:
         hyper["square_avg_dtype"] = name
-    run = Training(Settings(device="cpu", hyper=hyper, epochs=EPOCHS, seed=seed, check=False))
-    run.nearest = name == NEAREST
-    run.opt = run._make_optimizer(run.params)
+    make = ToNearestRun if name == NEAREST else Run
+    run = make(Settings(device="cpu", hyper=hyper, epochs=EPOCHS, seed=seed, check=False))
     run.load()
     *_, last = run.epochs()
     return last.loss
@@ -337,12 +333,12 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Steps with a second moment of fewer bytes",
         "",
-        f"`python -m benchmarks.step_error`; {said}. Nothing here depends on the machine.",
+        f"`python -m benchmarks.step_error`; {said}. Nothing here is a time.",
         "",
         f"Every format sees the same gradients as a float32 state: {SIZE:,} elements over {STEPS:,} steps, or those of "
         f"a network over {TRAINED_STEPS:,} steps. Of each format the ratio of its mean step to that of float32, and in "
         f"brackets the root mean square of its relative error. *{NEAREST}* is the grid of `uint8`, rounded to nearest; "
-        f"*{OTHERS}* is that library's class. A figure that the project wants otherwise is bold.",
+        f"*{OTHERS}* is that library's class. Figures outside what the project wants are bold.",
         "",
         *_steps_table(result["steps"]),
         "",

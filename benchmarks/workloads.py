@@ -22,7 +22,7 @@ BITSANDBYTES = ("bitsandbytes", "bitsandbytes, 8 bits")  # of its RMSprop, by th
 TORCH = ("torch foreach", "torch for-loop")  # of its RMSprop: the default on a GPU, and the default on a CPU
 COMPILED, FUSED, OPTAX, C_OPENMP = "torch compile", "torch fused adagrad", "optax", "c openmp"
 
-# In fewer bytes: the dtype of parameters and gradients, the arguments, the bytes an element.
+# Formats of fewer bytes: the dtype of parameters and gradients, the arguments, the bytes per element.
 _UINT16, _UINT8 = {"square_avg_dtype": "uint16"}, {"square_avg_dtype": "uint8"}
 _DITHERED, _REMAINDER = {"bf16_stochastic_round": True}, {"store_param_remainders": True}
 FORMATS: dict[str, tuple[str, Mapping[str, Any], float]] = {
@@ -35,7 +35,7 @@ FORMATS: dict[str, tuple[str, Mapping[str, Any], float]] = {
     f"{OURS}, remainder, uint16": ("bfloat16", _REMAINDER | _UINT16, 14),
     f"{OURS}, remainder, uint8": ("bfloat16", _REMAINDER | _UINT8, 12.03125),
 }
-# Every format that there is, by what is theirs in these names: those, and what moves as many bytes as one of them.
+# All formats, by their short names: those above, and those that move as many bytes as one of them.
 STORED = {name.removeprefix(f"{OURS}, "): how for name, how in FORMATS.items()} | {
     "bfloat16 dithered": ("bfloat16", _DITHERED, 14),
     "bfloat16, uint16": ("bfloat16", _UINT16, 10),
@@ -79,6 +79,10 @@ class Workload:
     def size(self) -> int:
         """Elements in all tensors together."""
         return sum(map(math.prod, self.shapes))
+
+    def moved_by(self, contender: str) -> float:
+        """The bytes per element that a contender cannot do without: a format of fewer bytes has its own."""
+        return FORMATS[contender][2] if contender in FORMATS else self.bytes_per_element
 
     @property
     def bytes_per_element(self) -> int:

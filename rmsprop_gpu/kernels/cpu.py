@@ -131,7 +131,7 @@ def functions(variant: Variant, dtype: np.dtype[Any], grad_dtype: np.dtype[Any])
 
 
 def unit_of(variants: Iterable[Variant]) -> int | None:
-    """The elements that threads do not share, those of a block of codes; None is `cpu_drive.UNIT`."""
+    """Threads cut tensors at multiples of this: a block of codes, or with None `cpu_drive.UNIT`."""
     return CODED if any(variant.coded for variant in variants) else None
 
 

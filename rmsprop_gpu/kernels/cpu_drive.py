@@ -41,7 +41,7 @@ in_parallel = threading.RLock()
 def _load_openmp() -> None:
     """Load the OpenMP that Numba's threads use, set to spin only briefly before they sleep; no thread starts yet.
 
-    By default, GNU OpenMP's threads spin for 300,000 rounds, 5 to 15 ms, waiting for work and for each other. When
+    By default, GNU OpenMP's threads spin for 300,000 rounds, waiting for work and for each other. When
     other processes want the cores, a spinning thread keeps the very thread it waits for from running.
     """
     if sys.platform != "linux" or "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:

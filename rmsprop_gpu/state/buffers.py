@@ -100,7 +100,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
             self.buffers[i][name] = buffer
 
     def _master(self, i: int, buffers: Mapping[str, Array]) -> Array:
-        """The parameter, with what it lacks where that is kept beside it."""
+        """The master weights: the parameter, with its remainder if there is one."""
         p, rest = self._tensors[i].view, buffers.get(REMAINDER)
         if rest is None:
             return p
@@ -181,11 +181,12 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                 continue
             known = {*names[i], *self.buffers[i]}
             known |= {"grad_avg", "momentum_buffer", "ema"} if "square_avg" in known else {"ema"}
-            known |= {name for name in (REMAINDER,) if tensor.layout.dtype.name == "bfloat16"}
+            if tensor.layout.dtype.name == "bfloat16":
+                known.add(REMAINDER)
             before = len(problems)
             entry = in_format(entry, self._moments[i], tensor, label, problems)
-            if len(problems) == before:  # else what is refused would be lacking too
-                for name in [n for n in names[i] if n not in entry and n != REMAINDER]:  # of which the start is 0
+            if len(problems) == before:  # otherwise a refused array would be reported as missing too
+                for name in [n for n in names[i] if n not in entry and n != REMAINDER]:  # which starts at 0
                     problems.add(ValueError, f"{label} lacks {name!r}, which its hyperparameters need")
             for name in entry:
                 if name not in known:
@@ -195,7 +196,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
                         array = check_entry(
                             entry[name], f'{label}["{name}"]', name, self._layout(i, name), tensor, problems
                         )
-                    if array is not None and (name != REMAINDER or name in names[i]):  # nothing would go on from it
+                    if array is not None and (name != REMAINDER or name in names[i]):  # else dropped
                         found.setdefault(i, {})[name] = array
         return found
 
@@ -213,7 +214,7 @@ class State(Mapping[str | int, Mapping[str, Array]]):
         for i, entry in found.items():
             with self.at(i):
                 buffers = self.buffers[i]
-                for name in sorted(buffers, key="ema".__eq__):  # which may start from what is read
+                for name in sorted(buffers, key="ema".__eq__):  # last, since it may start from the remainder
                     source = entry.get(name, 0)
                     if name == "ema" and name not in entry:
                         source = self._master(i, buffers)

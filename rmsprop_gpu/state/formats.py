@@ -35,7 +35,7 @@ def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
         return ((bits.clip(None, QUIET_NAN) + half) >> SHIFT16).astype(np.uint16).reshape(v.shape), None
     flat = bits.astype(np.int64)
     blocks = -(-flat.size // BLOCK)
-    finite = np.zeros_like(flat, shape=(blocks * BLOCK,))  # by its own library
+    finite = np.zeros_like(flat, shape=(blocks * BLOCK,))  # NumPy's or CuPy's
     finite[: flat.size] = flat * (flat < INFINITE)
     most = finite.reshape(blocks, BLOCK).max(axis=1) if blocks else finite
     bases = (((most + ((1 << SHIFT8) - 1)) >> SHIFT8) - 255).clip(0, None)
@@ -45,10 +45,10 @@ def coded(v: Array, moment: str) -> tuple[Array, Array | None]:
 
 
 def joined(p: Array, rest: Array) -> Array:
-    """The float32 of parameters of bfloat16 and what they lack, as steps see it."""
+    """The float32 values of bfloat16 parameters and their remainders, as the kernels join them."""
     rest = rest.astype(np.uint32)
     bits = (p.view(np.uint16).astype(np.uint32) << 16) + rest
-    nan = (bits & 0x7FFFFFFF) > INFINITE  # these are the parameter, without the rest
+    nan = (bits & 0x7FFFFFFF) > INFINITE  # here the remainder is ignored
     return (bits - rest * nan).view(np.float32)
 
 

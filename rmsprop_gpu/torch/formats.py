@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from ..kernels.codes import BLOCK, INFINITE, LARGEST_BASE, QUIET_NAN, SHIFT8, SHIFT16
+from ..state.kinds import MOMENTS, REMAINDER
 
 CODES = {"uint16": torch.uint16, "uint8": torch.uint8}
-BASE, REMAINDER = "square_avg_base", "param_remainder"
+BASE = MOMENTS["square_avg"]
 # Besides the second moment: integer state that exists only for some formats and parameters.
 INTEGERS = {BASE: torch.uint16, REMAINDER: torch.int16}
 
