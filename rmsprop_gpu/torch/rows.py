@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from .. import hyper
+from ..state.kinds import REMAINDER
 from ..state.storage import Kind
-from .formats import BASE, CODES, INTEGERS, REMAINDER, blocks_of, coded, format_of
+from .formats import BASE, CODES, INTEGERS, blocks_of, coded, format_of
 from .library import why_no_kernels
 
 # The state besides the counters, and the hyperparameter that needs it.
