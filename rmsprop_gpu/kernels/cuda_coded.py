@@ -1,7 +1,7 @@
 """CUDA's loop around the rule where the second moment or the parameter is stored in fewer bytes (codes.py).
 
 A thread handles four neighbours at a time, and a warp one block of codes. Its largest element is found in registers,
-so one pass is enough and no shared memory is needed.
+by one instruction or, before compute capability 8.0, by shuffles: one pass is enough, without shared memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .codes import (
     word,
 )
 from .cuda_target import target
-from .intrinsics import GLOBAL, late, make_lanes, memory, opaque
+from .intrinsics import GLOBAL, late, make_lanes, make_largest_of_warp, memory, opaque
 from .norms import make_advance, make_factors, make_scalars
 from .rule import Variant, inline, make_rule
 from .table import (
@@ -76,12 +76,15 @@ def _largest_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _largest_of_warp(x):  # type: ignore[no-untyped-def]
+def _largest_by_shuffles(x):  # type: ignore[no-untyped-def]
     x = larger(x, target.shfl_xor_sync(ALL, x, 16))
     x = larger(x, target.shfl_xor_sync(ALL, x, 8))
     x = larger(x, target.shfl_xor_sync(ALL, x, 4))
     x = larger(x, target.shfl_xor_sync(ALL, x, 2))
     return larger(x, target.shfl_xor_sync(ALL, x, 1))
+
+
+_largest_of_warp = make_largest_of_warp(_largest_by_shuffles)
 
 
 @inline
@@ -295,8 +298,8 @@ def make_update_kernel(variant: Variant, D: Any, G: Any = None) -> Any:
             v, w = update_many(param, rest, grad, v, grad_avg, momentum_buffer, ema, i, key, before, s, f)
             if uint8:  # one block of codes per warp
                 base = base_of(_largest_of_warp(_largest_of_four(v[0], v[1], v[2], v[3])))
-                if i & (BLOCK - 1) == 0:
-                    _store16(bases, i >> LOG_BLOCK, base)
+                if i & (BLOCK - 1) == 0:  # the address is computed again: kept, it would cost two registers
+                    _store16(bases, late(i, v[3]) >> LOG_BLOCK, base)
             store_vs(square_avg, base, i, v, w)
             i = opaque(np.int32(i + THREADS * WIDTH))
         if uint8:  # the ragged end of a tensor, or all of an unaligned one: each lane has four elements, 32 apart

@@ -270,6 +270,28 @@ def late(typingctx, x, known):  # type: ignore[no-untyped-def]
     return types.int32(types.int32, types.float32), codegen
 
 
+def make_largest_of_warp(by_shuffles: Any) -> Any:
+    """``largest(x)``: each thread of a warp gets the largest int32 of all 32 threads.
+
+    For CUDA only: one instruction from compute capability 8.0 on, and `by_shuffles`, a function, on older devices.
+    """
+
+    @intrinsic
+    def largest(typingctx, x):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            from numba.cuda.core.targetconfig import ConfigStack
+
+            if ConfigStack().top().compute_capability < (8, 0):
+                return context.compile_internal(builder, by_shuffles.py_func, sig, args)
+            text = "redux.sync.max.s32 $0, $1, 0xffffffff;"
+            # With a side effect, LLVM does not move it into a branch that only some threads take.
+            return builder.asm(ir.FunctionType(_I32, [_I32]), text, "=r,r", args, side_effect=True)
+
+        return types.int32(types.int32), codegen
+
+    return largest
+
+
 def make_scratch(count: int) -> Any:
     """``scratch()``: the address of `count` float64 on the stack of the calling function. For the CPU only."""
 

@@ -79,7 +79,7 @@ class Facts:
     @property
     def accesses(self) -> dict[str, int]:
         """Loads and stores in the loop."""
-        return {opcode: n for opcode, n in self.loop.items() if re.match(r"(LDG?|STG?|ATOM\w*|RED\w*)\b", opcode)}
+        return {opcode: n for opcode, n in self.loop.items() if re.match(r"(LDG?|STG?|ATOM\w*|REDG?)\b", opcode)}
 
     @property
     def mix(self) -> dict[str, int]:
@@ -90,7 +90,7 @@ class Facts:
 def _kind(opcode: str) -> str:
     """The purpose of an instruction."""
     kinds = {
-        "memory": r"LD|ST|ATOM|RED",
+        "memory": r"LD|ST|ATOM|REDG?\b",
         "float64": r"D(FMA|MUL|ADD|SETP)|.*64H",
         "conversion": r"[FI]2[FI]|F2FP|PRMT|HADD2",  # HADD2 widens a half
         "float32": r"F(FMA|MUL|ADD|SETP|SEL|CHK|MNMX)|MUFU",

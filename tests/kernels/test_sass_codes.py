@@ -65,6 +65,9 @@ def test_update_kernels_of_codes_are_without_flaws(dtype, switches, cc):
     assert not {variant: found for variant, found in found.items() if found}
     if cuda_fit.nvjitlink() is not None and switches != "everything":
         assert max(chain(f.ptx) for f in facts) <= 4
+    for variant, f in zip(variants, facts, strict=True):
+        assert f.ptx.count("redux.sync.max") == (2 if variant.uint8 and cc >= (8, 0) else 0)  # in either loop
+        assert ("shfl.sync" in f.ptx) == (variant.uint8 and cc < (8, 0))
     if cuda_fit.nvjitlink() is not None and (switches, cc) == ("plain", (9, 0)):
         for variant, f in zip(variants, facts, strict=True):
             leaves_a_multiprocessor_full_and_loads_before_it_branches(f, variant)

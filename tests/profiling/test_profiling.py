@@ -386,6 +386,20 @@ def test_machine_code_of_fewer_bytes_is_that_of_its_own_kernel(dtype, options):
     assert facts.accesses == wanted_accesses(variant, dtype)
 
 
+def test_a_reduction_over_a_warp_is_no_access():
+    loop = {
+        "LDG.E.128": 2,
+        "STG.E": 1,
+        "RED.E.ADD.S32": 1,
+        "REDG.E.ADD.S32": 1,
+        "REDUX.MAX.S32": 1,
+        "CREDUX.MAX.S32": 1,
+    }
+    facts = machine_code.Facts(*[0] * 8, loop, ptx="", sass="")
+    assert facts.accesses == {"LDG.E.128": 2, "STG.E": 1, "RED.E.ADD.S32": 1, "REDG.E.ADD.S32": 1}
+    assert facts.mix == {"memory": 5, "others": 2}
+
+
 def test_whatever_a_linker_raises_is_told_as_one_kind_of_error(monkeypatch):
     """So that a profile falls back to the PTX."""
 

@@ -171,3 +171,21 @@ def test_a_parameter_without_a_gradient_keeps_its_codes_and_its_key(stored):
         opt.step([None if g is None else cupy.asarray(g) for g in grads])
         twin.step(grads)
     assert_same(opt, twin)
+
+
+@pytest.mark.parametrize("way", ["_largest_of_warp", "_largest_by_shuffles"])
+def test_each_thread_gets_the_largest_of_its_warp(way):
+    """The first is one instruction from compute capability 8.0 on; before, it is the second."""
+    from rmsprop_gpu.kernels import cuda_coded
+
+    largest, cuda = getattr(cuda_coded, way), cuda_coded.target
+
+    @cuda.jit
+    def kernel(x, found):
+        i = cuda.grid(1)
+        found[i] = largest(x[i])
+
+    x = np.random.default_rng(0).integers(0, 2**31, (256, 32), np.int32)
+    found = cupy.empty_like(cupy.asarray(x.ravel()))
+    kernel[128, 64](cupy.asarray(x.ravel()), found)
+    np.testing.assert_array_equal(found.get().reshape(x.shape), np.broadcast_to(x.max(1, keepdims=True), x.shape))
