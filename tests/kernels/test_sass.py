@@ -140,7 +140,7 @@ PLANTED = {
     "a one of float64": ("s.one_minus_alpha * g) * g", "(1.0 - s.alpha) * g) * g", "float64 instructions in the PTX"),
     "a contraction": ("r = r + s.eps", "r = s.lr * r + s.eps", "26 fma in the PTX; wanted 21"),
     "an fma less": ("fma(-s.lr, step, p)", "p - step", "16 fma in the PTX; wanted 21"),
-    "three divisions": ("u = g / r", "u = g / r / r / r", "instructions an element; wanted at most 64"),
+    "three divisions": ("u = g / r", "u = g / r / r / r", "instructions per element; wanted at most 64"),
     "a call": ("g = grad\n", "print(1)\n        g = grad\n", "calls in the PTX"),
 }
 

@@ -116,8 +116,7 @@ def test_gradients_and_grad_scale_by_a_power_of_two_change_no_bit(xp, dtype, nam
 def assert_multiplied(opt, grad, factor):
     """The gradient that the rule saw is the given one times this exact factor. With alpha 0, it is `grad_avg`.
 
-    The factor and the product are rounded once each, either of them by at most half an ulp or half of the smallest
-    number.
+    The factor and the product are rounded once each, by at most half an ulp or half the smallest subnormal.
     """
     got, f = host(opt.state[0]["grad_avg"]), np.finfo(grad.dtype)
     for x, y in zip(got.tolist(), grad.tolist(), strict=True):

@@ -111,14 +111,12 @@ def assert_within_cancellation(twins, p, q, old):
 
     * g (decay is one fma, or a product and a sum): 3 u (|weight_decay p| + |g|), for both together.
     * v: 3 u v each, plus 2 |g| times the error of g.
-    * m: torch uses lerp, m + w (g - m): a difference, a product, a sum. We round alpha, a product and an fma; w
-      and alpha, both rounded, add up to 1 within u. Together u (3 |m| + 2 |m'| + 2 w |g - m|), plus w times the error
-      of g.
+    * m: torch uses lerp, m + w (g - m): a difference, a product, a sum. We round alpha, a product and an fma; w and
+      alpha, both rounded, add up to 1 within u. Together u (3 |m| + 2 |m'| + 2 w |g - m|), plus w times the error of g.
     * d = v - m'^2: the error of v, 2 |m'| times the error of m, torch's square u m'^2, and 2 u d.
     * the root, eps, the quotient and lr round four times each, in total 8 u of the update.
 
-    Where d may be 0, torch's root may be NaN and the quotient anything. Such elements are not compared. Most others
-    are.
+    Where d may be 0, torch's root may be NaN and the quotient anything. Such elements, a minority, are not compared.
     """
     if not q.numel():
         return

@@ -1,8 +1,8 @@
 """The cases in PyTorch's test/test_optim.py that concern RMSprop, for torch's class and ours.
 
 One cannot hold for ours: `test_defaults_changed_to_foreach` replaces `_multi_tensor_rmsprop` in the module of the class
-and expects the step to call it. What it checks, that ``foreach`` is off by default on the CPU, is torch's.
-Cases of numbers, dtypes and schedulers are in test_numbers.py, those of state dicts in test_state_dicts.py.
+and expects the step to call it. What it checks, that ``foreach`` is off by default on the CPU, is torch's. Cases of
+numbers, dtypes and schedulers are in test_numbers.py, those of state dicts in test_state_dicts.py.
 """
 
 import inspect
