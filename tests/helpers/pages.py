@@ -37,7 +37,7 @@ class Block:
 
 
 def code(page):
-    """The Python blocks. Each needs the library that it imports, or that an earlier block whose names it uses needs."""
+    """The Python blocks. A block needs a library if it imports it, or uses names from an earlier block that does."""
     found, makes = list(blocks(page, "python", "pycon")), {}
     for block in found:
         used, made = set(), set()

@@ -49,7 +49,7 @@ def run_hinton(arguments, params, grads, lrs, after):
 
 
 def run_timm(arguments, params, grads, lrs, after):
-    """timm.optim.RMSpropTF, without the other imports of timm.optim."""
+    """timm.optim.RMSpropTF, without what timm.optim imports beside it."""
     return step_torch(rmsprop_tf(), arguments, params, grads, lrs, after)
 
 
@@ -70,7 +70,7 @@ def rmsprop_tf():
 
 
 def run_bitsandbytes(arguments, params, grads, lrs, after):
-    """bitsandbytes.optim.RMSprop, which has 32-bit state for small tensors."""
+    """bitsandbytes.optim.RMSprop, whose state is of 32 bits where a tensor is small."""
     import bitsandbytes
 
     return step_torch(bitsandbytes.optim.RMSprop, arguments, params, grads, lrs, after)
@@ -141,7 +141,7 @@ def run_optax(arguments, params, grads, lrs, after):
 
 
 def run_tf1(arguments, params, grads, lrs, after):
-    """tf.compat.v1.train.RMSPropOptimizer, that is, ResourceApplyRMSProp and ResourceApplyCenteredRMSProp.
+    """tf.compat.v1.train.RMSPropOptimizer, which is ResourceApplyRMSProp and ResourceApplyCenteredRMSProp.
 
     It converts every number to float32, even for float64 variables, but uses tensors as they are.
     """
@@ -170,7 +170,7 @@ def run_tf1(arguments, params, grads, lrs, after):
 
 
 def run_tf_keras_legacy(arguments, params, grads, lrs, after):
-    """tf_keras.optimizers.legacy.RMSprop, which also converts numbers to float32, but uses what a callable returns."""
+    """tf_keras.optimizers.legacy.RMSprop, which makes float32 of numbers too, but takes what a callable returns."""
     import inspect
 
     import tensorflow as tf
@@ -213,7 +213,7 @@ def run_chainer(arguments, params, grads, lrs, after):
 
 
 def run_graves(arguments, params, grads, lrs, after):
-    """chainer.optimizers.RMSpropGraves, which has the paper's constants. Its buffer is ours with the opposite sign."""
+    """chainer.optimizers.RMSpropGraves, which has the paper's constants; its buffer is ours with the other sign."""
     names = {"square_avg": ("n", 1), "grad_avg": ("g", 1), "momentum_buffer": ("delta", -1)}
     return step_chainer("RMSpropGraves", names, arguments, params, grads, lrs, after)
 

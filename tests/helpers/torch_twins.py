@@ -126,7 +126,7 @@ class Run:
 def assert_same_run(ours, torchs, part=None):
     """Two runs end alike, in parameters and in all of their state.
 
-    In centered mode, v and m^2 are both off by 6 u (see test_numbers.py), relative to v - m^2. The root halves that.
+    In centered mode, v is off by 6 u, and so is m^2 (see test_numbers.py). The root halves their error in v - m^2.
     """
     lost = 6 * ours.taken * max(ours.cancels, torchs.cancels)
     assert ours.params.keys() == torchs.params.keys()
