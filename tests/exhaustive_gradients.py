@@ -1,10 +1,10 @@
-"""One step for every float32 there is as gradient, on the CPU and on a CUDA device: are param and square_avg the same?
+"""One step for every float32 gradient, on the CPU and on a CUDA device: are param and square_avg bit-identical?
 
     python tests/exhaustive_gradients.py --log gradients.txt
 
-A pass takes all 2^32 bit patterns. Each meets one of the pairs of parameter and average below, neighbours different
-ones, and with another --shift other ones. --start and --stop (0x... or decimal) divide a pass, and resume it. Any NaN
-equals any NaN. The exit status is 1 if anything differs.
+A pass covers all 2^32 bit patterns. Each is combined with one of the pairs of parameter and average below: neighbours
+get different pairs, and --shift changes them. --start and --stop (0x... or decimal) divide a pass, or resume it. Any
+NaN equals any NaN. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -118,9 +118,9 @@ def integer(text):
 def parsed(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--start", type=integer, default=0, help="the first bit pattern (0)")
-    parser.add_argument("--stop", type=integer, default=EVERY, help="the one behind the last (2**32)")
-    parser.add_argument("--shift", type=integer, default=0, help=f"which pairs they meet, 0 to {len(PAIRS) - 1} (0)")
-    parser.add_argument("--block", type=integer, default=2**22, help="patterns a step (2**22)")
+    parser.add_argument("--stop", type=integer, default=EVERY, help="the one after the last (2**32)")
+    parser.add_argument("--shift", type=integer, default=0, help=f"which pairs they get, 0 to {len(PAIRS) - 1} (0)")
+    parser.add_argument("--block", type=integer, default=2**22, help="patterns per step (2**22)")
     parser.add_argument("--log", help="a file to which the summary is appended")
     given = parser.parse_args(argv)
     if not 0 <= given.start < given.stop <= EVERY or given.block < 1:

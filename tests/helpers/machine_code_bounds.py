@@ -39,7 +39,7 @@ def bounds_of_codes(variant):
     """Bounds for kernels of fewer bytes.
 
     Each element adds instructions for its word of dither and the rounding. An 8-bit code adds its share of finding the
-    block's largest element, and the two ends of a window. A remainder is joined and split, and NaN adds four.
+    block's largest element, and the two ends of a window. A remainder is joined and split, with four more for NaN.
     """
     # A remainder adds two streams with an address each. With four buffers that is up to 66, on 12.0 and on Turing.
     registers = 64 + 8 * variant.remainder

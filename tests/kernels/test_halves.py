@@ -65,7 +65,7 @@ def borders(half):
     f = ml_dtypes.finfo(half)
     positive = np.arange(np.array(np.inf, half).view(np.uint16), dtype=np.uint16).view(half).astype(np.float64)
     next_up = np.append(positive[1:], 2.0**f.maxexp)
-    with np.errstate(over="ignore"):  # for bfloat16 that exceeds float32, too
+    with np.errstate(over="ignore"):  # next_up overflows float32 for bfloat16
         return around(np.concatenate([positive, (positive + next_up) / 2, next_up[-1:]]).astype(np.float32))
 
 

@@ -126,7 +126,7 @@ def test_float32_states_are_coded_to_nearest(module, moment):
     coded = RMSProp(params(xp), square_avg_dtype=moment)
     coded.load_state_dict(plain.state_dict())
     for name, x in params().items():
-        v, half = to_host(plain.state[name]["square_avg"]), np.full(x.size, 2**31)  # half of what a code cannot hold
+        v, half = to_host(plain.state[name]["square_avg"]), np.full(x.size, 2**31)  # rounds to nearest
         codes = to_host(coded.state[name]["square_avg"]).reshape(-1)
         if moment == "uint16":
             assert np.array_equal(codes, oracle.encode16(v, half))
@@ -251,7 +251,7 @@ def test_bases_that_do_not_fit_are_refused_where_their_codes_become_float32(chan
 
 
 def test_bases_beside_codes_of_16_bits_are_refused():
-    """Also in a model that has 8-bit codes too, and where the codes become float32."""
+    """Even if another group has 8-bit codes, and if the codes load into float32."""
     formats = {"a": "uint16", "b": "uint8"}
     groups = [{"params": {name: np.ones(200, F4)}, "square_avg_dtype": x} for name, x in formats.items()]
     opt, plain = RMSProp(groups), RMSProp([{**group, "square_avg_dtype": "float32"} for group in groups])

@@ -158,7 +158,7 @@ def test_back_to_an_earlier_state_of_the_same_optimizer():
 
 
 def test_entries_that_are_views_of_the_very_state():
-    """Loaded in place one by one, swapped buffers or a reversed view would be overwritten before they are read."""
+    """If entries were loaded one by one, swapped buffers or a reversed view would be overwritten before being read."""
     params = {"a": np.ones(6), "b": np.ones(6)}
     opt = RMSProp(params)
     opt.step({"a": np.arange(1.0, 7), "b": np.arange(7.0, 13)})

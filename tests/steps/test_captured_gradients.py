@@ -1,4 +1,4 @@
-"""CUDA graphs of steps with arguments beside their gradients: each replay reads those in place."""
+"""CUDA graphs of steps with arguments besides gradients: each replay reads them in place."""
 
 import math
 

@@ -155,7 +155,7 @@ def test_a_step_with_all_of_it_does_not_wait(stream):
         stream.synchronize()
         stream.launch_host_func(lambda _: (began.append(1), go.wait(5)), None)
         if go.wait(0.2) or (began and stream.done):
-            pytest.skip("this device runs work when it is submitted")
+            pytest.skip("this device runs work as soon as it is submitted")
         for x, y in zip(grads, others, strict=True):
             x[...] = y
         found[...] = 1

@@ -79,7 +79,7 @@ def check(opt, params, ref, plain, moment, store, step, seed=0):
             assert same(got.astype(F4), ref[name].astype(got.dtype).astype(F4)), name
 
 
-# Every format alone, and each format's side at least once with the other switches.
+# Every format alone, and each kind of storage once with the other switches.
 SOME = [("uint16", "", F4), ("uint8", "rest", BF), ("float32", "round", BF), ("uint8", "", F4)]
 CASES = [(*x, "plain") for x in FORMATS] + [(*x, switches) for switches in ("buffers", "norm") for x in SOME]
 
@@ -335,7 +335,7 @@ def test_rounding_is_unbiased(moment, alpha):
 @pytest.mark.parametrize("moment", ["uint16", "uint8"])
 @pytest.mark.parametrize("alpha", [0.9, 0.99])
 def test_steps_scatter_around_those_of_float32(moment, alpha):
-    """A step's error is half that of v before it is stored: alpha times what earlier steps have left."""
+    """A step errs by half the error of v before it is stored, which is alpha times what earlier steps left."""
     size, count = 1024, round(10 / (1 - alpha))
     grads = np.random.default_rng(5).standard_normal((count, size), dtype=F4)
     errors, lengths = [], {}

@@ -156,7 +156,7 @@ def test_a_refusal_after_the_change_of_plans_changes_nothing(module):
 
 @either
 def test_an_overlap_with_what_a_step_writes_is_found(module):
-    """A half gradient has half the bytes, so the second half of the parameter's size is not its memory."""
+    """A half gradient has half the bytes of its parameter, and must be checked at its own length."""
     xp = importlib.import_module(module)
     memory = xp.zeros(1024 + 512, xp.uint8)
     param, grad = memory[512:].view(F4), memory[: 512 + 2].view(F2)[-256:]

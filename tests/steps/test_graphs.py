@@ -64,7 +64,7 @@ def test_a_graph_keeps_the_gradients_that_it_captured(stream):
         opt, eager = RMSProp(arrays(0)), RMSProp(arrays(0))
         opt.step(first)
         graph = capture(opt, first, stream)
-        for _ in range(3):  # each time writes the column anew
+        for _ in range(3):  # rewrites the column each time
             opt.step(second)
             opt.step(arrays(3))
             replay(graph, stream)
@@ -251,7 +251,7 @@ def test_another_layout_at_an_address_that_is_known_is_refused_too(stream):
 
 
 def test_gradients_of_other_dtypes_are_warmed_up_by_themselves(stream):
-    """A graph keeps the plan for its dtypes. Eager steps with other dtypes, and assignments, continue beside it."""
+    """A graph keeps the plan for its dtypes. Eager steps with other dtypes, and assignments, still work."""
     with stream:
         halves = arrays(1, np.float16)
         singles = [x.astype(np.float32) for x in halves]

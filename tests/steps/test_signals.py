@@ -1,4 +1,4 @@
-"""A step's arguments beside its gradients: which numbers and arrays are refused, and the errors."""
+"""A step's arguments besides gradients: which numbers and arrays are refused, and the errors."""
 
 import gc
 import math

@@ -131,7 +131,7 @@ def test_a_scale_that_is_no_scale_is_as_a_gradient_that_is_not_finite(xp, scale)
 @pytest.mark.parametrize("scale", [1e-40, 1e46, 1e-310])
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_scale_that_one_dtype_cannot_hold_skips_the_step_for_all(xp, scale, order):
-    """Its reciprocal is infinite or 0 in float32, but in float64 only the last one's is. No step is half skipped."""
+    """In float32 the reciprocal is infinite or 0, in float64 only for one of these scales. No step is half skipped."""
     dtypes = [F4, F8][::order]
     opt = RMSProp([xp.ones(30, T) for T in dtypes], skip_nonfinite=True)
     before, grads = everything(opt), [xp.full(30, 1e-9, T) for T in dtypes]

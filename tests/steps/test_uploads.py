@@ -122,7 +122,7 @@ def test_a_child_that_was_forked_during_an_upload_does_not_wait_for_ever(uploads
     assert taken.wait(60)
     threading.Timer(0.2, go.set).start()  # until then, the fork waits for the lock
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of forks beside threads
+        warnings.simplefilter("ignore")  # Python warns about forks beside running threads
         child = os.fork()
     if child == 0:
         os._exit(0 if uploads._lock.acquire(timeout=5) else 1)

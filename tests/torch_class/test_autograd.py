@@ -141,7 +141,7 @@ def test_a_step_is_shared_among_as_many_threads_as_torch_has_at_that_moment(monk
 @pytest.mark.parametrize("n", [1, 200])
 @pytest.mark.parametrize("given", [{}, {"momentum": 0.9, "centered": True}], ids=["plain", "all"])
 def test_no_step_allocates_as_much_as_a_mebibyte(given, n):
-    """8 MiB of parameters in one tensor or many. The foreach form of torch has a temporary as large."""
+    """8 MiB of parameters in one tensor or many. torch's foreach form needs a temporary that large."""
     size = (1 << 21) // n
     params = [Parameter(torch.ones(size)) for _ in range(n)]
     opt = RMSprop(params, **given)

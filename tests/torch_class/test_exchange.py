@@ -508,7 +508,7 @@ def test_the_stream_of_the_host_is_the_default_one():
     assert exchange.current_stream(exchange.DEVICES["cpu"], 0) == 0
 
 
-# Arrays on a device, through a table of our own, so torch need not support the device
+# Arrays on a device, through a table of our own: torch itself need not support the device
 
 
 class Devices:

@@ -305,7 +305,7 @@ WAYS = {
 
 @pytest.mark.parametrize("given", WAYS.values(), ids=WAYS)
 def test_a_step_does_not_wait(given):
-    """By torch's own sync check, and after a spinning kernel. The gradients and the learning rate change."""
+    """Checked with torch's sync debug mode, and behind a spinning kernel. Gradients and learning rate change."""
     params = [torch.nn.Parameter(on_card(x)) for x in draw(0)]
     opt, grads = RMSprop(params, **given), [[on_card(g) for g in draw(seed)] for seed in range(1, 6)]
 
@@ -394,7 +394,7 @@ def test_a_graph_lives_beside_steps_of_other_gradients():
         twins.its.step()
     twins.its.zero_grad()
     twins.grads(draw(2)).step().check()
-    twins.its.param_groups[0]["alpha"] = twins.mine.param_groups[0]["alpha"] = 0.5  # this binds anew
+    twins.its.param_groups[0]["alpha"] = twins.mine.param_groups[0]["alpha"] = 0.5  # rebinds
     twins.grads(draw(3)).step().check()
     for p, g, old in zip(twins.host, draw(4), captured, strict=True):
         p.grad.copy_(g)

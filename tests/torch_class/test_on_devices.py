@@ -572,7 +572,7 @@ def test_a_captured_step_is_replayed(device):
         graph.launch(it.stream)
     it.stream.synchronize()
     held = weakref.ref(it.opt._bound)
-    it.opt.param_groups[0]["alpha"] = 0.5  # this binds anew, and the tables of the graph live on
+    it.opt.param_groups[0]["alpha"] = 0.5  # rebinds; the graph's tables must live on
     it.opt._step()
     assert held() is not it.opt._bound
     gc.collect()
@@ -728,7 +728,7 @@ def test_a_launch_that_fails_beside_updated_parameters_says_so(device):
     with pytest.raises(RuntimeError, match="other parameters were updated earlier in this step: restore all of them"):
         opt.step()
     steps._calls[-1] = launch
-    opt.param_groups[0]["alpha"] = 0.9  # this binds anew, and it is still broken
+    opt.param_groups[0]["alpha"] = 0.9  # rebinds, and is still broken
     with pytest.raises(RuntimeError, match="restore all of them, then load_state_dict"):
         opt.step()
     opt.load_state_dict(opt.state_dict())

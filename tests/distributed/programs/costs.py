@@ -44,7 +44,7 @@ def check_what_python_allocates():
     shapes = {"w": (1000, 2000), "v": (500_000,)}
     dtypes = dict.fromkeys(shapes, F32)
     small = drawn(1, {"w": (9,), "v": (9000,)}, dtypes)
-    warm = ShardedRMSProp(small, WORLD, bucket_bytes=9000, clipnorm=1.0, momentum=0.9)  # leaves one-time memory
+    warm = ShardedRMSProp(small, WORLD, bucket_bytes=9000, clipnorm=1.0, momentum=0.9)  # fills all caches
     for _ in range(2):
         warm.step({k: x.copy() for k, x in small.items()})
     params, grads = drawn(1, shapes, dtypes), drawn(2, shapes, dtypes)
