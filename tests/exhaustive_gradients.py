@@ -21,9 +21,8 @@ from rmsprop_gpu import RMSProp, __version__
 from rmsprop_gpu.arrays.selector import cuda_devices, cuda_versions
 
 EVERY = 2**32
-# An odd number of pairs, so that they keep changing along the powers of two that structure the bit patterns. Apart from
-# 0, none is exact in binary, and every average meets gradients whose square is about as large: otherwise roundings
-# would not show.
+# An odd number of pairs, so that they keep changing along the powers of two in the bit patterns. Apart from 0, none is
+# exact in binary, and every average meets gradients whose square is about as large, so that roundings show.
 PARAMS = [1.1, -0.6, 3e38, 1e-40, -0.0]
 AVERAGES = [0.0, 1e-45, 1e-39, 1e-30, 1e-12, 1e-4, 0.7, 1e30, np.inf]
 PAIRS = np.array(list(product(PARAMS, AVERAGES)), np.float64).astype(np.float32)

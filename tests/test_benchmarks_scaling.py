@@ -110,8 +110,7 @@ def test_memory(optimizer, ranks, want):
 
 
 def test_memory_moved_by_two_ranks():
-    # Per rank: 8 bytes to pack. For its half: 8 to copy, 12 to add, 20 to update, 8 to pack. 8 to unpack the other
-    # half.
+    # Per rank: 8 bytes to pack. Its half: 8 to copy, 12 to add, 20 to update, 8 to pack. The other half: 8 to unpack.
     assert model.local_bytes(2, 100) == 800 + 50 * (8 + 12 + 20 + 8) + 50 * 8
 
 

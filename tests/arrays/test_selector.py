@@ -25,7 +25,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 def fake_cupy(count=lambda: 1, memory=lambda: (3 << 30, 4 << 30), zeros=np.zeros, current=0):
-    """A CuPy whose runtime gives these answers. It raises if a context is on another than the current device."""
+    """A CuPy whose runtime gives these answers. A context on any but the current device is an error."""
     runtime = ModuleType("cupy.cuda.runtime")
     runtime.CUDARuntimeError, runtime.errorInsufficientDriver = CUDARuntimeError, 35
     runtime.getDeviceCount, runtime.runtimeGetVersion, runtime.memGetInfo = count, lambda: 13020, memory

@@ -205,9 +205,8 @@ class Oracle:
 
 
 # What the tests above can detect: a plant changes one thing before the first step, and exactly the cases in which it
-# `matters`, judging by their hyperparameters, must then fail. In float64, where any misplaced eps exceeds the bound; a
-# preset's meaning does not depend on the dtype. With the oracle, since each flipped switch would be another kernel to
-# compile.
+# `matters`, by their hyperparameters, must then fail. In float64, where any misplaced eps exceeds the bound; a preset's
+# meaning does not depend on the dtype. With the oracle, since each flipped switch would need another kernel.
 SEEN = [name for name, case in CASES.items() if case.dtype == PRESETS[case.preset].dtypes[0]]
 
 

@@ -27,8 +27,8 @@ def trained(**settings):
 def beyond_bound(steps):
     """The largest relative error of an update, apart from the rounding of the parameter.
 
-    The rule rounds u = g / (sqrt(v) + eps) three times, and the root halves the error of v. That error is at most steps
-    + 2 roundings of 2**-24: a square is rounded twice on entry, ((1 - alpha) * g) * g (in AdaGrad not at all), and then
+    The rule rounds u = g / (sqrt(v) + eps) three times, by 2**-24 each, and the root halves the error of v. That is at
+    most steps + 2 roundings: a square is rounded twice on entry, ((1 - alpha) * g) * g (in AdaGrad not at all), then
     once per step with the whole sum. lr * u is not rounded: it is a factor of the fma that ends in the parameter.
     """
     return (3 + (steps + 2) / 2) * 2.0**-24
@@ -208,8 +208,7 @@ def test_gradients_are_those_of_the_loss(rng):
         direction = rng.standard_normal(param.shape)
         ends = [{**params, name: param + sign * h * direction} for sign in (1, -1)]
         up, down = (train.loss_and_grads(np, end, images, targets)[0] / 5 for end in ends)
-        # Central differences: the truncation error is h**2, about 1e-12, and rounding the losses adds 2**-52 / h, about
-        # 1e-9.
+        # Central differences: truncation is off by h**2, about 1e-12, rounding of the losses by 2**-52 / h, about 1e-9.
         np.testing.assert_allclose((grads[name] * direction).sum(), (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
 
 

@@ -50,8 +50,7 @@ def test_ranks_train_as_one_process_does(ranks, size, alone, tmp_path):
     if ranks == 1:
         assert got["history"] == want["history"]  # bit-identical
     for mine, theirs in zip(got["history"], want["history"], strict=True):
-        # Summing in another order is off by roundings of the largest term, 2**-24 each, and 8 steps hardly amplify
-        # that.
+        # Summing in another order is off by roundings of the largest term, 2**-24 each. 8 steps hardly amplify that.
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert abs(mine["accuracy"] - theirs["accuracy"]) <= 2 / 360
 

@@ -100,8 +100,7 @@ def test_an_alpha_of_numpy_in_a_state_of_torch_counts():
 def assert_close(mine, theirs):
     """After six steps of at most lr / sqrt(1 - decay) / (1 - momentum) = 0.64, with parameters below 32.
 
-    Each step has some 16 roundings (rate, average, root, quotient, buffer), and half an ulp of the parameter in the
-    sum.
+    Each step has some 16 roundings (rate, average, root, quotient, buffer), and half an ulp of the parameter.
     """
     eps = np.finfo(np.float32).eps
     np.testing.assert_allclose(mine, np.asarray(theirs), rtol=0, atol=6 * (0.64 * 16 + 16) * eps)

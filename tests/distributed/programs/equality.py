@@ -112,7 +112,7 @@ def check_a_nan_of_one_rank_skips_on_all():
         huge[rank]["w"][1] = 3e38
     twins.step(huge)
     twins.same()
-    assert twins.opt.skipped_steps == 3  # one rank alone has an infinite norm
+    assert twins.opt.skipped_steps == 3  # on one rank, the square is not finite
 
 
 def check_found_inf_of_one_rank_skips_on_all():
@@ -348,7 +348,7 @@ def check_presets():
 
 
 def check_structures():
-    """Lists, single arrays, numbers, mappings in other orders: as in one process."""
+    """A single array, and a list with a mapping in it: as in one process."""
     a, b = np.ones(9000), np.ones(9000)
     opt, twin = ShardedRMSProp(a, WORLD, bucket_bytes=30_000), RMSProp(b)
     total = sum_of([{"x": np.full(9000, rank + 0.1)} for rank in range(N)], "x")
