@@ -1,4 +1,4 @@
-"""What every test may use; the other helpers are in helpers/."""
+"""What every test may use. The other helpers are in helpers/."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ from devices import MODULES, why_no_gpu  # noqa: E402
 
 
 def pytest_configure(config):
-    """Keep compiled kernels beside pytest's own files, for all its processes and for the next run."""
+    """Keep compiled kernels in pytest's cache, for all its processes and for the next run."""
     if config.pluginmanager.hasplugin("cacheprovider"):
         os.environ.setdefault("RMSPROP_GPU_CACHE_DIR", str(config.cache.mkdir("kernels")))
 
@@ -32,7 +32,7 @@ def rng():
 
 @pytest.fixture
 def answers_ctrl_c():
-    """Answer to it as Python does, here and in what the test starts: in the background (`&`, nohup) it is ignored."""
+    """Handle Ctrl-C like Python, here and in child processes. In the background (`&`, nohup) it would be ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -40,7 +40,7 @@ def answers_ctrl_c():
 
 @pytest.fixture(params=MODULES)
 def xp(request):
-    """Both libraries, one after the other."""
+    """Each library in turn."""
     return importlib.import_module(request.param)
 
 

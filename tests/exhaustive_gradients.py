@@ -1,10 +1,10 @@
-"""One step for every float32 there is as gradient, on the CPU and on a CUDA device: are param and square_avg the same?
+"""One step for every float32 gradient, on the CPU and on a CUDA device: are param and square_avg bit-identical?
 
     python tests/exhaustive_gradients.py --log gradients.txt
 
-A pass takes all 2^32 bit patterns. Each meets one of the pairs of parameter and average below, neighbours different
-ones, and with another --shift other ones. --start and --stop (0x... or decimal) divide a pass, and resume it. Any NaN
-equals any NaN. The exit status is 1 if anything differs.
+A pass covers all 2^32 bit patterns. Each is combined with one of the pairs of parameter and average below: neighbours
+get different pairs, and --shift changes them. --start and --stop (0x... or decimal) divide a pass, or resume it. Any
+NaN equals any NaN. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from rmsprop_gpu import RMSProp, __version__
 from rmsprop_gpu.arrays.selector import cuda_devices, cuda_versions
 
 EVERY = 2**32
-# An odd number of pairs: along the powers of two, which structure the bit patterns, the pairs go on changing. Beside 0
-# none is exact in binary, and to every average there are gradients whose square is about as large: else roundings hide.
+# An odd number of pairs, so that they keep changing along the powers of two in the bit patterns. Apart from 0, none is
+# exact in binary, and every average meets gradients whose square is about as large, so that roundings show.
 PARAMS = [1.1, -0.6, 3e38, 1e-40, -0.0]
 AVERAGES = [0.0, 1e-45, 1e-39, 1e-30, 1e-12, 1e-4, 0.7, 1e30, np.inf]
 PAIRS = np.array(list(product(PARAMS, AVERAGES)), np.float64).astype(np.float32)
@@ -30,7 +30,7 @@ GIVEN = {"lr": 0.013, "alpha": 0.93, "eps": 1e-8}
 
 
 class Blocks:
-    """Steps of blocks of gradients that follow each other, on both backends."""
+    """Steps over consecutive blocks of gradients, on both backends."""
 
     def __init__(self, size, shift):
         import cupy
@@ -48,16 +48,16 @@ class Blocks:
         self._gpu = RMSProp(self._device[0], **GIVEN)
 
     def start_of(self, first):
-        """The pairs that the gradients from `first` on meet, as parameters and averages."""
+        """The parameters and averages for the gradients from `first` on."""
         at = (first + self._shift) % len(PAIRS)
         return [column[at : at + self.grad.size] for column in (self._params, self._averages)]
 
     def run(self, first):
-        """The places in a block that differ."""
+        """Step a block on both backends. Returns the positions that differ."""
         np.add(self._count, np.uint32(first), out=self.grad)
         grad = self.grad.view(np.float32)
         param, average = self.start_of(first)
-        # The device has its own memory: what it is given is copied before the step, and after it fetched.
+        # The device has its own memory: inputs are copied before the step, and results fetched after it.
         self._device_grad.set(grad)
         for target, x in zip((self._device[0], self._gpu.state[0]["square_avg"]), (param, average), strict=True):
             target.set(x)
@@ -71,7 +71,7 @@ class Blocks:
 
 
 def differing(got, want):
-    """Where the bits differ, but not two NaNs."""
+    """Where the bits differ, except for two NaNs."""
     at = (got.view(np.uint32) != want.view(np.uint32)).nonzero()[0]
     return at[~(np.isnan(got[at]) & np.isnan(want[at]))] if at.size else at
 
@@ -117,9 +117,9 @@ def integer(text):
 def parsed(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--start", type=integer, default=0, help="the first bit pattern (0)")
-    parser.add_argument("--stop", type=integer, default=EVERY, help="the one behind the last (2**32)")
-    parser.add_argument("--shift", type=integer, default=0, help=f"which pairs they meet, 0 to {len(PAIRS) - 1} (0)")
-    parser.add_argument("--block", type=integer, default=2**22, help="patterns a step (2**22)")
+    parser.add_argument("--stop", type=integer, default=EVERY, help="the one after the last (2**32)")
+    parser.add_argument("--shift", type=integer, default=0, help=f"which pairs they get, 0 to {len(PAIRS) - 1} (0)")
+    parser.add_argument("--block", type=integer, default=2**22, help="patterns per step (2**22)")
     parser.add_argument("--log", help="a file to which the summary is appended")
     given = parser.parse_args(argv)
     if not 0 <= given.start < given.stop <= EVERY or given.block < 1:
@@ -144,7 +144,7 @@ def main(argv=None):
         with Progress(*columns) as progress:
             task = progress.add_task("gradients", total=given.stop - given.start, at="")
             while done < given.stop:
-                first = min(done, given.stop - size)  # the last block repeats the end of the one before
+                first = min(done, given.stop - size)  # the last block repeats the end of the previous one
                 wrong = blocks.run(first)
                 wrong = wrong[first + wrong >= done]
                 differ += wrong.size
@@ -152,7 +152,7 @@ def main(argv=None):
                 progress.update(task, advance=first + size - done, at=f"from {first:#010x}, {differ:,} differ")
                 done = first + size
     except KeyboardInterrupt:
-        pass  # what was done is reported, and where to go on
+        pass  # report what was done and where to resume
     seconds = time.perf_counter() - began
     summary = [
         f"{time.strftime('%Y-%m-%d')} gradients {given.start:#010x} to {done - 1:#010x}, shift {given.shift}: "

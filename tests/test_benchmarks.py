@@ -1,4 +1,4 @@
-"""What benchmarks/ says of a run, without running one: nothing is timed here."""
+"""What benchmarks/ reports about a run, without running one. Nothing is timed here."""
 
 import importlib
 import json
@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by its name from here on
+import ml_dtypes  # noqa: F401  # registers the name bfloat16 with NumPy
 import numpy as np
 import pytest
 from paths import ROOT
@@ -15,7 +15,7 @@ from paths import ROOT
 from rmsprop_gpu import RMSProp, hyper
 from rmsprop_gpu.profiling.traffic import bytes_per_element
 
-# Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
+# An installed package does not include benchmarks/. It comes last, so that the installed package is the one tested.
 sys.path.append(str(ROOT))
 
 from benchmarks import check, machine, measure, readme, step_error, worker
@@ -25,7 +25,7 @@ from benchmarks.report import digits, markdown
 from benchmarks.workloads import DROP_IN, FORMATS, FUSED, SHAPES, WORKLOADS
 
 OURS = "rmsprop_gpu"
-TENSORS_AND_ELEMENTS = {  # as the models' pages and papers count them
+TENSORS_AND_ELEMENTS = {  # as counted by the models' pages and papers
     "dqn": (10, 1_693_362),
     "mobilenet-v2": (158, 3_504_872),
     "efficientnet-b0": (213, 5_288_548),
@@ -84,7 +84,7 @@ def test_formats_move_as_many_bytes_as_they_say(name):
 
 
 def row(seconds, ours):
-    """A row of a contender that took so long in each of three rounds, with a spread of 2 %."""
+    """A contender's row: this time in each of three rounds, with a spread of 2 %."""
     ratio = seconds / ours
     return {
         "steps_a_burst": 3,
@@ -100,7 +100,7 @@ def row(seconds, ours):
 
 
 def result_of(workload, times, **left_out):
-    """A run with these times, by contender; the rest of its JSON is made up."""
+    """A run with these times per contender. The rest of its JSON is made up."""
     ours = times[OURS]
     results = {name: row(seconds, ours) for name, seconds in times.items()}
     results[OURS]["ratio_to"] = {name: {"median": ours / seconds} for name, seconds in times.items() if name != OURS}
@@ -148,7 +148,7 @@ TIMES = {
 
 
 def line_of(page, begin, number=0):
-    """A line of a table of the page, as its cells."""
+    """The cells of a line in a table of the page."""
     return [cell.strip() for cell in [line for line in page.splitlines() if line.startswith(begin)][number].split("|")]
 
 
@@ -158,7 +158,7 @@ def test_a_rival_that_is_faster_is_bold_and_stays():
     assert summary["our time"] == "10 ms"
     assert summary["torch foreach"] == "2.6"
     assert summary["c openmp"] == "**0.9**"
-    assert summary["copy"] == "0.85"  # no rival
+    assert summary["copy"] == "0.85"  # not a rival
     assert "**0.9 (0.882 to 0.918), faster than ours**" in line_of(page, "| c openmp")
     assert page.count("faster than ours") == 1
 
@@ -189,7 +189,7 @@ def test_a_bar_that_is_missed_is_bold(torch, met):
     got = f"{torch / TIMES[OURS]:.3g} x"
     assert f"| `resnet50` | {OURS} | torch foreach or torch for-loop | at least 2.8 x as fast | {got} | {met} |" in page
     assert f"| `resnet50` | {OURS} | c openmp | at most 1.1 x its time | 1.11 x | **no** |" in page
-    assert f"| {DROP_IN} |" not in page  # it was not asked
+    assert f"| {DROP_IN} |" not in page  # not asked for
 
 
 @pytest.mark.parametrize(("ours", "faster", "slower"), [(0.01, "yes", "yes"), (0.02, "**no**", "**no**")])
@@ -261,7 +261,7 @@ def test_pictures_are_drawn_from_the_json_alone(draw, tmp_path):
     assert [file.name for file in files] == ["made-up-ratios.png", "made-up-sizes.png", "made-up-scaling.png"]
     image = importlib.import_module("matplotlib.image").imread(files[0])
     assert image.shape[1] > 1000
-    assert math.isclose(image[0, 0].min(), 1)  # white, and opaque where there is an alpha
+    assert math.isclose(image[0, 0].min(), 1)  # white, and opaque if there is an alpha channel
 
 
 def test_titles_say_what_was_found(draw):
@@ -310,17 +310,17 @@ def test_every_contender_has_a_colour_and_a_marker_of_its_own(draw):
     styles = importlib.import_module("benchmarks.plots").STYLES
     contenders = importlib.import_module("benchmarks.contenders").CONTENDERS
     for names in contenders.values():
-        known = [styles[name] for name in names if not name.startswith(f"{OURS}, ")]  # ours in other ways
+        known = [styles[name] for name in names if not name.startswith(f"{OURS}, ")]  # other configurations of ours
         assert len(set(known)) == len(known)
 
 
 def test_no_marker_becomes_another_one_with_its_quartile_line(draw):
     markers = {marker for _, marker in importlib.import_module("benchmarks.plots").STYLES.values()}
-    assert "+" in markers  # numexpr's, which keeps its shape under a line across it
+    assert "+" in markers  # numexpr's, which stays recognisable when a line crosses it
     assert not markers & {"|", "_"}
 
 
-# What a number is made of
+# How numbers are computed
 
 
 def test_statistics_are_taken_round_by_round():
@@ -368,7 +368,7 @@ def test_a_burst_times_all_steps_but_the_first_and_waits_for_the_last(monkeypatc
 
 
 def running_of(lr=1e-3, alpha=0.9, eps=1e-8, **hyper):
-    """RMSProp in float64 NumPy by the oracle, rounded to float32 at each step, with its own hyperparameters."""
+    """RMSProp by the oracle in float64, rounded to float32 in each step, with its own hyperparameters."""
     reference = check.load_reference()
     at = {"param": None, "grad": None, "state": None}
 

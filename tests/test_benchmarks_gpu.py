@@ -1,4 +1,4 @@
-"""What python -m benchmarks.gpu makes of its parts, whatever they do; those here are small programs without a GPU."""
+"""How python -m benchmarks.gpu handles its parts, whatever they do. The parts here are small programs without a GPU."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-# Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
+# An installed package does not include benchmarks/. It comes last, so that the installed package is the one tested.
 sys.path.append(str(ROOT))
 
 from benchmarks.gpu import __main__ as command
@@ -24,7 +24,7 @@ CARD = "A Card 80GB, compute capability 9.0"
 
 
 def part(name, code, seconds=30, **more):
-    """A part that is this program; `FOLDER` is where all ends, `RESULT` the file of what it finds."""
+    """A part that runs this program. `FOLDER` is where everything ends up, `RESULT` the file for its findings."""
 
     def words(run):
         at = {"FOLDER": str(run.folder), "RESULT": str(run.work / f"{name}.json")}
@@ -40,7 +40,7 @@ def finds(n):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
-    """Run these parts with the command's own main; what is in the folder, what was printed, and the exit status."""
+    """Run these parts with the command's own main. Keeps the folder's content, the output and the exit status."""
     monkeypatch.setattr(processes, "GRACE", 1)
     monkeypatch.setattr(command, "LEAST", 1)
     monkeypatch.setattr(command, "find_device", lambda: (CARD, ""))
@@ -133,7 +133,7 @@ def test_a_table_that_cannot_be_made_hides_no_other(run):
 
 
 def alive(pid):
-    """Does it run? One that has ended and that nobody has asked for does not."""
+    """Whether it runs. A process that has ended but was not waited for does not."""
     try:
         os.kill(pid, 0)
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -154,7 +154,7 @@ open(RESULT, 'w').write(json.dumps(dict(n=1, pids=[os.getpid(), child.pid])))
 @pytest.mark.parametrize("stubborn", [False, True])
 @pytest.mark.parametrize("then", ["time.sleep(60)", "sys.exit(0)"])
 def test_nothing_is_left_of_a_part(run, stubborn, then):
-    """Neither of one that overruns, nor of one that ends before its children."""
+    """Neither of a part that overruns, nor of one that ends before its children."""
     start = time.monotonic()
     rows = run(part("slow", CHILDREN.format(stubborn=stubborn, then=then), seconds=1))
     assert time.monotonic() - start < 10
@@ -172,7 +172,7 @@ def test_a_part_that_is_stopped_may_write_what_it_has(run):
 
 def test_a_part_without_its_tool_is_left_out(run):
     rows = run(part("lacks", finds(1), missing=lambda: "ncu is not installed"), part("good", finds(1)))
-    assert run.status == 0  # nobody can have a result of a tool that is not there
+    assert run.status == 0  # a missing tool is not an error
     assert line_of(run.page, "lacks")[2] == "left out: ncu is not installed"
     assert rows["lacks"]["result"] is None
     assert not (run.folder / "logs" / "lacks.txt").exists()
@@ -187,7 +187,7 @@ def test_the_limit_of_all_is_kept(run):
     rows = run(*(part(name, slow) for name in "abc"), words=["--limit", "5"])
     assert time.monotonic() - start < 7
     assert [row["state"] for row in rows.values()] == ["time limit", "no time", "no time"]
-    assert rows["a"]["limit_seconds"] == 4  # a second for its end
+    assert rows["a"]["limit_seconds"] == 4  # one second is kept for its end
     assert re.fullmatch(r"\*\*no time\*\*: \d s were left", line_of(run.page, "b")[2])
     assert run.status == 1
 
@@ -285,7 +285,7 @@ def test_a_virtual_device_is_only_rehearsed_on(run, monkeypatch, device, rehears
 
 
 def test_a_part_s_surroundings(run, monkeypatch):
-    """The checkout comes first, kernels are kept for the run alone, and a part may have variables of its own."""
+    """The checkout comes first, kernels are kept only for the run, and a part may have its own variables."""
     monkeypatch.delenv("RMSPROP_GPU_CACHE_DIR", raising=False)
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     names = ["PYTHONPATH", "RMSPROP_GPU_CACHE_DIR", "HERE"]
@@ -294,8 +294,8 @@ def test_a_part_s_surroundings(run, monkeypatch):
     one = part("one", f"open(RESULT, 'w').write({sees})", environment={"HERE": "yes"})
     run(replace(one, result=lambda run: seen.update(one.result(run)) or {"n": 1}))  # before folders are left out
     assert (seen["HERE"], seen["cwd"], seen["PYTHONPATH"]) == ("yes", str(ROOT), f"{ROOT}{os.pathsep}elsewhere")
-    assert not Path(seen["RMSPROP_GPU_CACHE_DIR"]).exists()  # any more
-    assert chunks.PART.environment == {"RMSPROP_GPU_CACHE": "0"}  # a kernel's key knows nothing of threads
+    assert not Path(seen["RMSPROP_GPU_CACHE_DIR"]).exists()  # not any longer
+    assert chunks.PART.environment == {"RMSPROP_GPU_CACHE": "0"}  # a kernel's key ignores threads
 
 
 def test_ctrl_c_ends_the_part_and_writes_the_summary(tmp_path, answers_ctrl_c):

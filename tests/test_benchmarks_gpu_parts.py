@@ -1,4 +1,4 @@
-"""What the parts of python -m benchmarks.gpu say of what was found. That is made up; nothing runs on a GPU."""
+"""What the parts of python -m benchmarks.gpu report. Their findings are made up, and nothing runs on a GPU."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from paths import ROOT
 
-# Where the package is installed, benchmarks/ is not. It comes last, so that an installed package stays the one tested.
+# An installed package does not include benchmarks/. It comes last, so that the installed package is the one tested.
 sys.path.append(str(ROOT))
 
 from benchmarks.gpu import __main__ as command
@@ -298,7 +298,7 @@ def test_versions_that_are_not_known_say_why():
     )
 
 
-# A part from within
+# The inside of a part
 
 
 def test_a_row_that_fails_leaves_the_others(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The model of a sharded step against values computed by hand, its page, and a rehearsal of its measurement."""
+"""The model of a sharded step compared with values computed by hand, its page, and a rehearsal of its measurement."""
 
 import importlib
 import json
@@ -49,15 +49,15 @@ def test_buckets_are_those_of_the_package():
 
 
 def test_bytes_and_messages_of_four_ranks():
-    # Of each of two buckets a rank keeps a quarter and sends three, once to their owners and once to all.
+    # Of each of two buckets, a rank keeps a quarter and sends three, once to their owners and once to all.
     size = 64 * MIB
     assert model.sent(4, size) == 2 * 48 * MIB
-    assert model.messages(4, size) == 2 * 2 * 3 + 2  # an agreement, which is a tree
+    assert model.messages(4, size) == 2 * 2 * 3 + 2  # plus an agreement, which is a tree
     assert model.messages(4, size, tree=True) == 2 * 2 * 2 + 2
 
 
 def test_a_collective():
-    # 3 messages a bucket of 1 ms, three quarters of 1 GB at 1 GB/s
+    # 3 messages of 1 ms per bucket, and three quarters of 1 GB at 1 GB/s
     assert model.collective(4, 1e9, SLOW) == near(0.753)
     assert model.collective(4, 1e9, SLOW, 5) == near(0.765)
     assert model.collective(4, 1e9, SLOW, 5, tree=True) == near(0.760)
@@ -72,8 +72,8 @@ def test_nodes_have_eight_ports_together(ranks, link):
 
 
 def test_a_step_of_eight_gpus():
-    # 4 GB in 120 buckets of 32 MiB: twice 120 x 7 messages of 3 us, and 7/8 of it at 450 GB/s; 16 GB of copies and
-    # 20 GB of an update at 4 TB/s, of which an eighth is done here.
+    # 4 GB in 120 buckets of 32 MiB: twice 120 x 7 messages of 3 us, and 7/8 of the data at 450 GB/s. Plus 16 GB of
+    # copies and 20 GB of an update at 4 TB/s, an eighth of it here.
     found = model.sharded(8, 1e9, NVLINK, 4e12)
     communication = 2 * (120 * 7 * 3e-6 + 3.5 / 450)
     assert found == near((communication, 0.004, 0.000625))
@@ -101,7 +101,7 @@ def test_one_rank_only_updates():
     [
         (PLAIN, 2, 12.07),  # 8 + (4 + 4) / 2, and two buckets of 32 MiB for 1e9 elements
         (PLAIN, 8, 9.07),
-        (EVERYTHING, 8, 10.57),  # 24 become 8 + (16 + 4) / 8, and buckets
+        (EVERYTHING, 8, 10.57),  # 24 bytes become 8 + (16 + 4) / 8, plus buckets
         (PLAIN, 4096, 16.0),  # a bucket is the whole model
     ],
 )
@@ -110,7 +110,7 @@ def test_memory(optimizer, ranks, want):
 
 
 def test_memory_moved_by_two_ranks():
-    # By each: 8 to pack, and of its half 8 to copy, 12 to add, 20 to update, 8 to pack; 8 to unpack the other half.
+    # Per rank: 8 bytes to pack. Its half: 8 to copy, 12 to add, 20 to update, 8 to pack. The other half: 8 to unpack.
     assert model.local_bytes(2, 100) == 800 + 50 * (8 + 12 + 20 + 8) + 50 * 8
 
 
@@ -133,7 +133,7 @@ def test_turns_are_merged():
 
 
 def test_a_time_by_the_model_is_made_of_what_was_measured():
-    # 2 ranks, 4 MB in one bucket: exchanged in 2 x 1 ms, of which the messages take 2 x 0.1.
+    # 2 ranks, 4 MB in one bucket: exchanged in 2 x 1 ms, of which messages take 2 x 0.1 ms.
     job = {"ranks": 2, "elements": 1_000_000, "exchange": [0.002], "small": 1e-4, "agree": 5e-4}
     local = 2 * 36e6 / 1e10  # both ranks move 36 bytes per element through one memory
     assert scaling_page.by_the_model(job, 1e10) == near(0.002 + 5e-4 + local)
@@ -170,7 +170,7 @@ def test_a_rehearsal_counts_and_times_nothing():
     lines = done.stdout.splitlines()
     assert lines[0] == "2 ranks over shared memory: runs"
     (sent,) = re.findall(r"^2 ranks over TCP: runs, sends (\S+) of the model's bytes$", lines[1])
-    assert float(sent) >= 1  # what other programs send over the loopback interface comes on top
+    assert float(sent) >= 1  # includes what other programs send over the loopback interface
     assert all(re.fullmatch("one rank, .*: runs", line) for line in lines[2:])
     assert not re.search(r"\d (s|ms|us)\b", done.stdout)
     assert RESULT.read_bytes() == before

@@ -1,4 +1,4 @@
-"""The command line, mostly as a user has it: a process, its exit status, its lines."""
+"""The command line, mostly as a user runs it: a process, its exit status, its output."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def png_size(path):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    """What is refused is refused before anything is loaded or trained."""
+    """Refusals come before anything is loaded or trained."""
 
     def fail(self):
         raise AssertionError("trained")
@@ -88,7 +88,7 @@ def test_demo_prints_an_epoch_a_line_and_writes_its_files(tmp_path):
     assert result["bytes_moved"] == 3 * 45 * 20 * result["parameters"]
     assert result["hyperparameters"]["lr"] == 3e-3
     assert result["accuracy"] == result["history"][-1]["accuracy"] > 0.8
-    assert 0 < result["update_seconds"] < result["compile_seconds"] / 2  # in a new process: compilation is apart
+    assert 0 < result["update_seconds"] < result["compile_seconds"] / 2  # a new process has to compile
 
 
 def test_quiet_prints_the_final_lines_only(capsys):
@@ -122,7 +122,7 @@ def test_updates_that_do_not_match_are_said_to_be_off(monkeypatch, capsys):
 
     def other(self, settings):
         init(self, settings)
-        self.oracle._hyper["eps"] = 1e-3  # the oracle and the optimizer differ: either may be the wrong one
+        self.oracle._hyper["eps"] = 1e-3  # the oracle and the optimizer differ, whichever is wrong
 
     monkeypatch.setattr(Run, "__init__", other)
     assert main(["demo", "--quiet", "--epochs", "1"]) == 0
@@ -131,7 +131,7 @@ def test_updates_that_do_not_match_are_said_to_be_off(monkeypatch, capsys):
 
 
 def test_the_kernels_are_compiled_once(tmp_path):
-    """A new process each time: the first compiles, the second finds them; where none are kept, none are said to be."""
+    """A new process each time: the first compiles, the second finds the kernels. The third keeps none, and says so."""
     words = ("demo", "--quiet", "--epochs", 1, "--no-check")
     for kept, said in (("1", "compiled, and kept on disk"), ("1", "found on disk"), ("0", "compiled")):
         done = run(*words, RMSPROP_GPU_CACHE=kept, RMSPROP_GPU_CACHE_DIR=str(tmp_path))
@@ -247,10 +247,10 @@ def test_a_device_that_does_not_work(monkeypatch, capsys):
 
 @pytest.mark.gpu
 def test_info_tells_the_device_the_driver_and_the_versions():
-    done = run("info", RMSPROP_GPU_CACHE="0")  # a driver may say something of a kept kernel that it does not take
+    done = run("info", RMSPROP_GPU_CACHE="0")  # a driver may print something about a kept kernel that it rejects
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line[:16].strip(): line[17:] for line in done.stdout.splitlines()}
-    free = r"\d+\.\d of"  # memory: this process may hold some
+    free = r"\d+\.\d of"  # free memory, which this process may use
     assert re.split(free, rows["backend cuda"]) == re.split(free, rmsprop_gpu.available_backends()["cuda"])
     assert "compute capability" in rows["backend cuda"]
     assert rows["cuda"].startswith("driver for 1")
@@ -272,7 +272,7 @@ def test_the_demo_trains_on_a_device_as_on_the_cpu(tmp_path):
         assert f"on {'a CUDA device' if device == 'cuda' else 'the CPU'}" in done.stdout
     cuda, cpu = found["cuda"], found["cpu"]
     assert (cuda["device"], cpu["device"]) == ("cuda", "cpu")
-    # The products of matrices differ in the order of their sums, the updates do not differ.
+    # Matrix products sum in different orders. Updates are the same.
     assert cuda["loss"] == pytest.approx(cpu["loss"], rel=1e-4)
     assert cuda["deviation"]["beyond"] < 1e-6
 
@@ -405,10 +405,10 @@ def test_a_cache_that_cannot_be_written_to_is_said(monkeypatch, capsys, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda path, mode: False)
         assert said().endswith("; it cannot be written to\n")
-    with monkeypatch.context() as patched:  # a folder above that may not be searched
+    with monkeypatch.context() as patched:  # a parent folder that may not be searched
         patched.setattr(Path, "exists", refused)
         assert said().endswith("; it cannot be written to\n")
-    (tmp_path / "kernels").touch()  # no folder
+    (tmp_path / "kernels").touch()  # not a folder
     assert said().endswith("; it cannot be written to\n")
 
 

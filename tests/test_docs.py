@@ -1,4 +1,4 @@
-"""Docstrings: their examples run, and public names have one; the table of presets says what they are."""
+"""Docstrings: their examples run, public names have one, and the table of presets is correct."""
 
 import doctest
 import importlib
@@ -53,7 +53,7 @@ PUBLIC = ("rmsprop_gpu", "rmsprop_gpu.profiling", "rmsprop_gpu.distributed", "rm
 
 
 def without_example(cls):
-    """The methods of a class that are ours and have none; properties too, of an optimizer."""
+    """The methods of a class that are defined here without an example. For optimizers, properties too."""
     for name, x in inspect.getmembers_static(cls):
         function = x.fget if isinstance(x, property) else getattr(x, "__func__", x)
         ours = inspect.isfunction(function) and function.__module__.startswith("rmsprop_gpu")
@@ -76,7 +76,7 @@ def test_public_classes_and_their_methods_have_an_example(module):
 
 
 def referenced():
-    """The names on the reference page, in full."""
+    """The full names on the reference page."""
     text = (ROOT / "docs/reference/index.md").read_text()
     for part in text.split("currentmodule:: ")[1:]:
         module, *lines = part.partition("```")[0].splitlines()

@@ -1,4 +1,4 @@
-"""The error for a library that is not installed: its command installs the extra from where the package is from."""
+"""The error for a library that is not installed: its command installs the extra from the package's own source."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ def installed_from(monkeypatch):
 
 @pytest.mark.parametrize(("editable", "option"), [(True, " -e"), (False, "")])
 def test_from_a_folder_that_is_there(editable, option, installed_from, tmp_path):
-    folder = tmp_path / "my code"  # %20 in an address
+    folder = tmp_path / "my code"  # a space, %20 in an address
     folder.mkdir()
     installed_from({"url": folder.as_uri(), "dir_info": {"editable": editable} if editable else {}})
     assert command("demo") == f'pip install{option} "{folder}[demo]"'
@@ -97,7 +97,7 @@ def test_the_error_says_the_extra_and_the_command(monkeypatch, installed_from):
 
 
 def test_no_word_of_the_package_installs_it_by_name():
-    """No index has it, and who takes its name there would be installed."""
+    """It is not on any index, so a package that took its name there would be installed."""
     from paths import ROOT
 
     files = [*(ROOT / "rmsprop_gpu").rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "notebooks").iterdir()]

@@ -1,4 +1,4 @@
-"""Hyperparameters: what is accepted, what is refused in which words, and that a refused assignment changes nothing."""
+"""Hyperparameters: accepted values, refusals and their messages. A refused assignment changes nothing."""
 
 import math
 from decimal import Decimal
@@ -66,7 +66,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "value", "kind"), WRONG)
 def test_wrong_value_is_refused_everywhere(name, value, kind):
-    """By the constructor, in a group, and by every kind of assignment; it names argument, found and wanted."""
+    """By the constructor, in a group, and by every kind of assignment. The error names argument, found and wanted."""
     param = one(1)
     texts = [f"{name} is {value!r}", "wanted"]
     with refused(kind, *texts, of=[param]):
@@ -171,7 +171,7 @@ def test_accepted_value_becomes_a_plain_number(name, value, want):
     assert type(built[name]) is type(want)
 
 
-# Numbers that mean something else once they are rounded
+# Numbers that change their meaning when rounded
 
 ROUNDED = [
     ("eps", 1e-46, "eps is 1e-46, which is 0 in float32"),
@@ -217,7 +217,7 @@ def test_lr_times_decay_that_overflows_names_an_argument():
 
 
 def two_groups():
-    """The second group alone cannot hold what float64 can."""
+    """Only the second group cannot hold all float64 values."""
     opt = RMSProp([{"params": one(1, np.float64)}, {"params": one(2), "momentum": 0.5}])
     opt.step([one(3, np.float64), one(4)])
     return opt
@@ -258,7 +258,7 @@ def test_update_takes_all_forms_and_all_values():
     group = opt.param_groups[0]
     group.update({"lr": 1}, momentum=0.5)
     group.update([("alpha", 0.5), ("lr", 2)])
-    group.update(initial_scale=0.0)  # what it is already
+    group.update(initial_scale=0.0)  # its current value
     assert (group["lr"], group["momentum"], group["alpha"], opt.lr) == (2.0, 0.5, 0.5, 2.0)
 
 

@@ -1,4 +1,4 @@
-"""The notebooks as they are kept: nothing of anybody's last run, nothing of anybody's machine."""
+"""The committed notebooks contain nothing of anyone's last run or machine."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from paths import ROOT
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'`(=])(?:file://|~)?/[\w.-]+/|(?:^|[\s"'`(=])[A-Z]:\\""", re.MULTILINE)
 
-# What a reader may import too; the second notebook trains as the demo does, with every preset there is.
+# What a reader may import, too. The second notebook trains like the demo, with every preset.
 PUBLIC = {
     f"rmsprop_gpu{name}"
     for name in ("", ".profiling", ".demo.figures", ".demo.train", ".conventions.presets", ".torch")
@@ -22,7 +22,7 @@ def read(path):
 
 
 def faults(notebook):
-    """What must not be in a notebook that is committed, or is missing from it."""
+    """What a committed notebook must not contain, or lacks."""
     found, cells, metadata = [], notebook["cells"], notebook["metadata"]
     if cells[0]["cell_type"] != "markdown" or not "".join(cells[0]["source"]).startswith("# "):
         found.append("no heading first")
@@ -45,7 +45,7 @@ def faults(notebook):
 
 
 def faults_of_code(text):
-    """A figure that is not shown by `show`, with its alternative text; what is imported from inside of the package."""
+    """Figures that are not shown by `show` with alternative text, and imports of the package's internals."""
     drawn, shown = "subplots(" in text or ".plot()" in text, re.search(r"\bshow\(\s*[\w.]+,\s", text)
     if "plt.show(" in text or (drawn and not shown):
         yield "figure without a text"
@@ -125,7 +125,7 @@ def test_what_to_remember_comes_before_all_code():
 
 
 def test_optimizers_differ_in_hue():
-    """AdaGrad is an orange, and nobody else is."""
+    """AdaGrad is an orange, and no other is."""
     colors = pytest.importorskip("matplotlib.colors")
     style = pytest.importorskip("matplotlib.style").library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
     text = "".join(code(read(ROOT / "notebooks/02_why_rmsprop.ipynb"))["source"])

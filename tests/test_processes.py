@@ -1,4 +1,4 @@
-"""What only a process of its own can show: imports, threads, forks, interrupts, memory."""
+"""What only a separate process can show: imports, threads, forks, interrupts, memory."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from processes import run, start
 
 
 def layers():
-    """The threading layers of Numba that are installed here."""
+    """The threading layers of Numba that are installed."""
     found = ["workqueue"]
     for layer in ("omp", "tbb"):
         code = f"import numba.np.ufunc.{layer}pool"
@@ -26,7 +26,7 @@ def layer(request):
 
 @pytest.fixture(params=["compiled", "from disk"])
 def prints(request):
-    """What a program prints: one that compiles its kernels, or one that finds on disk what another has compiled."""
+    """What a program prints if it compiles its kernels, or finds them on disk."""
 
     def prints(code, **environment):
         if request.param == "compiled":
@@ -113,14 +113,14 @@ def test_optimizers_step_in_many_threads_at_a_time(layer, prints):
     assert prints(THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == layer
 
 
-@pytest.mark.skipif("omp" not in layers() or sys.platform != "linux", reason="no GNU OpenMP")
+@pytest.mark.skipif("omp" not in layers() or sys.platform != "linux", reason="needs GNU OpenMP")
 @pytest.mark.parametrize(
     ("variables", "rounds"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
     ids=["nothing said", "rounds", "policy"],
 )
 def test_threads_spin_briefly_unless_the_user_says_otherwise(variables, rounds, monkeypatch):
-    """Also where Numba is asked for threads before the first step. Libraries that are loaded later are left alone."""
+    """Even if Numba is asked for threads before the first step. Libraries loaded later are not affected."""
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     code = """
@@ -133,7 +133,7 @@ print(numba.threading_layer(), os.environ.get("GOMP_SPINCOUNT"))
     process = start(code, NUMBA_THREADING_LAYER="omp", NUMBA_NUM_THREADS="2", OMP_DISPLAY_ENV="verbose", **variables)
     out, said = process.communicate(timeout=120)
     if "GOMP_SPINCOUNT" not in said:
-        pytest.skip("another OpenMP")
+        pytest.skip("needs GNU OpenMP")
     assert f"GOMP_SPINCOUNT = '{rounds}'" in said
     assert out.split() == ["omp", str(variables.get("GOMP_SPINCOUNT"))]
 
@@ -175,9 +175,9 @@ assert stepped(5, opt, param) == want
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_steps(layer, prints):
-    # Numba's TBB layer prints at each fork that it could not end its threads; our child needs none.
+    # At each fork, Numba's TBB layer prints that it could not end its threads. Our child needs none.
     assert prints(FORK, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2").splitlines()[0] == layer
 
 
@@ -202,7 +202,7 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
 
 
 def test_ctrl_c_leaves_no_half_step(answers_ctrl_c):
-    """Two batches (two dtypes) and the count of steps: an interrupt finds all of them stepped equally often."""
+    """An interrupt between two batches (two dtypes) and the step count must find all of them equally far."""
     code = """
 import signal, threading, time, numpy as np
 from rmsprop_gpu import RMSProp
@@ -256,7 +256,7 @@ print([ref() is None for ref in gone])
     assert run(code) == "[True, True, True]"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_profile_in_a_forked_child_needs_no_threads(layer):
     code = """
 import os, numpy as np

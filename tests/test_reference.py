@@ -1,4 +1,4 @@
-"""The oracle, judged by trajectories recorded from torch, optax and Keras (record_trajectories.py)."""
+"""The oracle, compared with trajectories recorded from torch, optax and Keras (record_trajectories.py)."""
 
 import ast
 import inspect
@@ -19,14 +19,14 @@ def excess(name):
         new, state = getattr(reference, case["function"])(before, grad, state, lr=lr, **case["keywords"])
         got, want = new - before, after - before
         bound = RELATIVE * np.abs(want).max() + ULPS * np.spacing(np.maximum(np.abs(before), np.abs(after)))
-        worst = np.maximum(worst, np.max(np.abs(got - want) / bound))  # np.maximum keeps a NaN
+        worst = np.maximum(worst, np.max(np.abs(got - want) / bound))  # np.maximum keeps NaN
     return np.maximum(worst, state_excess(state, row))
 
 
 def state_excess(state, row):
-    """The same for the final state; what the framework does not have (NaN in the record) the oracle must not have."""
+    """The same for the final state. The oracle must not have state that the framework lacks (NaN in the record)."""
     keys = [key for key in STATE_NAMES if key in state or not np.isnan(row[key]).any()]
-    return np.max(  # not max(), which may lose a NaN
+    return np.max(  # unlike max(), this keeps NaN
         [np.abs(state.get(key, np.nan) - row[key]) / (RELATIVE * np.abs(row[key]).max()) for key in keys]
     )
 
@@ -41,8 +41,8 @@ def test_recorded_trajectory(name):
     assert excess(name) <= 1
 
 
-# What the tests above can see. A plant replaces one small function of the oracle; `matters` says of a case's function
-# and keywords whether it must then fail. The cases that fail must be exactly those.
+# What the tests above can detect. A plant replaces one small function of the oracle. `matters` decides from a case's
+# function and keywords whether it must then fail. Exactly those cases must fail.
 PLANTS = {
     "eps on the other side of the root": (
         "denominator",
@@ -90,7 +90,7 @@ PLANTS = {
 
 
 def must_fail(matters):
-    """The names of the cases in which a plant matters; a plant that matters in none would show nothing."""
+    """The names of the cases in which a plant matters. There must be at least one."""
     names = {name for name, case in CASES.items() if matters(case["function"], case["keywords"])}
     assert names
     return names
@@ -123,7 +123,7 @@ FORGETTABLE = [
 
 @pytest.mark.parametrize(("function", "keyword", "default"), FORGETTABLE)
 def test_forgotten_keyword_is_seen(function, keyword, default, monkeypatch):
-    """Every keyword is in some case, and every case that has it depends on it."""
+    """Every keyword is in some case, and every case with it depends on it."""
     right = getattr(reference, function)
 
     def forgetful(*args, **kwargs):
@@ -153,7 +153,7 @@ def test_flipped_sign_of_decoupled_decay_is_seen(function, monkeypatch):
 
 
 def test_one_minus_alpha_is_taken_as_given():
-    """Float32 kernels round alpha and 1 - alpha each by itself; every average must use the pair as it is."""
+    """float32 kernels round alpha and 1 - alpha separately, so every average must use the pair as given."""
     alpha, beta = float(np.float32(0.9)), float(np.float32(0.1))
     assert beta != 1.0 - alpha
     grads = np.array([[0.5, -3.0], [2.0, 0.25]])

@@ -1,6 +1,6 @@
-"""Traps that others have fallen into, each with its number in the list that was made of them (T1 to T9).
+"""Traps that other libraries have fallen into, numbered as in the list of them (T1 to T9).
 
-Each test runs on the CPU and, by the fixture `xp`, on a device.
+Each test runs on the CPU and, through the fixture `xp`, on a device.
 """
 
 import math
@@ -16,12 +16,12 @@ from rmsprop_gpu import AdaGrad, RMSProp, reference
 F4, F8, F2, BF = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 
 
-# T1. Centered: rounding takes v - m^2 below 0 on a constant gradient, and the root of that is a NaN. (On the CPU over
-# 10,000 steps in test_rule.py.)
+# T1. Centered: on a constant gradient, rounding takes v - m^2 below 0, and its root is NaN. (On the CPU over 10,000
+# steps in test_rule.py.)
 
 
 def test_t1_centered_on_a_constant_gradient_never_yields_nan(xp):
-    """The state that rounding leads to, put there: torch, optax and Keras get there after some 250 steps."""
+    """Starts from the state that rounding leads to. torch, optax and Keras get there after some 250 steps."""
     grad = xp.asarray(np.linspace(0.5, 2, 257, dtype=F4))
     param = xp.zeros(257, F4)
     opt = RMSProp(param, lr=1e-3, alpha=0.85, centered=True)
@@ -39,7 +39,7 @@ def test_t1_centered_on_a_constant_gradient_never_yields_nan(xp):
 
 @pytest.mark.parametrize("eps_in_sqrt", [False, True])
 def test_t2_the_first_step_of_centered_with_bias_correction_is_bounded(xp, eps_in_sqrt):
-    """By lr / sqrt(alpha), but for some eight roundings; others take steps of up to 1e8 lr."""
+    """By lr / sqrt(alpha), apart from some eight roundings. Other libraries take steps of up to 1e8 lr."""
     param = xp.zeros(7, F4)
     given = {"centered": True, "bias_correction": True, "eps_in_sqrt": eps_in_sqrt, "eps": 1e-12}
     RMSProp(param, lr=0.1, alpha=0.9, **given).step(xp.asarray(F4([1e-3, 1, -1e3, 0.7, -0.3, 12, 1e-2])))
@@ -48,7 +48,7 @@ def test_t2_the_first_step_of_centered_with_bias_correction_is_bounded(xp, eps_i
     assert went.min() > 0.09
 
 
-# T3. Half parameters: state of their dtype loses g^2 and eps, and 0 / 0 is a NaN.
+# T3. Half parameters: state in their dtype loses g^2 and eps, and 0 / 0 is NaN.
 
 
 @pytest.mark.parametrize("dtype", [F2, BF])
@@ -66,7 +66,7 @@ def test_t3_a_half_without_a_gradient_stays_and_a_small_gradient_moves_it_by_its
     assert (host(opt.state[0]["square_avg"])[2:] > 0).all()
 
 
-# T4. Weight decay that reaches the average of squares and not the weights.
+# T4. Weight decay that reaches the average of squares but not the weights.
 
 
 HEAVY = {"momentum": 0.9, "centered": True}
@@ -77,12 +77,12 @@ MODES = [{}, {"clipvalue": 0.5}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}, HE
 @pytest.mark.parametrize("dtype", [F4, F2])
 @pytest.mark.parametrize("decoupled", [False, True], ids=["coupled", "decoupled"])
 def test_t4_weight_decay_reaches_the_weights(xp, dtype, decoupled, mode):
-    """Without a gradient there is decay alone: towards 0, and the larger the weight the further where it is decoupled.
+    """Without a gradient only decay remains: towards 0, and in decoupled form further for larger weights.
 
-    Where only the averages saw it, no weight would move; coupled, the step of each is lr / sqrt(1 - alpha) or less.
+    If only the averages saw it, no weight would move. In coupled form, each moves by at most lr / sqrt(1 - alpha).
     """
     if mode and (dtype is F2 or xp is not np):
-        pytest.skip("halves compute as float32 does, and a device as the CPU (test_device_bits.py)")
+        pytest.skip("halves compute like float32, and devices like the CPU (test_device_bits.py)")
     start = np.array([1, -1, 4, -4, 0], dtype)
     param = xp.array(start)
     given = {"lr": 0.1, "weight_decay": 0.5, "decoupled_weight_decay": decoupled, **mode}
@@ -90,7 +90,7 @@ def test_t4_weight_decay_reaches_the_weights(xp, dtype, decoupled, mode):
     went = (host(param).astype(F8) - start.astype(F8)) * -np.sign(start).astype(F8)
     assert (went[:4] > 0.04).all()
     assert went[4] == 0
-    oracle = {k: v for k, v in given.items() if not k.endswith("norm")}  # a norm of 0 is not shortened
+    oracle = {k: v for k, v in given.items() if not k.endswith("norm")}  # a norm of 0 is not clipped
     want, _ = reference.rmsprop(start.astype(F8), np.zeros(5), **oracle)
     ulp = float(np.finfo(dtype).eps)
     assert (np.abs(host(param) - want) <= 16 * ulp * (np.abs(start) + 1)).all()  # fewer than 16 roundings
@@ -105,7 +105,7 @@ def test_t4_weight_decay_reaches_the_weights_of_adagrad(xp, decoupled):
 
 
 def test_t4_a_clip_by_norm_is_of_the_gradient_and_not_of_the_decay(xp):
-    """As Keras and torch have it: coupled decay is added to what was clipped."""
+    """As in Keras and torch: coupled decay is added after clipping."""
     grad = F4([3, 4])
     param = xp.asarray(F4([100, 100]))
     opt = RMSProp(param, weight_decay=0.5, global_clipnorm=1.0)
@@ -115,7 +115,7 @@ def test_t4_a_clip_by_norm_is_of_the_gradient_and_not_of_the_decay(xp):
     np.testing.assert_allclose(host(opt.state[0]["square_avg"]), 0.1 * g.astype(F8) ** 2, rtol=1e-6)
 
 
-# T5. A dtype of gradients that one mode takes and another refuses. (Bits of every dtype: test_device_bits.py.)
+# T5. A gradient dtype that one mode accepts and another refuses. (Bit-identity for every dtype: test_device_bits.py.)
 
 
 @pytest.mark.parametrize("dtype", [F2, BF])
@@ -127,7 +127,7 @@ def test_t5_halves_take_all_at_once(xp, dtype):
     assert host(opt.ema[0]).dtype == F4
 
 
-# T6. Switches that change, states that do not fit, and a NaN that stays.
+# T6. Switches that change, states that do not fit, and NaN that stays.
 
 
 def test_t6_momentum_and_centered_may_be_switched_on_and_off(xp):
@@ -147,7 +147,7 @@ def test_t6_momentum_and_centered_may_be_switched_on_and_off(xp):
 @pytest.mark.parametrize("name", ["square_avg", "grad_avg", "momentum_buffer", "ema", "bias_weight", "step"])
 @pytest.mark.parametrize("wrong", ["shape", "dtype"])
 def test_t6_a_state_of_the_wrong_shape_or_dtype_is_refused_when_it_is_loaded(xp, name, wrong):
-    """And not at the next step, nor cast: torch makes halves of a float32 state."""
+    """Not at the next step, and without a cast: torch casts float32 state to halves."""
     opt = RMSProp({"w": xp.ones(3, F2)}, momentum=0.9, centered=True, **AVERAGED)
     saved, before = opt.state_dict(), everything(opt)
     x = saved["state"]["w"][name]
@@ -176,11 +176,11 @@ def test_t6_a_gradient_that_is_not_finite_cannot_poison_the_state(xp, value):
     free = RMSProp(xp.ones(3, F4))
     free.step(bad)
     free.step(good)
-    assert not np.isfinite(host(free.state[0]["square_avg"])[1])  # so it was poison
+    assert not np.isfinite(host(free.state[0]["square_avg"])[1])  # the bad gradient did poison the state
 
 
 def test_t6_the_first_gradient_of_a_parameter_may_come_late(xp):
-    """Its counter and its bias correction begin then: its first step is that of a fresh optimizer."""
+    """Its counter and bias correction start then: its first step equals a fresh optimizer's."""
     (late,) = draw(5, 30)
     opt, fresh = RMSProp([xp.ones(30, F4), xp.ones(30, F4)], **AVERAGED), RMSProp([xp.ones(30, F4)], **AVERAGED)
     for _ in range(4):
@@ -194,7 +194,7 @@ def test_t6_the_first_gradient_of_a_parameter_may_come_late(xp):
     assert int(opt.state[0]["step"]) == 4
 
 
-# T7. An average of the weights that goes on while they stand still.
+# T7. An average of the weights that continues while they stand still.
 
 
 @pytest.mark.parametrize("how", ["found_inf", "skip_nonfinite", "None"])
@@ -233,11 +233,11 @@ def test_t8_no_buffer_is_allocated_that_is_not_used(xp):
     assert AdaGrad(xp.ones(3, F4)).state[0].keys() == {"step", "sum"}
 
 
-# T9. Documents that say what is not so.
+# T9. Documentation that is wrong.
 
 
 def test_t9_nesterov_is_nesterov(xp):
-    """u = g / (sqrt(v) + eps); b = mu b + u; the step is mu b + u (optax's trace), and not b."""
+    """u = g / (sqrt(v) + eps), b = mu b + u. The step is mu b + u (optax's trace), not b."""
     params = [xp.array(draw(0, 30, dtype=F8)[0]) for _ in range(2)]
     opt, heavy = (RMSProp(p, lr=0.1, momentum=0.8, nesterov=n) for p, n in zip(params, (True, False), strict=True))
     p, v, b = draw(0, 30, dtype=F8)[0], 0.0, 0.0

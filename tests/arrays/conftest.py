@@ -1,4 +1,4 @@
-"""Both ways in which the headers of arrays are checked."""
+"""Both ways to check the headers of arrays."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from rmsprop_gpu.steps import headers
 
 @pytest.fixture(params=["compiled", "python"])
 def check(request, monkeypatch):
-    """The compiled check of all headers, and the Python checks alone, as where the C struct is not as expected."""
+    """The compiled check of all headers, or Python checks alone, as when the C struct is not as expected."""
     assert headers.TRUSTED
     monkeypatch.setattr(headers, "TRUSTED", request.param == "compiled")

@@ -1,4 +1,4 @@
-"""Every array that a step can be given, taken where it lies or copied: any dense layout, any gradient of its shape."""
+"""All arrays that a step accepts, in place or copied: parameters in any dense layout, gradients in any layout."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_any_dense_layout_is_updated_where_it_lies(layout, dtype, rng):
 
 @st.composite
 def dense_and_any(draw):
-    """A dense array of any permutation and direction, and a gradient of its shape in any layout at all."""
+    """A dense array with any axis order and direction, and a gradient of its shape in any layout."""
     shape = tuple(draw(st.lists(st.integers(0, 4), min_size=0, max_size=4)))
     order = draw(st.permutations(range(len(shape))))
     flip = (..., *(slice(None, None, draw(st.sampled_from([1, -1]))) for _ in shape))
@@ -84,7 +84,7 @@ def test_any_gradient_of_the_right_shape_is_read_and_never_written(odd):
     grad = ODD_GRADS[odd]
     before = grad.tobytes()
     opt = step_and_compare(np.ones((3, 4), F4), grad)
-    opt.step(grad)  # the buffer of the first step serves again
+    opt.step(grad)  # the first step's buffer is reused
     assert grad.tobytes() == before
 
 
@@ -93,7 +93,7 @@ def test_memory_mapped_files(tmp_path):
     file = tmp_path / "w.bin"
     np.ones(5000, F4).tofile(file)
     param = np.memmap(file, F4, "r+")
-    grad = np.memmap(file, F4, "r")  # the same file mapped twice: other addresses, so it counts as apart
+    grad = np.memmap(file, F4, "r")  # the same file mapped twice has other addresses, so it counts as separate memory
     opt = RMSProp(param)
     for _ in range(3):
         opt.step(grad)
@@ -141,8 +141,8 @@ def test_header_layout_that_is_not_as_expected_is_noticed(monkeypatch):
     assert headers._layout_is_known()
     for field in ("_DATA", "_ND", "_SHAPE", "_STRIDES", "_DESCR", "_FLAGS"):
         with monkeypatch.context() as patch:
-            patch.setattr(headers, field, 8)  # the type's word: readable, and never right
-            # Where shapes are read from, the type object's first words; a count of references is no shape.
+            patch.setattr(headers, field, 8)  # the word that holds the type: readable, but never right
+            # For shapes, this reads the type object's first words, and a reference count is not a shape.
             assert not headers._layout_is_known()
 
 

@@ -1,4 +1,4 @@
-"""Arrays on a device, of any library, are taken where they lie."""
+"""Arrays on a device, from any library, are used in place."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ F4 = np.float32
 
 
 class DLPack:
-    """An array of another library, known by DLPack alone."""
+    """An array of another library that only supports DLPack."""
 
     def __init__(self, array):
         self.held = array
@@ -71,7 +71,7 @@ def test_an_interface_with_strides_is_the_array_that_it_describes(make, rng):
 
 
 def test_what_hands_out_memory_of_the_moment_is_held_until_the_step_is_enqueued():
-    """A DLPack array that makes its memory when it is asked: nobody else holds that."""
+    """A DLPack array that makes its memory when asked, so that nobody else keeps it alive."""
 
     class Fleeting(DLPack):
         def __dlpack__(self, **given):
@@ -92,7 +92,7 @@ def test_what_hands_out_memory_of_the_moment_is_held_until_the_step_is_enqueued(
 
 
 def test_the_producers_stream_is_awaited_on_the_device():
-    """The other's work is on its own stream, and nobody has waited for it."""
+    """The other library's work is on its own stream, and nobody has waited for it."""
     stream = cupy.cuda.Stream(non_blocking=True)
     opt = RMSProp(cupy.zeros(100_000, F4), lr=1.0, eps=1.0)
     cupy.cuda.Device().synchronize()
@@ -111,7 +111,7 @@ def test_halves_by_the_interface(dtype):
         dtype = pytest.importorskip("ml_dtypes").bfloat16
     params = [cupy.asarray(np.linspace(-1, 1, 50).astype(dtype)) for _ in range(2)]
     grad = cupy.asarray(np.linspace(1, 2, 50).astype(dtype))
-    if dtype is np.float16:  # no typestr for the other
+    if dtype is np.float16:  # bfloat16 has no typestr
         RMSProp(Interface(params[0])).step(Interface(grad))
     else:
         RMSProp(params[0]).step(grad)
@@ -132,13 +132,13 @@ def test_state_dict_stays_on_the_device_and_loads_from_either_side():
     twin.step([x * 2 for x in host])
     saved = opt.state_dict()
     assert {type(x) for entry in saved["state"].values() for x in entry.values()} == {cupy.ndarray}
-    opt.step(grads)  # does not change what was saved
+    opt.step(grads)  # must not change what was saved
     assert saved["state"]["0"]["square_avg"].get() == pytest.approx(0.4)
     for source in (saved, twin.state_dict()):
         opt.load_state_dict(source)
         assert [bits(x) for x in state_of(opt)] == [bits(x) for x in state_of(twin)]
     other = RMSProp([x.copy(order="K") for x in host], **given)
-    other.load_state_dict(saved)  # a checkpoint goes home
+    other.load_state_dict(saved)  # the checkpoint loads on the host
     assert [bits(x) for x in state_of(other)] == [bits(x) for x in state_of(twin)]
     assert isinstance(other.state[0]["square_avg"], np.ndarray)
     assert saved["state"]["0"]["square_avg"].flags.c_contiguous

@@ -1,4 +1,4 @@
-"""Arrays of other libraries in host memory are taken where they lie, or refused with the way out."""
+"""Arrays of other libraries in host memory are used in place, or refused with a hint."""
 
 import gc
 import weakref
@@ -14,7 +14,7 @@ F4 = np.float32
 
 
 class DLPack:
-    """An array of another library, known by DLPack alone."""
+    """An array of another library that only supports DLPack."""
 
     def __init__(self, array):
         self.held = array
@@ -27,7 +27,7 @@ class DLPack:
 
 
 class Interface:
-    """One known by NumPy's interface alone."""
+    """An array that only supports NumPy's interface."""
 
     def __init__(self, array):
         self.held, self.__array_interface__ = array, array.__array_interface__
@@ -68,7 +68,7 @@ def test_parameters_and_gradients_of_others_step_as_those_of_numpy(wrap):
 @pytest.mark.usefixtures("check")
 @EACH
 def test_their_half_gradients_are_taken_where_they_lie(wrap):
-    """Of NumPy's parameters and of theirs, before those of float32 and behind them."""
+    """For NumPy parameters and theirs, before and after float32 gradients."""
     rng = np.random.default_rng(0)
     mine, theirs, params = ([np.ones(40, F4), np.ones((4, 5), F4)] for _ in range(3))
     opt, own, twin = RMSProp(params), RMSProp([wrap(x) for x in theirs]), RMSProp(mine)
@@ -98,7 +98,7 @@ def test_their_gradients_are_zeroed_and_kept_apart(wrap):
 
 
 class Fresh:
-    """One that hands out new memory each time it is asked."""
+    """Hands out new memory each time."""
 
     def __init__(self, value):
         self.value, self.made = value, []

@@ -1,4 +1,4 @@
-"""Arrays that a step refuses with everything as it was: wrong ones, those that overlap, and those that have changed."""
+"""Arrays that a step refuses without changing anything: wrong ones, overlapping ones, and changed ones."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ F4, F8 = np.float32, np.float64
 
 
 class Cuda:
-    """What CuPy arrays are known by."""
+    """Identifies itself as CuPy arrays do."""
 
     __cuda_array_interface__ = {"shape": (3,), "typestr": "<f4", "data": (1 << 40, False), "version": 3}  # noqa: RUF012
 
@@ -68,7 +68,7 @@ def test_all_bad_parameters_in_one_error():
 
 def test_overlap_of_parameters_is_found_wherever_it_is(rng):
     a = np.zeros(100)
-    assert RMSProp([a[:50], a[50:], a[7:7]])  # neighbours, and nothing, are apart
+    assert RMSProp([a[:50], a[50:], a[7:7]])  # neighbours and empty arrays do not overlap
     for one, other in ((a, a), (a, a[99:]), (a[10:60], a[59:]), (a[10:60].reshape(5, 10).T, a[20:30])):
         with pytest.raises(ValueError, match="overlaps"):
             RMSProp([np.zeros(3), one, np.zeros(2), other])
@@ -120,18 +120,18 @@ def test_gradient_that_overlaps_is_refused():
         "grads[0] overlaps params[0]": (memory[2][::-1], *apart[1:]),
     }
     for text, grads in cases.items():
-        for _ in range(2):  # a refused address is not remembered as checked
+        for _ in range(2):  # a refused address must not be remembered as checked
             refused(opt, params, list(grads), ValueError, "overlaps", text)
-    # A column whose bounds hold two parameters, and no byte in common with them.
+    # A column whose bounds enclose two parameters, without sharing a byte with them.
     opt.step([apart[0], memory[1::2, 9], None])
     assert opt.steps == 1
 
 
 def _move(a):
-    """The same header over other memory."""
+    """The same header with other memory."""
     before, shape = a.ctypes.data, a.shape
     size = 100_000
-    while a.ctypes.data == before:  # too large for the place where it is; shrinking does not move it back
+    while a.ctypes.data == before:  # grow beyond the space available; shrinking does not move it back
         a.resize(size, refcheck=False)
         size *= 10
     a.resize(shape, refcheck=False)
@@ -149,7 +149,7 @@ CHANGES = {
 
 
 def _set(a, name, value):
-    """Assign, though NumPy deprecates that for shapes and dtypes."""
+    """Assign, although NumPy deprecates that for shapes and dtypes."""
     type(a).__dict__[name].__set__(a, value)
 
 
@@ -187,7 +187,7 @@ def test_a_parameter_changed_back_is_right_again():
 
 
 class Raises:
-    """What fails in the middle of the checks, as an interrupt might."""
+    """Fails in the middle of the checks, as an interrupt might."""
 
     @property
     def __cuda_array_interface__(self):
@@ -213,7 +213,7 @@ def test_a_cuda_array_that_does_not_hand_out_its_interface_is_refused_as_one():
 @pytest.mark.parametrize(("start", "apart"), [(0, True), (1, False), (9, False), (13, False), (14, True)])
 def test_overlap_begins_and_ends_with_the_element(start, apart):
     memory = np.ones(24, F4)
-    param = memory[5:14]  # of nine: neighbours of five on both sides, or one element in common
+    param = memory[5:14]  # nine elements: five-element neighbours on both sides, or one shared element
     opt = RMSProp([param, np.ones(5, F4)])
     grads = [np.ones(9, F4), memory[start : start + 5]]
     if apart:

@@ -1,4 +1,4 @@
-"""Arrays of a device that a step refuses with everything as it was."""
+"""Arrays on a device that a step refuses without changing anything."""
 
 import numpy as np
 import pytest
@@ -102,13 +102,13 @@ def test_gradient_that_overlaps_is_refused():
         "grads[0] overlaps params[0]": (memory[2][::-1], *apart[1:]),
     }
     for text, grads in cases.items():
-        for _ in range(2):  # a refused address is not remembered as checked
+        for _ in range(2):  # a refused address must not be remembered as checked
             before = everything(opt)
             with pytest.raises(ValueError, match="overlaps") as info:
                 opt.step(list(grads))
             assert text in str(info.value)
             assert everything(opt) == before
-    # A column whose bounds hold two parameters, and no byte in common with them.
+    # A column whose bounds enclose two parameters, without sharing a byte with them.
     opt.step([apart[0], memory[1::2, 9], None])
     assert opt.steps == 1
 
@@ -130,7 +130,7 @@ def test_neighbours_in_memory_are_apart():
 
 
 def test_identity_of_a_gradient_proves_nothing():
-    """A new array often has the id and the address of one that was just freed; its header is looked at each step."""
+    """A new array often has the id and address of one that was just freed, so its header is checked in each step."""
     opt = RMSProp(cupy.ones(6, F4))
     grad = cupy.ones(6, F4)
     opt.step(grad)

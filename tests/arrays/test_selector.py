@@ -1,4 +1,4 @@
-"""The selector: what an array belongs to, and the reason where CUDA does not work."""
+"""The selector: which library an array belongs to, and why CUDA does not work."""
 
 import importlib.machinery
 import re
@@ -17,7 +17,7 @@ from rmsprop_gpu.extras import command
 
 
 class CUDARuntimeError(RuntimeError):
-    """As CuPy's."""
+    """A stand-in for CuPy's."""
 
     def __init__(self, status, text):
         super().__init__(text)
@@ -25,7 +25,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 def fake_cupy(count=lambda: 1, memory=lambda: (3 << 30, 4 << 30), zeros=np.zeros, current=0):
-    """A CuPy whose runtime answers as told; a context on another than the current device is an error."""
+    """A CuPy whose runtime gives these answers. A context on any but the current device is an error."""
     runtime = ModuleType("cupy.cuda.runtime")
     runtime.CUDARuntimeError, runtime.errorInsufficientDriver = CUDARuntimeError, 35
     runtime.getDeviceCount, runtime.runtimeGetVersion, runtime.memGetInfo = count, lambda: 13020, memory
@@ -45,7 +45,7 @@ def raising(error):
 
 
 class Finder:
-    """Finds a CuPy that fails when it is loaded."""
+    """Finds a CuPy that fails on import."""
 
     def __init__(self, error):
         self.error = error
@@ -172,13 +172,13 @@ def test_array_module_knows_three_devices(device):
 
 
 class Interface:
-    """A device array by its interface."""
+    """A device array with the CUDA array interface."""
 
     __cuda_array_interface__ = {"shape": (3,)}  # noqa: RUF012
 
 
 class DLPack:
-    """An array by DLPack, on some device."""
+    """A DLPack array on some device."""
 
     def __init__(self, kind):
         self.kind = kind

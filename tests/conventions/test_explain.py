@@ -1,4 +1,4 @@
-"""What explain() says is what a step does: its lines are run as Python and held against the oracle."""
+"""explain() describes what a step does: its lines are run as Python and compared with the oracle."""
 
 import ast
 import re
@@ -24,13 +24,13 @@ STATE = {"v": "square_avg", "m": "grad_avg", "w": "bias_weight", "b": "momentum_
 
 
 def code(text, group=0):
-    """The lines of a group that are Python."""
+    """The lines of a group's explanation that are Python."""
     block = re.split(r"^(?:RMSProp|AdaGrad).*:$", text, flags=re.MULTILINE)[1 + group]
     return "\n".join(re.findall(r"^  (?!- )(.*)$", block, re.MULTILINE))
 
 
 def run(lines, variables):
-    """Run the lines of an explanation over float64 arrays: they are all that is known of the rule here."""
+    """Run the lines of an explanation over float64 arrays. They are all that is known of the rule here."""
     scope = dict(variables)
     with np.errstate(all="ignore"):
         exec(lines, {"__builtins__": {}, **FUNCTIONS}, scope)
@@ -38,9 +38,9 @@ def run(lines, variables):
 
 
 def trajectory(opt, grads, param, others):
-    """The parameter after each gradient, and the last state, by the text of `explain` alone.
+    """The parameter after each gradient and the last state, computed only from the text of `explain`.
 
-    `others` are the gradients of another parameter beside it.
+    `others` are the gradients of a second parameter.
     """
     scope = {"p": param, **{x: np.full_like(param, opt.param_groups[0]["initial_scale"]) for x in "v"}}
     scope |= {"m": np.zeros_like(param), "b": np.zeros_like(param), "w": 0.0, "e": np.zeros_like(param)}
@@ -52,19 +52,19 @@ def trajectory(opt, grads, param, others):
 
 
 def problem(seed):
-    """The gradients of a parameter, itself, and the gradients of another."""
+    """The gradients of a parameter, the parameter, and the gradients of another one."""
     rng = np.random.default_rng(seed)
     grads, others = rng.standard_normal((2, 4, 40)) * 10.0 ** rng.uniform(-6, 2, (2, 4, 40))
     grads[:, ::7] = 0
     return grads, rng.standard_normal(40), others
 
 
-# 1 - alpha is written with 15 digits, and so is off by 5e-15 of itself at most; the numbers beside it are exact. Four
-# steps of it and of 20 roundings stay under 1e-13; centered, v - m^2 magnifies that as in recorded.py. Each side
-# rounds the parameter at most twice a step by half an ulp: 8 ulps in four steps.
+# 1 - alpha is written with 15 digits, so its relative error is at most 5e-15. The numbers beside it are exact. Four
+# steps with that error and 20 roundings stay under 1e-13. In centered mode, v - m^2 magnifies that as in recorded.py.
+# Each side rounds the parameter at most twice per step by half an ulp: 8 ulps in four steps.
 RELATIVE = 1e-12
 
-# What reference.py leaves to whoever calls it.
+# What reference.py leaves to its caller.
 AROUND = (
     *("clipnorm", "global_clipnorm", "skip_nonfinite", "use_ema", "ema_momentum", "square_avg_dtype", "sum_dtype"),
     *("store_param_remainders", "bf16_stochastic_round", "seed"),
@@ -72,7 +72,7 @@ AROUND = (
 
 
 def excess(variant):
-    """The largest difference of text and oracle, by its bound: over every parameter and every state of four steps."""
+    """The largest difference between text and oracle relative to its bound, over four steps, parameter and state."""
     grads, param, others = problem([*str(variant).encode()])
     opt = optimizer(variant, [param.copy(), np.zeros(40)])
     h = opt.param_groups[0].hyper()
@@ -108,7 +108,7 @@ def test_lines_name_their_state():
 
 
 def test_lines_do_what_a_step_does():
-    """The package itself, not only the oracle: in float64, from a state of some steps, in which all switches are on."""
+    """In float64, compared with the package itself, not only the oracle. All switches are on."""
     param, another, *grads = random(3, *[40] * 8, dtype=np.float64)
     switches = dict.fromkeys(["nesterov", "eps_in_sqrt", "bias_correction", "skip_nonfinite", "use_ema"], True)
     opt = RMSProp([param, another], 0.01, 0.93, 1e-3, 0.07, 0.83, True, **switches, global_clipnorm=5)
@@ -144,7 +144,7 @@ def test_clip_that_clips_nothing_leaves_no_line(clip, off):
     assert code(RMSProp(one(1), **{clip: off}).explain()) == code(RMSProp(one(1)).explain())
 
 
-# What is done around the rule; the text of each is run.
+# Steps around the rule. The text of each is run.
 
 
 def ran(**more):
@@ -353,7 +353,7 @@ def test_every_line_has_its_equation(variant):
     assert shown.count(r"\leftarrow") == len(lines)
     assert shown.count("{") == shown.count("}")
     assert not any("\\" in words for words in re.findall(r"\\text\{(.*?)\}", shown))  # MathJax would show it
-    for line in lines:  # every number of the text stands in it
+    for line in lines:  # it contains every number of the text
         for node in ast.walk(ast.parse(line)):
             if isinstance(node, ast.Constant) and "e" not in repr(node.value):
                 assert repr(node.value) in shown

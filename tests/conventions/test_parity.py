@@ -1,4 +1,4 @@
-"""from_preset, judged by trajectories recorded from the packages themselves (record_presets.py), and by live ones."""
+"""from_preset, compared with trajectories recorded from the packages (record_presets.py), and with live ones."""
 
 import importlib.util
 import inspect
@@ -15,13 +15,13 @@ from rmsprop_gpu import RMSProp, hyper, reference
 
 
 class Case(NamedTuple):
-    """One recorded case: what was given, and what came of it."""
+    """One recorded case: its arguments and results."""
 
     preset: str
     dtype: str
     words: str
     arguments: dict
-    lrs: list  # None where it was left as it is by default
+    lrs: list  # None if left at its default
     grads: list  # per step, per tensor
     params: list  # before the first step, and after each
     averages: list | None  # after each step
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def read(folder):
-    """The cases of a folder by name."""
+    """The cases in a folder, by name."""
     presets, cases, arrays = record_presets.load(folder)
     rows, found = {}, {}
     for case in cases:
@@ -61,32 +61,32 @@ def read(folder):
 
 CASES = read(DATA)
 
-# The bound of an update. Every step starts from the recorded parameter, while the state runs freely over all 25 steps.
-# * float64: RELATIVE of the tensor's largest update in that step, plus ULPS ulps of the parameter, for the same reasons
-#   as in recorded.py: an update is known through the parameter only, which each side rounds twice at most.
-# * float32: ULPS ulps of the parameter or RELATIVE of the element's own update, whichever is more, where
-#   - the steps of which momentum made the update count with their magnitudes (`summed`): where they cancel, the
-#     roundings of each remain;
-#   - centered, each step counts (v + 2 |m| sqrt(v)) / (v - m^2 + eps) times, where that is above 1: by so much a
-#     relative error of v, and of the gradients of which m is made (their magnitudes average at most sqrt(v)), is larger
-#     in what stands under the root. Decay makes gradients nearly constant, and this factor goes into hundreds;
-#   - TensorFlow has 1 - rho from a rho that was rounded to float32, so that v is off by that (`relative`).
-#   Nothing is added for the rest that packages do otherwise in float32, as XLA's rsqrt. bitsandbytes divides exactly on
-#   the CPU; its CUDA kernel, with an approximate division, is not recorded.
+# The bound for an update. Every step starts from the recorded parameter, while the state runs freely over all 25 steps.
+# * float64: RELATIVE times the tensor's largest update in that step, plus ULPS ulps of the parameter, for the same
+#   reasons as in recorded.py: an update is only known through the parameter, which each side rounds at most twice.
+# * float32: ULPS ulps of the parameter or RELATIVE times the element's own update, whichever is more, where
+#   - with momentum, an update counts with the magnitudes of its steps (`summed`): where they cancel, their roundings
+#     remain;
+#   - in centered mode, each step counts (v + 2 |m| sqrt(v)) / (v - m^2 + eps) times, if that is above 1: it magnifies a
+#     relative error of v, and of the gradients averaged in m (their magnitudes average at most sqrt(v)), in the term
+#     under the root. Decay makes gradients nearly constant, and this factor reaches hundreds;
+#   - TensorFlow computes 1 - rho from a rho that was rounded to float32, which shifts v (`relative`).
+#   Nothing is added for other differences of packages in float32, such as XLA's rsqrt. bitsandbytes divides exactly on
+#   the CPU. Its CUDA kernel, which divides approximately, is not recorded.
 RELATIVE = {"float64": 1e-12, "float32": 1e-6}
 ULPS = {"float64": 2, "float32": 4}
 ALPHA_IN_FLOAT32 = ("tf1", "tf_keras_legacy")
 
 
 def relative(case, alpha):
-    """RELATIVE, and in float32 what a rounded alpha does to the root of v."""
+    """RELATIVE, plus the effect of a rounded alpha on the root of v in float32."""
     if case.dtype == "float64" or case.preset not in ALPHA_IN_FLOAT32:
         return RELATIVE[case.dtype]
     return RELATIVE[case.dtype] + 0.5 * abs(float(np.float32(alpha)) - alpha) / (1 - alpha)
 
 
 def bound(case, h, before, after, size):
-    """How far an update may be from the recorded one, where `size` is what float32 relates it to."""
+    """How far an update may be from the recorded one. `size` is the scale for float32."""
     ulps = ULPS[case.dtype] * np.spacing(np.maximum(np.abs(before), np.abs(after))).astype(np.float64)
     if case.dtype == "float64":
         return relative(case, h["alpha"]) * np.abs(difference(after, before)).max(initial=0) + ulps
@@ -94,7 +94,7 @@ def bound(case, h, before, after, size):
 
 
 def summed(h, state, old_buffer, old_sum, update):
-    """The size of an update, its steps added by magnitude; and their sum, which momentum keeps."""
+    """The size of an update with its steps added by magnitude, and the sum that momentum keeps."""
     factor, state = 1.0, {name: value.astype(np.float64) for name, value in state.items()}
     if h["centered"]:
         v, m, eps = state["square_avg"], state["grad_avg"], h["eps"] if h["eps_in_sqrt"] else h["eps"] ** 2
@@ -112,14 +112,14 @@ def difference(after, before):
 
 
 def worst(got, want, allowed):
-    """The largest share of the bound; NaN if anything is."""
+    """The largest fraction of the bound, or NaN if there is one."""
     return np.max(np.abs(got - want) / allowed, initial=0)
 
 
 def excess(case, made=lambda opt: opt):
     """The largest |got - want| / bound over a case's updates, averages and final state: above 1, or NaN, is a failure.
 
-    Of the optimizer that `made` makes of that of the preset, before its first step.
+    `made` may replace the preset's optimizer before its first step.
     """
     params = [array.copy() for array in case.params[0]]
     opt = made(RMSProp.from_preset(case.preset, params, **case.arguments))
@@ -127,7 +127,7 @@ def excess(case, made=lambda opt: opt):
     for step, (lr, grads) in enumerate(zip(case.lrs, case.grads, strict=True)):
         for param, before in zip(params, case.params[step], strict=True):
             param[...] = before
-        if lr is not None and step > 0:  # the first one was an argument
+        if lr is not None and step > 0:  # the first rate was an argument
             opt.lr = lr
         buffers = [np.array(opt.state[i].get("momentum_buffer", 0), np.float64) for i in range(len(params))]
         opt.step(grads)
@@ -136,19 +136,19 @@ def excess(case, made=lambda opt: opt):
             allowed = bound(case, h, before, after, size)
             shares.append(worst(difference(param, before), difference(after, before), allowed))
             if case.averages:
-                # An average of parameters has three roundings a step on each side, and keeps those of all steps.
+                # An average of parameters has three roundings per step on each side, and keeps those of all steps.
                 ulps = 2 * 3 * 0.5 * (step + 1) * np.spacing(np.abs(case.averages[step][i]).max(initial=0))
                 shares.append(worst(opt.ema[i], case.averages[step][i], allowed + ulps))
     if case.dtype == "float64":
         shares.append(state_excess(opt, case))
-    return np.max(shares)  # not max(), which may lose a NaN
+    return np.max(shares)  # unlike max(), this keeps NaN
 
 
 def state_excess(opt, case):
-    """The same for the final state, and whether it is the same state."""
+    """The same for the final state. Infinite if the kinds of state differ."""
     recorded = set(case.state)
     if opt.param_groups[0]["momentum"] == 0:
-        recorded -= {"momentum_buffer"}  # TensorFlow 1, Graves and optax's trace have one nevertheless
+        recorded -= {"momentum_buffer"}  # TensorFlow 1, Graves and optax's trace have one even so
     if recorded != set(STATE_NAMES) & set(opt.state[0]):
         return np.inf
     return np.max(
@@ -166,7 +166,7 @@ def test_every_preset_is_recorded():
 
 
 def kernel(name):
-    """What a case compiles: those of one kernel come together, so that mostly one process of pytest's makes it."""
+    """What a case compiles. Sorting by this groups a kernel's cases, so that mostly one pytest process makes it."""
     opt = RMSProp.from_preset(CASES[name].preset, np.zeros(1, CASES[name].dtype), **CASES[name].arguments)
     return CASES[name].dtype, hyper.variant(opt.param_groups[0].hyper(), False)
 
@@ -177,7 +177,7 @@ def test_recorded_trajectory(name):
 
 
 class Oracle:
-    """A fresh optimizer's twin, in float64 by reference.py: whatever its switches, nothing is compiled."""
+    """Takes the steps of a fresh optimizer in float64 with reference.py. It compiles nothing, whatever the switches."""
 
     RULE = set(inspect.signature(reference.rmsprop).parameters) & set(hyper.RMSPROP)
 
@@ -204,10 +204,9 @@ class Oracle:
             param[...] = after
 
 
-# What the tests above can see: a plant changes one thing before the first step, and the cases that then fail must be
-# exactly those in which it `matters`, by the hyperparameters that they have here. In float64, where every wrong place
-# of eps is above the bound; what a preset means does not depend on the dtype. By the oracle, since each switch that is
-# turned over would be another kernel to compile.
+# What the tests above can detect: a plant changes one thing before the first step, and exactly the cases in which it
+# `matters`, by their hyperparameters, must then fail. In float64, where any misplaced eps exceeds the bound; a preset's
+# meaning does not depend on the dtype. With the oracle, since each flipped switch would need another kernel.
 SEEN = [name for name, case in CASES.items() if case.dtype == PRESETS[case.preset].dtypes[0]]
 
 
@@ -240,7 +239,7 @@ PLANTS = {
     "eps": (scale("eps", 0.9), lambda h, case: h["eps"] != 0),
     "alpha": (scale("alpha", 0.999), lambda h, case: True),
     "square_avg from 1 for 0, and 0 for 1": (start_from_the_other, lambda h, case: True),
-    # Where lr is constant it is seen in the buffer alone.
+    # If lr is constant, only the buffer shows it.
     "lr on the other side of the momentum": (flip("lr_in_momentum"), lambda h, case: h["momentum"] != 0),
     "momentum": (scale("momentum", 0.999), lambda h, case: h["momentum"] != 0),
     "nesterov": (flip("nesterov"), lambda h, case: h["momentum"] != 0),
@@ -284,9 +283,9 @@ def test_wrong_argument_is_seen(argument):
         assert not excess(wrong, Oracle) <= 1, name
 
 
-# Other hyperparameters, shapes and gradients, from the packages that are installed: recorded now, in a process of its
-# own, since JAX and TensorFlow choose their devices and precision when they are imported. Once for presets of the same
-# packages, in the dtype that says most, and by the oracle: that the kernels do the same was seen above.
+# Other hyperparameters, shapes and gradients, recorded now from the packages that are installed, in a separate process,
+# since JAX and TensorFlow choose their devices and precision on import. Once for presets of the same packages, in the
+# most telling dtype, and with the oracle: the tests above have compared the kernels.
 LIVE = {}
 for preset in PRESETS:
     LIVE.setdefault(PRESETS[preset].packages, []).append(preset)

@@ -1,4 +1,4 @@
-"""What from_preset refuses, in the words of the framework."""
+"""What from_preset refuses, with the framework's names."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_what_is_not_done_here_is_refused(name, key, value):
         ("chainer", {"eps_inside_sqrt": None}, TypeError, "eps_inside_sqrt is None"),
         ("torch", {"alpha": 2}, ValueError, "alpha is 2; wanted a number with 0 <= alpha < 1"),
         ("torch", {"weight_decay": -1}, ValueError, "weight_decay is -1"),
-        # What only the parameters' dtype decides
+        # Only the parameters' dtype decides these
         ("keras", {"epsilon": 1e-60}, ValueError, "epsilon is 1e-60, which is 0 in float32"),
         ("tf1", {"learning_rate": 1, "decay": 1 - 1e-9}, ValueError, "decay is 0.999999999, which is 1 in float32; "
          "wanted decay < 1"),
@@ -96,7 +96,7 @@ def test_wrong_value_is_named_as_the_framework_does(name, given, kind, text):
 def test_wrong_parameter_is_refused_in_the_usual_words():
     with refused(TypeError, "params[0] is a float; wanted", of=[]):
         RMSProp.from_preset("keras", [1.0])
-    with refused(ValueError, "params[0]: alpha is 2; wanted", of=[]):  # a group has our names
+    with refused(ValueError, "params[0]: alpha is 2; wanted", of=[]):  # groups have our names
         RMSProp.from_preset("keras", [{"params": one(1), "alpha": 2}])
 
 

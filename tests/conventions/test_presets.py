@@ -1,4 +1,4 @@
-"""Presets: each framework's names, defaults and trajectory, against its own formula."""
+"""Presets: each framework's names, defaults and trajectory, compared with its own formula."""
 
 import ast
 import importlib.util
@@ -14,7 +14,7 @@ from rmsprop_gpu import RMSProp, hyper
 from rmsprop_gpu.conventions.preset import OURS, REQUIRED, Preset
 from rmsprop_gpu.conventions.presets import PRESETS
 
-# The cases of each: every word an argument that gets a drawn value, or a flag that is turned over.
+# The cases of each: every word is an argument that gets a drawn value, or a flag that is flipped.
 CASES = """
 hinton
 hinton alpha
@@ -70,9 +70,9 @@ bitsandbytes alpha eps weight_decay
 SHAPES = [(), (7,), (3, 5), (0, 2)]
 STEPS = 25
 
-# As in recorded.py, where both are derived: a step has at most 20 roundings on each side, an average carries
-# those of 25 steps, and centered magnifies them. Each side rounds the parameter at most twice a step by half an ulp,
-# and every step of the formula starts from our parameter, so that these do not accumulate.
+# As derived in recorded.py: a step has at most 20 roundings on each side, an average carries those of 25 steps, and
+# centered mode magnifies them. Each side rounds the parameter at most twice per step by half an ulp. Every step of the
+# formula starts from our parameter, so these do not accumulate.
 RELATIVE = 1e-12
 ULPS = 2
 
@@ -106,14 +106,14 @@ def excess(case):
     given, lrs = drawn(name, words, rng), 10 ** rng.uniform(-3, -1, STEPS)
     lr_name = "learning_rate" if "learning_rate" in PRESETS[name].arguments else "lr"
     params = [rng.standard_normal(shape) for shape in SHAPES]
-    scheduled = len(words) % 2 == 1  # by the step count in one case, by assignment in the next
+    scheduled = len(words) % 2 == 1  # by schedule in one case, by assignment in the next
     opt = RMSProp.from_preset(name, params, **{lr_name: (lambda step: lrs[step]) if scheduled else 1.0}, **given)
     states, worst, bounds = [{} for _ in params], 0.0, [0.0] * len(params)
     for step, lr in enumerate(lrs):
         if not scheduled:
             opt.lr = lr
         before = [p.copy() for p in params]
-        # Over 8 decades, so that the root lies on both sides of eps.
+        # Over 8 decades, so that the root is on both sides of eps.
         grads = [rng.standard_normal(p.shape) * 10.0 ** rng.uniform(-7, 1, p.shape) for p in params]
         opt.step(grads)
         for i, (p, old, g, s) in enumerate(zip(params, before, grads, states, strict=True)):
@@ -121,15 +121,15 @@ def excess(case):
             want = np.asarray(FORMULAS[name](old, g, s, **{lr_name: lr}, **given))
             ulps = ULPS * np.spacing(np.maximum(np.abs(old), np.abs(want)))
             bound = RELATIVE * np.max(np.abs(want - old), initial=0) + ulps
-            worst = np.maximum(worst, np.max(np.abs(p - want) / bound, initial=0))  # np.maximum keeps a NaN
-            if "average" in s:  # of parameters within their bounds, with three roundings a step on each side
+            worst = np.maximum(worst, np.max(np.abs(p - want) / bound, initial=0))  # np.maximum keeps NaN
+            if "average" in s:  # of parameters within their bounds, with three roundings per step on each side
                 bounds[i] = max(bounds[i], np.max(bound, initial=0))
                 rounded = 2 * 3 * 0.5 * (step + 1) * np.spacing(np.abs(s["average"]).max(initial=0))
                 worst = np.maximum(worst, np.max(np.abs(opt.ema[i] - s["average"]), initial=0) / (bounds[i] + rounded))
     return worst
 
 
-@pytest.mark.exhaustive  # the recorded trajectories of test_parity.py are in every run
+@pytest.mark.exhaustive  # the recorded trajectories in test_parity.py are part of every run
 @pytest.mark.parametrize("case", CASES.strip().splitlines())
 def test_trajectory_is_that_of_the_formula(case):
     assert excess(case) <= 1
@@ -143,7 +143,7 @@ def test_every_preset_and_every_argument_that_matters_has_a_case():
         assert set(preset.arguments) - set(preset.neutral) - {"lr", "learning_rate"} - said == set()
 
 
-# What such cases can see: a preset that translates otherwise must be seen in every case in which it matters.
+# What the cases can detect: a wrong translation must show in every case in which it matters.
 PLANTS = {
     "eps on the other side": ("eps_in_sqrt", lambda h: not h["eps_in_sqrt"], lambda h: h["eps"] > 0),
     "lr on the other side": ("lr_in_momentum", lambda h: not h["lr_in_momentum"], lambda h: h["momentum"] > 0),
@@ -164,7 +164,7 @@ PLANTS = {
 }
 
 
-@pytest.mark.exhaustive  # the recorded trajectories of test_parity.py are in every run
+@pytest.mark.exhaustive  # the recorded trajectories in test_parity.py are part of every run
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_wrong_translation_is_seen(plant, monkeypatch):
     key, wrong, matters = PLANTS[plant]
@@ -212,7 +212,7 @@ def test_arguments_and_defaults_are_those_of_the_formula(name):
     ],
 )
 def test_arguments_and_defaults_are_those_in_the_source(name, path, function, more):
-    """Of whichever framework is installed, read and not imported."""
+    """For each framework that is installed. The source is parsed, not imported."""
     spec = importlib.util.find_spec(path.partition("/")[0])
     if spec is None or spec.origin is None:
         pytest.skip(f"{path} is not installed")
@@ -247,7 +247,7 @@ def test_neutral_value_changes_nothing(name, given):
     assert opt.param_groups[0].hyper() == bare.param_groups[0].hyper()
 
 
-# What is translated
+# Translation
 
 
 def test_off_in_the_words_of_each_framework():
@@ -264,7 +264,7 @@ def test_any_name_does(name, label):
     assert opt.param_groups[0].hyper() == bare.param_groups[0].hyper()
 
 
-# As keras 3.15.1 returns it, but for the values.
+# As keras 3.15.1 returns it, except for the values.
 CONFIG = {
     "name": "rmsprop", "learning_rate": 0.125, "weight_decay": 0.25, "clipnorm": None, "global_clipnorm": None,
     "clipvalue": 0.5, "use_ema": True, "ema_momentum": 0.75, "ema_overwrite_frequency": None, "loss_scale_factor": None,
@@ -276,7 +276,7 @@ WANT = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, about itself
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own warning
 @pytest.mark.parametrize("itself", [False, True], ids=["recorded", "keras itself"])
 def test_the_config_of_keras_is_its_arguments(itself, monkeypatch):
     config = CONFIG
@@ -301,7 +301,7 @@ def test_epsilon_of_none_is_that_of_the_backend_in_tf_keras_legacy():
         assert group["eps"] == 1e-7
 
 
-# As tf_keras 2.21.0 returns it of a legacy RMSprop, but for the values.
+# As tf_keras 2.21.0 returns it for a legacy RMSprop, except for the values.
 LEGACY_CONFIG = {
     "name": "mine", "learning_rate": 0.125, "decay": 0.25, "rho": 0.875, "momentum": 0.5, "epsilon": 1e-5,
     "centered": True,

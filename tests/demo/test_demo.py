@@ -1,4 +1,4 @@
-"""The demo: what it learns, and that its measurements and its judge of the updates can be believed."""
+"""The demo: what it learns, and whether its measurements and its check of updates can be trusted."""
 
 import sys
 import time
@@ -25,11 +25,11 @@ def trained(**settings):
 
 
 def beyond_bound(steps):
-    """The most that the update may be wrong by, relative to itself, once the rounding of the parameter is taken off.
+    """The largest relative error of an update, apart from the rounding of the parameter.
 
-    In units of 2**-24. The rule rounds u = g / (sqrt(v) + eps) three times; the root halves the error of v. That is at
-    most steps + 2: a square is rounded twice when it enters ((1 - alpha) * g) * g (AdaGrad's not at all), and with the
-    whole sum once a step from then on. lr * u is not rounded: it is a factor of the fma that ends in the parameter.
+    The rule rounds u = g / (sqrt(v) + eps) three times, by 2**-24 each, and the root halves the error of v. That is at
+    most steps + 2 roundings: a square is rounded twice on entry, ((1 - alpha) * g) * g (in AdaGrad not at all), then
+    once per step with the whole sum. lr * u is not rounded: it is a factor of the fma that ends in the parameter.
     """
     return (3 + (steps + 2) / 2) * 2.0**-24
 
@@ -64,7 +64,7 @@ def test_default_run_deviates_by_rounding(default_run):
     found = dict(default_run["deviation"])
     assert found.pop("matches") is True
     deviation = Deviation(**found)
-    # Half an ulp of a parameter below 1 is at most 2**-25; the largest weight at the start is 0.8 or so.
+    # Half an ulp of a parameter below 1 is at most 2**-25. The largest initial weight is about 0.8.
     assert 0 < deviation.rounding <= 2.0**-24
     assert 0 < deviation.largest <= 1.1 * deviation.rounding
     assert 0 < deviation.beyond < beyond_bound(default_run["steps"])
@@ -80,7 +80,7 @@ def test_adagrad_learns_too():
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adagrad"])
 def test_few_steps_deviate_by_few_roundings(optimizer, hyper):
     run = trained(optimizer=optimizer, hyper=hyper, epochs=2, batch_size=360)
-    # Decoupled decay: lr * weight_decay is rounded once, for the oracle its factors are: 3 roundings more at most.
+    # Decoupled decay rounds lr * weight_decay once, while the oracle gets its factors: at most 3 more roundings.
     bound = beyond_bound(8) + 3 * 2.0**-24 * bool(hyper.get("weight_decay"))
     assert 0 < run.oracle.deviation.beyond < bound == run.oracle.bound(8)
 
@@ -100,7 +100,7 @@ def test_what_is_more_than_rounding_does_not_match(optimizer, beyond):
 def test_three_lines_do_the_same(optimizer, hyper):
     run = trained(optimizer=optimizer, hyper=hyper, epochs=2, batch_size=360, check=False)
     for name, param in run.params.items():
-        # 8 steps, each of some five roundings of an update (below 0.1) and one of the parameter (below 2).
+        # 8 steps, each with some five roundings of an update (below 0.1) and one of the parameter (below 2).
         np.testing.assert_allclose(run._plain[name], param, rtol=0, atol=8 * (5 * 0.1 + 2) * 2.0**-24)
     summary = run.summary()
     assert summary["switches"] == []
@@ -140,7 +140,7 @@ def test_ticks_are_whole_epochs(epochs, monkeypatch, tmp_path):
 )
 def test_a_wrong_update_is_seen(name, value):
     run = Run(Settings(epochs=2, batch_size=360))
-    run.oracle._hyper[name] = value  # the oracle and the optimizer differ: either may be the wrong one
+    run.oracle._hyper[name] = value  # the oracle and the optimizer differ, whichever is wrong
     run.load()
     for _ in run.epochs():
         pass
@@ -153,7 +153,7 @@ def test_deviation_is_where_it_is_largest():
     oracle = Oracle(run.opt)
     before = {"w": np.array([0.5, 3.0], np.float32)}
     grads = {"w": np.array([1.0, 1.0], np.float32)}
-    update = 3e-3 / np.sqrt(0.1)  # each element's, but for roundings and eps
+    update = 3e-3 / np.sqrt(0.1)  # of each element, except for roundings and eps
     after = {"w": (before["w"] - update + [0, 1e-3]).astype(np.float32)}
     oracle.compare(before, after, grads, 3e-3, 4)
     got = oracle.deviation
@@ -208,7 +208,7 @@ def test_gradients_are_those_of_the_loss(rng):
         direction = rng.standard_normal(param.shape)
         ends = [{**params, name: param + sign * h * direction} for sign in (1, -1)]
         up, down = (train.loss_and_grads(np, end, images, targets)[0] / 5 for end in ends)
-        # Central differences: truncation h**2, about 1e-12, and rounding of the losses 2**-52 / h, about 1e-9.
+        # Central differences: truncation is off by h**2, about 1e-12, rounding of the losses by 2**-52 / h, about 1e-9.
         np.testing.assert_allclose((grads[name] * direction).sum(), (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
@@ -230,7 +230,7 @@ def test_the_rate_falls_to_a_hundredth():
 
 def test_the_loss_is_a_mean():
     run = trained(epochs=1, batch_size=TRAIN, check=False)
-    # One step: the loss before it, of a network that knows nothing: log(10), and the spread of its logits, near 1.
+    # One step: the loss of an untrained network is log(10), plus the spread of its logits, near 1.
     assert np.log(10) < run.history[0].loss < np.log(10) + 1
 
 
@@ -240,7 +240,7 @@ def test_split_is_stratified_and_the_seed_decides():
         run.load()
         counts = np.bincount(run._test_labels)
         assert counts.sum() == TEST
-        assert counts.min() >= 34  # of the rarest digit there are 174, a fifth of which is 34.8
+        assert counts.min() >= 34  # the rarest digit occurs 174 times, and a fifth of that is 34.8
         assert not {image.tobytes() for image in run._test} & {image.tobytes() for image in run._train}
     for first, same, other in (
         [run._test for run in runs],

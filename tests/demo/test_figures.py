@@ -1,4 +1,4 @@
-"""Figures of notebooks, for whoever does not see them."""
+"""Text alternatives for the figures in notebooks."""
 
 from base64 import b64decode
 from html.parser import HTMLParser
@@ -28,4 +28,4 @@ def test_a_figure_is_shown_with_what_it_shows_and_what_was_found(monkeypatch):
     kind, _, data = found["src"].partition(",")
     assert kind == "data:image/png;base64"
     assert b64decode(data).startswith(b"\x89PNG")
-    assert not pyplot.fignum_exists(figure.number)  # else it would be shown a second time, without its text
+    assert not pyplot.fignum_exists(figure.number)  # otherwise it would be shown twice, once without its text

@@ -1,4 +1,4 @@
-"""The demo over ranks: it trains as one process does, rank 0 speaks for all, and a job that cannot go on ends."""
+"""The demo over ranks: it trains like one process, only rank 0 prints, and a job that cannot continue ends."""
 
 import importlib.util
 import json
@@ -17,13 +17,13 @@ DEMO = ("-m", "rmsprop_gpu", "demo", "--device", "cpu")
 
 
 def said_by_us(err):
-    """The lines of an MPI job's standard error that are the command's; MPI says itself that it was aborted."""
+    """The command's own lines in an MPI job's standard error. MPI adds that the job was aborted."""
     return [line for line in err.splitlines() if line.startswith("rmsprop-gpu: ")]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """By batch size what one process says of two epochs without `--sharded`."""
+    """For each batch size, what one process reports after two epochs without `--sharded`."""
     folder, found = tmp_path_factory.mktemp("alone"), {}
     for size in (360, TRAIN - 1):
         path = folder / f"{size}.json"
@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
     return found
 
 
-# With batches of all digits but one, the last batch has one row: two of three ranks have none of it.
+# With batches of all digits but one, the last batch has one row, and two of three ranks have none.
 @needs_mpi
 @pytest.mark.parametrize(("ranks", "size"), [(1, 360), (2, 360), (3, TRAIN - 1)])
 def test_ranks_train_as_one_process_does(ranks, size, alone, tmp_path):
@@ -48,9 +48,9 @@ def test_ranks_train_as_one_process_does(ranks, size, alone, tmp_path):
     assert len(got["state_bytes"]) == ranks
     assert got["steps"] == want["steps"]
     if ranks == 1:
-        assert got["history"] == want["history"]  # to the bit
+        assert got["history"] == want["history"]  # bit-identical
     for mine, theirs in zip(got["history"], want["history"], strict=True):
-        # A sum in another order is off by roundings of its largest term, 2**-24 each; 8 steps make little of them.
+        # Summing in another order is off by roundings of the largest term, 2**-24 each. 8 steps hardly amplify that.
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert abs(mine["accuracy"] - theirs["accuracy"]) <= 2 / 360
 
@@ -69,8 +69,8 @@ def test_adagrad_and_momentum_are_sharded_too(tmp_path):
 @pytest.mark.parametrize(
     ("words", "line", "code"),
     [
-        (("--lr", -1), "lr is -1.0; wanted a finite number >= 0", 2),  # found by all ranks
-        (("--plot", "no-such-folder/a.png"), "--plot no-such-folder/a.png cannot be written: ", 2),  # by the first
+        (("--lr", -1), "lr is -1.0; wanted a finite number >= 0", 2),  # on every rank
+        (("--plot", "no-such-folder/a.png"), "--plot no-such-folder/a.png cannot be written: ", 2),  # only rank 0
         (("--lr", 1e30, "--batch-size", TRAIN, "--epochs", 2), "the loss is nan after 2 of 2 epochs", 1),
     ],
 )
@@ -124,7 +124,7 @@ FEW = frozenset({0, 1})
         ([FEW] * 2, [1, 1]),
         ([FEW] * 4, [1] * 4),
         ([frozenset(range(16))] * 3, [5] * 3),
-        ([frozenset(range(8)), frozenset(range(8, 16))], [8, 8]),  # bound by who started them
+        ([frozenset(range(8)), frozenset(range(8, 16))], [8, 8]),  # bound by the launcher
         ([frozenset(range(6)), FEW], [5, 1]),
     ],
 )
@@ -151,11 +151,11 @@ def test_a_rank_has_threads_for_its_share_of_the_cores(said):
     assert done.stdout.split() == [said or str(max(1, cores // 2))] * 2
 
 
-# What is missing
+# Missing packages
 
 
 def forget_the_wing(monkeypatch):
-    """Have it imported anew."""
+    """Have it imported again."""
     for name in [name for name in sys.modules if name.startswith("rmsprop_gpu.distributed")]:
         monkeypatch.delitem(sys.modules, name)
 

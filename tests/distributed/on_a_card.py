@@ -1,7 +1,7 @@
 """What to run on a machine with a card: ``python tests/distributed/on_a_card.py``, some 90 seconds the first time.
 
-NCCL itself, of one rank; whether it lets two ranks share a card; and two and three ranks that share it, through the
-stand-in. All at once, each with a time limit; it ends with 1 where one of them has failed.
+It runs NCCL itself on one rank, checks whether NCCL lets two ranks share a card, and runs two and three ranks that
+share it through the stand-in. All run at once, each with a time limit. It exits with 1 if any of them fails.
 """
 
 import os

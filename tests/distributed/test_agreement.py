@@ -1,4 +1,4 @@
-"""How ranks agree, as threads of one process: no MPI is needed."""
+"""How ranks agree, tested with threads of one process. Needs no MPI."""
 
 import threading
 from functools import reduce
@@ -13,7 +13,7 @@ from rmsprop_gpu.distributed.agreement import RanksDisagree, agree
 
 
 class Ranks:
-    """What MPI does for agreement, among threads."""
+    """MPI's part of agreement, among threads."""
 
     def __init__(self, ranks):
         self.barrier, self.told, self.calls = threading.Barrier(ranks, timeout=20), [None] * ranks, 0
@@ -44,7 +44,7 @@ def without_mpi(monkeypatch):
 
 
 def outcomes(*given):
-    """What becomes of ranks that say this, have found that, and have these bits: an array, or what was raised."""
+    """The outcome for ranks with these statements, faults and bits: an array, or the error raised."""
     among, found = Ranks(len(given)), [None] * len(given)
 
     def one(rank, said, fault=None, bits=None):
@@ -67,7 +67,7 @@ def test_bits_of_all():
     found = outcomes(*(({"a": "1", "b": "2"}, None, bits) for bits in rows))
     assert [x.tolist() for x in found] == [[3, 0, 129]] * 3
     assert [x.tolist() for x in outcomes(({}, None), ({}, None))] == [[], []]
-    order = outcomes(({"a": "1", "b": "2"}, None), ({"b": "2", "a": "1"}, None))  # of what is said does not count
+    order = outcomes(({"a": "1", "b": "2"}, None), ({"b": "2", "a": "1"}, None))  # order does not matter
     assert [x.tolist() for x in order] == [[], []]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of any number of ranks, also of those that were killed."""
+"""Checkpoints by any number of ranks, including killed ones."""
 
 import os
 import random
@@ -25,7 +25,7 @@ def test_what_goes_wrong_goes_wrong_on_all(ranks, tmp_path):
 
 
 def ranks_of(process):
-    """The processes of the ranks, in no order."""
+    """The process ids of the ranks, in no particular order."""
     return [pid for pid in offspring(process.pid) if b"mpi4py" in read(f"/proc/{pid}/cmdline") and not is_proxy(pid)]
 
 
@@ -40,7 +40,7 @@ def read(path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are listed in /proc")
 def test_a_killed_rank_leaves_a_checkpoint_that_loads(tmp_path):
-    """At twenty moments; it ends the others, and what is there is one save, whole."""
+    """At twenty moments. Killing one ends the others, and leaves one complete save."""
     rng, path, steps = random.Random(18), tmp_path / "saved", []
     for _ in range(20):
         process = start("saving", 2, FOLDER=str(path))
@@ -81,7 +81,7 @@ def test_what_hangs_is_killed_with_all_its_ranks():
     while any(is_running(pid) for pid in ranks) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in ranks)
-    kill(process)  # of what is gone already: nothing
+    kill(process)  # does nothing to processes that are gone
 
 
 def is_running(pid):

@@ -1,4 +1,4 @@
-"""Memory and traffic of a rank, counted."""
+"""Memory and network traffic per rank, counted."""
 
 import sys
 
@@ -7,7 +7,7 @@ from ranks import needs_mpi, run
 
 pytestmark = needs_mpi
 
-# Ranks of one node over TCP, on the loopback interface.
+# Ranks on one node that use TCP, over the loopback interface.
 OVER_TCP = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
 
 
@@ -21,6 +21,6 @@ def test_memory(ranks):
 def test_traffic(ranks, hypers):
     said = run("traffic", ranks, ELEMENTS="2000000", HYPERS=repr(hypers), **OVER_TCP)
     _, model, sent, probed = map(float, said.split())
-    assert ranks - 1 <= probed < 1.03 * (ranks - 1)  # it is these bytes that are counted
+    assert ranks - 1 <= probed < 1.03 * (ranks - 1)  # these are the bytes that are counted
     least = 2 * (ranks - 1) / ranks * model
     assert least <= sent <= 1.03 * least

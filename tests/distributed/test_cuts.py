@@ -1,4 +1,4 @@
-"""Tensors cut among ranks: each element once, at borders or blocks, near-equal; no MPI is needed."""
+"""Tensors cut among ranks: each element once, at borders or blocks, near-equal. Needs no MPI."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -37,27 +37,27 @@ def test_each_element_is_in_one_slice(sizes, ranks, buckets):
         for pieces in bucket.pieces:
             begins.append(at)
             length = 0
-            for piece in pieces:  # in order, behind each other, and nothing between
+            for piece in pieces:  # in order, contiguous
                 assert 0 <= piece.start < piece.stop <= sizes[piece.tensor]
                 assert piece.start == seen[piece.tensor]
                 assert all(seen[i] == sizes[i] for i in range(piece.tensor))
                 assert piece.at == length
-                assert piece.start % BLOCK == 0  # a partial sum is one rank's affair
+                assert piece.start % BLOCK == 0  # so each partial sum is on one rank
                 assert piece.stop % BLOCK == 0 or piece.stop == sizes[piece.tensor]
                 seen[piece.tensor] = piece.stop
                 length += piece.stop - piece.start
             lengths.append(length)
             at += length
-        assert bucket.length == max(lengths[-ranks:])  # padded to the longest, and nowhere else
+        assert bucket.length == max(lengths[-ranks:])  # padded to the longest slice, and no further
     assert seen == sizes
-    # Near-equal: each begins at the last place for it before its share.
+    # Near-equal: each slice begins at the last possible place before its share.
     for i, begin in enumerate(begins):
         assert begin == last_place(sizes, i * total // slices)
     assert all(length < total / slices + BLOCK + 1 for length in lengths)
 
 
 def last_place(sizes, at):
-    """The last border of a tensor, or of a block of one, that is not behind this."""
+    """The last border of a tensor, or of a block in one, at or before this position."""
     start, places = 0, [0]
     for size in sizes:
         if start <= at:

@@ -1,4 +1,4 @@
-"""One error on all ranks, with one text; no byte is changed; the next good step is that of one process."""
+"""All ranks raise the same error, no byte changes, and the next valid step matches one process."""
 
 import pytest
 from ranks import needs_mpi, run

@@ -1,11 +1,11 @@
-"""On any number of ranks, for any gradients: the bits of one process that steps with their sum."""
+"""On any number of ranks, for any gradients: bit-identical to one process that steps with their sum."""
 
 import pytest
 from ranks import needs_mpi, run
 
 pytestmark = needs_mpi
 
-# What the number of ranks can make go wrong; the rest is the same with three of them.
+# What may depend on the number of ranks. The rest is the same with three.
 SOME = ["halves_are_rounded_once", "none_here_and_there", "fewer_elements_than_ranks", "groups", "structures"]
 
 

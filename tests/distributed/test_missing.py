@@ -1,4 +1,4 @@
-"""What is said where there is no MPI to be started with."""
+"""The error if MPI is not installed."""
 
 import subprocess
 import sys

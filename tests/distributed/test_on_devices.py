@@ -1,7 +1,7 @@
-"""A sharded optimizer over parameters on devices: several processes, each with a device, or all with the only one.
+"""A sharded optimizer over parameters on devices: several processes, with a device each or sharing the only one.
 
-NCCL is a stand-in that MPI makes of host copies (`nccl_stand_in`): real ranks need as many cards. What the ranks do is
-in `programs/on_devices.py`; work is as late as it may be where the device can do that.
+NCCL is replaced by a stand-in made of MPI and host copies (`nccl_stand_in`), since NCCL itself needs a card per rank.
+The ranks' part is in `programs/on_devices.py`. Work is deferred as long as possible, where the device supports that.
 """
 
 import os
@@ -18,17 +18,17 @@ import rmsprop_gpu
 PROGRAM = Path(__file__).with_name("programs") / "on_devices.py"
 BESIDE = Path(sys.executable).with_name("mpiexec")
 MPIEXEC = str(BESIDE) if BESIDE.exists() else shutil.which("mpiexec")
-LIMIT = 400  # seconds: a warm one takes ten, and where kernels are compiled it takes minutes
+LIMIT = 400  # seconds: with kernels on disk ten are enough, compiling them takes minutes
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(find_spec("mpi4py") is None, reason="mpi4py is not installed (the extra mpi)"),
-    pytest.mark.skipif(MPIEXEC is None, reason="there is no mpiexec (the extra mpi)"),
+    pytest.mark.skipif(MPIEXEC is None, reason="mpiexec is not installed (the extra mpi)"),
 ]
 
 
 def run(ranks, *names, **environment):
-    """What it prints; it must have ended well. mpiexec itself ends ranks that take too long."""
+    """What the ranks print. They must have ended successfully. mpiexec itself ends ranks that take too long."""
     paths = [str(Path(rmsprop_gpu.__file__).parents[1]), *sys.path]
     ours = {"PYTHONPATH": os.pathsep.join(paths), "NUMBA_NUM_THREADS": "1", "MPIEXEC_TIMEOUT": str(LIMIT)}
     done = subprocess.run(
@@ -52,11 +52,11 @@ def no_pool(request):
 
 @pytest.fixture
 def virtual():
-    """Only a virtual device can be as late as it may be, and writes its launches down."""
+    """Needs a virtual device: only that can defer work as long as possible, and record its launches."""
     import cupy
 
     if b"on the CPU" not in cupy.cuda.runtime.getDeviceProperties(0)["name"]:
-        pytest.skip("only a virtual device defers its work as long as it may, and counts it")
+        pytest.skip("only a virtual device defers its work as long as possible, and counts it")
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

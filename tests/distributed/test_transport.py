@@ -1,4 +1,4 @@
-"""How many buckets there are, without a rank beside this one."""
+"""The number of buckets, computed on one rank alone."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def transport(size, bucket_bytes):
 
 @pytest.mark.parametrize(("bucket_bytes", "buckets"), [(1, 5), (8 * BLOCK, 5), (16 * BLOCK, 3), (1 << 30, 1)])
 def test_a_bucket_has_a_block_for_each_rank_however_small_it_is_asked_to_be(bucket_bytes, buckets):
-    """Else a large model would have as many buckets as bytes, almost all of them empty."""
+    """Otherwise a large model would have as many buckets as bytes, almost all of them empty."""
     made = transport(10 * BLOCK, bucket_bytes)
     assert len(made._packed) == buckets
     assert sum(x.piece.stop - x.piece.start for x in made.own) == 5 * BLOCK

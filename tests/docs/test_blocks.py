@@ -1,4 +1,4 @@
-"""Every block of code of the README and of the pages runs, in the order in which it stands there."""
+"""Every block of code in the README and the pages runs, in the order of its page."""
 
 import doctest
 import importlib
@@ -14,7 +14,7 @@ from pages import PAGES, blocks, code, named
 from paths import ROOT
 
 RUNS = {page: code(page) for page in PAGES}
-# Without a library, and with each that is needed somewhere on a page.
+# Without a library, and with each that some block of a page needs.
 CASES = [
     pytest.param(page, library, marks=[pytest.mark.gpu] * (library == "cupy"), id=f"{named(page)}-{library or 'alone'}")
     for page, found in RUNS.items()
@@ -22,7 +22,7 @@ CASES = [
 ]
 
 
-# What they print, as far as it is known.
+# Known parts of their output.
 SAYS = {
     "README.md": ["RMSProp(2 tensors, 32,896 parameters of float32", ", 3 steps)"],
     "docs/start/ten_lines.md": ["2 problems, nothing was changed", "(256, 128)"],
@@ -53,14 +53,14 @@ def test_blocks_run(page, library, tmp_path, monkeypatch, capsys):
     shown = page.read_text().splitlines()
     assert [line for line in said.splitlines() if line.startswith("| ") and line not in shown] == []  # rows of a table
     if library == "cupy" and page.stem == "cuda_graphs":
-        assert int(scope["opt"].state[0]["step"]) == 4  # one eager, three replays
+        assert int(scope["opt"].state[0]["step"]) == 4  # one eager step, three replays
 
 
 def run(block, page, scope):
     if block.language == "python":
         with warnings.catch_warnings():
             if block.needs:
-                warnings.simplefilter("default")  # those of others
+                warnings.simplefilter("default")  # warnings of other packages
             exec(compile("\n" * (block.line - 1) + block.text, named(page), "exec"), scope)
         return
     test = doctest.DocTestParser().get_doctest(block.text, scope, named(page), str(page), block.line)
@@ -75,14 +75,14 @@ def test_there_is_code():
     assert {block.needs for found in RUNS.values() for block in found} >= {None, "cupy", "torch", "mpi4py"}
 
 
-# Blocks for a shell: which lines are ours to run; what installs something, or is for other machines, is not.
+# Blocks for a shell: the lines to run. Lines that install something, or are for other machines, are left out.
 SHELL = {
     "howto/checkpoints.md": "rmsprop-gpu inspect opt.safetensors",
     "howto/threads.md": "rmsprop-gpu info",
     "howto/many_processes.md": "mpiexec",
     "start/install.md": "rmsprop-gpu info",
 }
-NOT_RUN = re.compile(r"pip install|rmsprop-gpu demo")  # CI runs the README's two commands word for word
+NOT_RUN = re.compile(r"pip install|rmsprop-gpu demo")  # CI runs the README's two commands literally
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "sh"))], ids=named)
@@ -108,7 +108,7 @@ def here(line):
 
 
 def prepare(page, line, folder):
-    """What a line finds: the checkpoint, or the program that stands above it on its page."""
+    """Create the files that a line needs: the checkpoint, or the program above it on its page."""
     if "mpiexec" in line:
         pytest.importorskip("mpi4py")
         (folder / "train.py").write_text(next(b.text for b in RUNS[page] if b.needs == "mpi4py"))
@@ -126,6 +126,6 @@ def test_commands_of_the_readme_are_word_for_word():
 def test_the_readme_fits_a_few_screens():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 150
-    first = " ".join(lines[:25])  # what is not known stands in the first screen
+    first = " ".join(lines[:25])  # the first screen says what is not known
     assert "It has run on one GPU" in first
     assert "are untested" in first

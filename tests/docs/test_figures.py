@@ -1,6 +1,6 @@
-"""Figures in sentences and hand-made tables: each is what a committed result says, and its section links that result.
+"""Figures in sentences and hand-made tables match a committed result, and their section links to it.
 
-Generated tables are compared with their results by `tests/test_benchmarks.py`.
+`tests/test_benchmarks.py` compares generated tables with their results.
 """
 
 import json
@@ -23,7 +23,7 @@ GENERATED = re.compile(r"<!-- figures of .*?<!-- end of figures -->", re.DOTALL)
 FENCED = re.compile(r"^(`{3,}|:{3,}).*?^\1\s*$", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(r"(?<![\w.^])\d[\d.,]*\s(?:ns|us|ms|s|GB/s|TB/s|times|x|%)(?!\w)")
 LINKS = ("benchmarks/results/", "benchmarks/shapes.json", "measured/")
-# Of a recipe, a condition of a measurement, a bound of a test, and the sizes of a matrix.
+# From a recipe, a condition of a measurement, a test's bound, and the sizes of a matrix.
 NOT_MEASURED = ("0.97 times the rate", "1 ms of other work", "at most 1.05 times its share", "50,257 x 768")
 
 
@@ -34,33 +34,33 @@ def result(name):
 
 
 def row(name, workload, who):
-    """What was measured of a contender."""
+    """The result of one contender."""
     return result(name)["workloads"][workload]["results"][who]
 
 
 def us(name, workload, who):
-    """Its time."""
+    """Its time in microseconds."""
     return row(name, workload, who)["seconds"]["median"] * 1e6
 
 
 def ratio(name, workload, who, to=OURS):
-    """Its time, divided by another's."""
+    """Its time relative to another's."""
     return row(name, workload, who)["ratio_to"][to]["median"]
 
 
 def faster_mode(name, workload, to=OURS):
-    """The same of the faster of torch's own."""
+    """The same for the faster of torch's own modes."""
     return min(ratio(name, workload, who, to) for who in TORCH)
 
 
 def of_the_class_for_torch():
-    """Over all workloads."""
+    """The range over all workloads."""
     gains = [faster_mode("cpu-in-torch", workload, DROP_IN) for workload in result("cpu-in-torch")["workloads"]]
     return f"{min(gains):.2g} to {max(gains):.2g} times as fast"
 
 
 def of_schedules():
-    """What a rate costs that changes, over one group and for each further one."""
+    """The cost of a changing rate, for one group and for each further one."""
     for who, begin, between, end in (
         (OURS, "a callable `lr` adds", "to a step over one group and", " for each further group"),
         (ASSIGNED, "adds", "and", ""),
@@ -72,7 +72,7 @@ def of_schedules():
 
 
 def of_busy_machines():
-    """Rows of a table."""
+    """The rows of a table."""
     rows = {
         "idle machine, one step after the other": "idle, one step behind the other",
         "idle machine, 1 ms of other work between steps": "idle, 1 ms of other work between steps",
@@ -84,14 +84,14 @@ def of_busy_machines():
 
 
 def of_models():
-    """By how much less time the C loop takes on models, at most."""
+    """How much less time the C loop takes on models, at most."""
     models = ("dqn", "mobilenet-v2", "efficientnet-b0", "inception-v3", "resnet50", "vit-b16", "gpt2")
     least = min(ratio("cpu", model, C_OPENMP) for model in models)
     return f"at most {100 * (1 - min(least, ratio('cpu-resnet50', 'resnet50', C_OPENMP))):.0f} % less time"
 
 
 def of_iterations():
-    """An iteration with torch's class, divided by one with ours."""
+    """An iteration with torch's class, relative to one with ours."""
     theirs, ours = (result("in-torch")["medians"][who] for who in ("torch.optim.RMSprop", "rmsprop_gpu.torch.RMSprop"))
     agent, network = (theirs[key] / ours[key] for key in theirs if key.startswith("an iteration"))
     yield f"is {agent:.2g} times as fast as with torch's class"
@@ -99,7 +99,7 @@ def of_iterations():
 
 
 def of_a_card():
-    """What it checked."""
+    """What a run on a card checked."""
     parts = result("gpu-nvidia-h200/summary")["parts"]
     cases = parts["bits"]["result"]["rows"]
     same = sum(case["differ"] == 0 for case in cases)
@@ -111,7 +111,7 @@ def of_a_card():
 
 
 def of_traffic():
-    """Bytes and sectors that were counted, beside the model."""
+    """Counted bytes and sectors, relative to the model."""
     rows = result("cuda-traffic")["rows"]
     assert max(r["bytes_an_element"] / r["model"] for r in rows) < 1.01
     yield "within 1 %"
@@ -123,14 +123,14 @@ def of_traffic():
 
 
 def of_sass():
-    """Instructions beyond the limit."""
+    """The instructions beyond the limit."""
     rows = {(r["dtype"], r["grad_dtype"], r["cc"]): r for r in result("sass")["rows"]}
     most = (rows["bfloat16", "bfloat16", cc]["most_instructions"]["instructions"] for cc in ("10.0", "12.0"))
     return f"on 10.0 and 12.0 ({' and '.join(map(digits, most))} instructions"
 
 
 def of_whole_tensors():
-    """The part of GPT-2 that its largest tensor is."""
+    """The fraction of GPT-2 in its largest tensor."""
     shapes = json.loads((ROOT / "benchmarks" / "shapes.json").read_text())["gpt2"]["shapes"]
     sizes = [math.prod(shape) for shape in shapes]
     yield f"{100 * max(sizes) / sum(sizes):.0f} % of the state instead of {100 / 8} %"
@@ -163,7 +163,7 @@ FIGURES = {
 
 
 def flat(text):
-    """On one line."""
+    """The text on one line."""
     return " ".join(text.split())
 
 

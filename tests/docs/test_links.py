@@ -1,4 +1,4 @@
-"""Every link between files leads somewhere: to a file that is there, and to a heading in it."""
+"""Every link between files leads to an existing file, and to a heading in it."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -13,7 +13,7 @@ def dead(page):
     for link in links(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        # A copy is there only where the pages are built: its file in the repository has to be linked.
+        # Copies exist only where the pages are built, so links must point to the files in the repository.
         copied = {DOCS / "made", DOCS / "reference" / "generated"} & set(target.parents)
         if copied or not target.exists() or (anchor and anchor not in anchors(target)):
             yield link

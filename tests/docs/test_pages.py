@@ -1,7 +1,7 @@
-"""The built pages in a browser: nothing is asked of any server, nothing is cut off, mathematics is set.
+"""The built pages in a browser: no requests to servers, nothing cut off, mathematics typeset.
 
-``RMSPROP_GPU_PAGES`` says where they are built; CI builds them and says so. ``RMSPROP_GPU_SCREENSHOTS`` names a folder
-for pictures of them, to be looked at.
+``RMSPROP_GPU_PAGES`` is the folder of the built pages, which CI sets. ``RMSPROP_GPU_SCREENSHOTS`` is a folder for
+pictures of them, to be looked at.
 """
 
 import os
@@ -13,10 +13,10 @@ from browser import Browser, program
 
 BUILT = os.environ.get("RMSPROP_GPU_PAGES")
 SHOTS = os.environ.get("RMSPROP_GPU_SCREENSHOTS")
-pytestmark = pytest.mark.skipif(not BUILT, reason="RMSPROP_GPU_PAGES does not say where the pages are built")
+pytestmark = pytest.mark.skipif(not BUILT, reason="RMSPROP_GPU_PAGES is not set to the folder of the built pages")
 SITE = Path(BUILT or ".")
 
-# A page of each kind, and whether there is mathematics on it.
+# A page of each kind, and whether it has mathematics.
 KINDS = {
     "index": True,
     "howto/gradients": False,
@@ -32,7 +32,7 @@ KINDS = {
 }
 WIDTHS = {"wide": 1400, "narrow": 400}
 
-# Elements that stick out of the window, but for those in a box that scrolls by itself.
+# Elements that stick out of the window, except inside a box that scrolls by itself.
 TOO_WIDE = """
 [...document.querySelectorAll("body *")].filter(x => {
     const box = x.getBoundingClientRect();
@@ -54,7 +54,7 @@ SET = """({set: document.querySelectorAll("mjx-container").length,
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not program():
-        pytest.skip("there is no Chromium here: the pages were not opened")
+        pytest.skip("Chromium is not installed: the pages were not opened")
     with Browser(tmp_path_factory.mktemp("chromium")) as found:
         yield found
 
@@ -78,7 +78,7 @@ def test_page_holds(browser, page, width, dark):
 
 
 def test_what_is_wrong_is_found(browser, tmp_path):
-    """This very test can fail."""
+    """The checks of this file can fail."""
     page = tmp_path / "wrong.html"
     page.write_text(
         "<html><body><article><div style='width:3000px'>wide</div><img src='nothing.png'><span class='math'>x</span>"

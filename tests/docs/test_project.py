@@ -1,4 +1,4 @@
-"""What stands at the root of the repository for those who cite, report or contribute."""
+"""The files in the repository's root for people who cite, report or contribute."""
 
 import re
 
@@ -20,7 +20,7 @@ def test_the_citation_is_of_this_version():
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
 def test_no_address_is_invented(text):
-    """What is not known yet is a placeholder, each in one place."""
+    """Anything not known yet is a placeholder, each in one place."""
     said = text.read_text()
     assert not re.search(r"[\w.]+@[\w-]+\.\w+", said)
     assert said.count("PLACEHOLDER") == (text.name in ("CITATION.cff", "SECURITY.md"))

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over two pipes with its DevTools protocol: no library and no network is needed."""
+"""Headless Chromium, driven over two pipes through its DevTools protocol. Needs no library and no network."""
 
 import base64
 import fcntl
@@ -55,7 +55,7 @@ class Browser:
     _session = None
 
     def ask(self, method, **params):
-        """Send a command and return its result; what happens meanwhile is in `events`."""
+        """Send a command and return its result. Events in the meantime go to `events`."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": params}
         if self._session:
@@ -83,7 +83,7 @@ class Browser:
                 time.sleep(0.01)
 
     def open(self, page, width=1280, height=900, dark=False):
-        """Load a file and wait until its mathematics is set."""
+        """Load a file and wait until its formulas are typeset."""
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
@@ -93,7 +93,7 @@ class Browser:
         self.run("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true")
 
     def run(self, code):
-        """The value of an expression of JavaScript in the page."""
+        """The value of a JavaScript expression in the page."""
         found = self.ask("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")

@@ -1,4 +1,4 @@
-"""The state of one optimizer as several processes would have it, each a part; and saved by them, in turn."""
+"""The state of one optimizer, cut into parts as if several processes held it, and saved by each of them in turn."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from rmsprop_gpu.state.kinds import BASES, is_counter
 
 
 def cut(opt, ranks):
-    """Of each process its parts: ranges of one length of all elements in a row; counters where a tensor begins."""
+    """The parts of each process: equal ranges of all elements in a row. Counters go with the start of their tensor."""
     total = sum(p.size for p in params(opt).values())
     parts, begin = [[] for _ in range(ranks)], 0
     for key, p in params(opt).items():
@@ -29,7 +29,7 @@ def cut(opt, ranks):
 
 
 def _border(at, size, unit):
-    """Where a tensor is cut."""
+    """Where to cut a tensor."""
     return size if at >= size else max(0, at) // unit * unit
 
 
@@ -50,7 +50,7 @@ def tensors(opt):
 
 
 def write_files(path, opt, ranks):
-    """The files of all processes; by name their parts."""
+    """Write the files of all processes. Returns their parts by file name."""
     token = folder.new_token()
     return {
         (name := folder.file_name(opt.steps, token, rank)): folder.write_file(path, name, parts)
@@ -59,5 +59,5 @@ def write_files(path, opt, ranks):
 
 
 def save(path, opt, ranks):
-    """A checkpoint of so many processes."""
+    """Save a checkpoint of `ranks` processes."""
     folder.write_index(path, frame(opt), tensors(opt), write_files(path, opt, ranks))

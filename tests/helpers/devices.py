@@ -1,4 +1,4 @@
-"""The libraries that tests run with, whether there is a CUDA device, and kernels that are compiled again."""
+"""The libraries to test with, whether there is a CUDA device, and a way to compile kernels again."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ import pytest
 from rmsprop_gpu.arrays.selector import cuda_devices
 from rmsprop_gpu.kernels import compiling
 
-# The parameter of a test that runs on either.
+# Parametrizes a test to run on both.
 MODULES = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 
 
@@ -33,7 +33,7 @@ two = pytest.mark.skipif("__import__('devices').device_count() < 2", reason="nee
 
 
 def clear(cuda, monkeypatch):
-    """Have the device's kernels compiled again and kept nowhere; leave the existing ones alone."""
+    """Compile the device's kernels again without storing them, and leave existing ones alone."""
     theirs = {cuda.__name__, "rmsprop_gpu.kernels.cuda_code"}
     kept = {key: made for key, made in compiling._compiled.items() if key[0].__module__ not in theirs}
     monkeypatch.setattr(compiling, "_compiled", kept)

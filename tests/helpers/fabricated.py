@@ -40,6 +40,6 @@ BUSY = made(after=Ceilings(5e10, {"float32": 2e11}, 0.5))
 
 
 def rows(text):
-    """Cells by the first of each row, where columns are two spaces apart."""
+    """The cells of each row by its first cell. Columns are two spaces apart."""
     found = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
     return {cells[0]: cells[1:] for cells in found if len(cells) > 1}

@@ -15,7 +15,7 @@ def splitmix64(x):
 
 
 def words(name, seed, step, size):
-    """A word of 32 bits for each element of a tensor, in the step with this count (1 is the first)."""
+    """A 32-bit word for each element of a tensor, in the step with this count (1 is the first)."""
     key = splitmix64(splitmix64(zlib.crc32(name.encode()) ^ seed) ^ step) >> 32
     i = np.arange(size, dtype=np.uint64)
     k = np.uint64(key) ^ (i // 128 * 0x85EBCA6B & 0xFFFFFFFF)
@@ -63,13 +63,13 @@ def without_payload(x):
 
 
 def split(x):
-    """A bfloat16 and the 16 bits that it lacks, of a float32."""
+    """Split a float32 into a bfloat16 and the 16 bits that it lacks."""
     bits = without_payload(x)
     return ((bits + 0x8000) >> 16 & 0xFFFF).astype(np.uint16), (bits & 0xFFFF).astype(np.uint16).view(np.int16)
 
 
 def join(p, rest):
-    """The float32; a zero or infinity that was written beside the bits of another number stays what it is."""
+    """The float32 of both. A zero or infinity written beside a remainder stays as it is."""
     upper = p.reshape(-1).view(np.uint16).astype(np.int64) << 16
     both = floats_of((upper + rest.reshape(-1).astype(np.int64)) & 0xFFFFFFFF)
     return np.where(np.isnan(both), floats_of(upper), both)
@@ -80,7 +80,7 @@ def dithered(x, w):
 
 
 def nasty(rng, size, dtype=np.float32):
-    """Gradients over 42 decades, with zeros, denormals, infinities and NaNs of either sign and several payloads."""
+    """Gradients over 42 decades, with zeros, subnormals, infinities and NaNs of either sign and several payloads."""
     g = (rng.standard_normal(size) * 10.0 ** rng.uniform(-30, 12, size)).astype(np.float32)
     few = max(1, size // 300)
     for x in (np.nan, -np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, -1e-45, 3e38, 2e19, 1e-19):

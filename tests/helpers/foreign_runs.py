@@ -1,7 +1,7 @@
-"""Runs that are switched from torch, Keras or optax to us in their middle: they must end where they would have ended.
+"""Runs that switch from torch, Keras or optax to this package halfway. They must end where they would have ended.
 
 Each switch is made twice: from the library itself where it is installed, and from its state as the float64 oracle
-leaves it, which runs everywhere and which `test_reference.py` holds against what was recorded of the libraries.
+leaves it. The latter runs everywhere, and `test_reference.py` compares it with what was recorded from the libraries.
 """
 
 import math
@@ -33,14 +33,14 @@ def start(dtype=np.float64):
 
 
 def gradient(step, late=False):
-    """Of no effect on each other: the late one is not there in the first steps, beyond the switch."""
+    """The gradients of a step, independent of each other. A late one is missing until shortly after the switch."""
     made = dict(zip(SHAPES, random(100 + step, *map(math.prod, SHAPES.values()), dtype=np.float64), strict=True))
     grads = {name: g.reshape(SHAPES[name]) for name, g in made.items()}
     return {**grads, "b": None} if late and step < SWITCH + 2 else grads
 
 
 def optax_steps(rule, params, state, steps):
-    """So many steps of a rule of optax itself: parameters and state behind them."""
+    """Take these steps with optax's own rule. Returns parameters and state."""
     apply_updates = pytest.importorskip("optax").apply_updates
     for step in steps:
         updates, state = rule.update(gradient(step), state, params)
@@ -49,10 +49,10 @@ def optax_steps(rule, params, state, steps):
 
 
 def assert_same_end(got, want, first):
-    """A parameter, at first below 4, is rounded once a step on either side: 40 * (4 + update) * 2^-53 in all.
+    """A parameter, initially below 4, is rounded once per step on each side: 40 * (4 + update) * 2^-53 in all.
 
-    With updates above 0.03 that is 6e-13 of them. What the steps themselves differ by, ten roundings or so each (in
-    centered mode of v beside v - m^2), is less.
+    With updates above 0.03, that is 6e-13 of them. The steps themselves differ by less: ten roundings or so each (in
+    centered mode, of v against v - m^2).
     """
     for name in SHAPES:
         update = np.max(np.abs(want[name] - first[name]))
@@ -62,7 +62,7 @@ def assert_same_end(got, want, first):
 
 
 class Oracle:
-    """A run in the oracle, with the state of each parameter after its last step."""
+    """A run of the oracle, with each parameter's state after its last step."""
 
     def __init__(self, rule=reference.rmsprop, **given):
         self.rule, self.given = rule, given
@@ -79,9 +79,9 @@ class Oracle:
 
 
 class Formula:
-    """A run of a preset's formula, in the framework's own words, with the state of each parameter after its last step.
+    """A run of a preset's formula with the framework's arguments, and each parameter's state after its last step.
 
-    The learning rate is another one after the switch, so that it matters on which side of the momentum it stands.
+    The learning rate changes at the switch, so that it matters on which side of the momentum it is.
     """
 
     def __init__(self, preset, **given):
@@ -101,13 +101,13 @@ class Formula:
 
 
 def lr_of(preset, step):
-    """The learning rate of a step as an argument of the preset."""
+    """The learning rate of a step, as an argument of the preset."""
     lr = 0.1 if step < SWITCH else 0.03
     return {"learning_rate" if preset in ("keras", "optax", "tf1", "tf_keras_legacy") else "lr": lr}
 
 
 def assert_continues(preset, state_of, *, framework=None, lr=True, load=None, **given):
-    """A run of the formula ends here where it would have ended there, from the state that it had at the switch."""
+    """A run continued from the formula's state at the switch must end where the formula itself ends."""
     whole, half = (Formula(preset, **given).run(range(steps)) for steps in (END, SWITCH))
     opt = RMSProp.from_preset(preset, half.params, **{**lr_of(preset, 0), **given})
     opt.load_foreign(framework or preset, state_of(half), **(load or {}))
@@ -119,12 +119,12 @@ def assert_continues(preset, state_of, *, framework=None, lr=True, load=None, **
 
 
 def two_groups(params):
-    """Two groups of different lr, in the order of SHAPES."""
+    """Two groups with different lr, in the order of SHAPES."""
     return [{"params": {"w": params["w"]}, "lr": 0.1}, {"params": {"b": params["b"]}, "lr": 0.03}]
 
 
 def torch_state(oracle, names=SHAPES, **changed):
-    """The state_dict of torch.optim.RMSprop after this run, with NumPy's arrays in the place of tensors."""
+    """The state_dict of torch.optim.RMSprop after this run, with NumPy arrays in place of tensors."""
     has = (
         ["square_avg"]
         + ["momentum_buffer"] * ("momentum" in oracle.given)
@@ -155,7 +155,7 @@ KERAS_NAMES = {"square_avg": "velocity", "momentum_buffer": "momentum", "grad_av
 
 
 def doubles():
-    """float64 in JAX, for as long as it is needed."""
+    """A context in which JAX has float64."""
     jax = pytest.importorskip("jax")
     return jax.enable_x64(True)
 

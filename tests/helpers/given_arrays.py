@@ -13,7 +13,7 @@ def everything(opt, params):
 
 
 def refused(opt, params, grads, kind, *texts):
-    """The step is refused with these words, and nothing has changed; a valid step then works."""
+    """The step is refused with these words, and nothing changes. A valid step still works."""
     before = everything(opt, params)
     with pytest.raises(kind) as info:
         opt.step(grads)
@@ -23,7 +23,7 @@ def refused(opt, params, grads, kind, *texts):
 
 
 def step_and_compare(param, grad):
-    """One step from a known state against the oracle, whatever the layout; returns the optimizer."""
+    """Take one step from a known state, and compare with the oracle, whatever the layout. Returns the optimizer."""
     dtype, shape = param.dtype, param.shape
     opt = RMSProp(param, lr=0.5)
     opt.state[0]["square_avg"][...] = np.arange(param.size, dtype=dtype).reshape(shape)

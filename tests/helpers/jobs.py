@@ -12,7 +12,7 @@ import pytest
 from paths import ROOT
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
-LIMIT = 120  # seconds; a job takes a few, and one that hangs takes all of them
+LIMIT = 120  # seconds; a job takes a few, unless it hangs
 
 needs_mpi = pytest.mark.skipif(
     find_spec("mpi4py") is None or not MPIEXEC.exists(), reason="mpi4py or mpiexec is not installed (the extra mpi)"

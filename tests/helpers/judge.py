@@ -1,11 +1,11 @@
 """A step checked line by line against the oracle, each line from the values that it read, with derived bounds.
 
 Every bound counts roundings. One rounding moves a result by at most u = 2^-24 (float32) or 2^-53 (float64) of itself,
-or by half the smallest subnormal. Where the oracle, which computes in float64, judges float64, its own roundings of the
-same line count too: everything doubles, and each product that the kernel has inside an fma is rounded by the oracle
-(`product`). The small excess of (1 + u)^n over 1 + n u is in SLACK.
+or by half the smallest subnormal. For float64, the oracle's own roundings in the same line count too, since it computes
+in float64: everything doubles, and it also rounds each product that is inside an fma in the kernel (`product`). The
+small excess of (1 + u)^n over 1 + n u is in SLACK.
 
-Averages and momentum are stored, so what reads them is judged from the stored values, and no error is carried along.
+Averages and momentum are stored, so whatever reads them is judged from the stored values, and errors do not accumulate.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def snapshot(opt, params):
 
 
 def judge(variant, opt, dtype, before, after, grads):
-    """Assert every line of the rule for every tensor."""
+    """Check every line of the rule for every tensor."""
     h = opt.param_groups[0].hyper()
     s = Scalars(*scalars(h, h["lr"], np.dtype(dtype)).astype(np.float64).tolist())
     scale = reference.clip_factor([grad.astype(np.float64) for grad in grads], s.global_clipnorm)
@@ -41,7 +41,7 @@ def _judge_tensor(variant, s, dtype, old, new, grad, scale):
     p, lr = old["param"], s.lr
 
     def product(x):
-        """What the oracle's rounding of a product costs."""
+        """The error of the oracle's rounding of a product."""
         return u * np.abs(x) if dtype == np.float64 else 0.0
 
     def close(what, got, want, error):
@@ -50,9 +50,9 @@ def _judge_tensor(variant, s, dtype, old, new, grad, scale):
 
     assert new["step"] == old["step"] + 1
 
-    # g: the sign and the clip of a value are exact. The factor of a norm is rounded, and its product; what a sum in
-    # float64, of which no lane adds more than 32 + 7 terms on any of three levels, is off is 60 u of float64 under a
-    # root, and as much for the oracle's. The decay is one fma.
+    # g: the sign and the clip by value are exact. The factor from a norm is rounded, and so is its product. The norm is
+    # a float64 sum in which no lane adds more than 32 + 7 terms on any of three levels: under a root, its error is 60 u
+    # of float64, and the oracle's is as large. The decay is one fma.
     coupled = s.weight_decay if variant.weight_decay else 0.0
     sign = variant.scale and not variant.norm
     scaled = scale * grad
@@ -79,7 +79,7 @@ def _judge_tensor(variant, s, dtype, old, new, grad, scale):
         error = s.one_minus_alpha * (u * np.abs(g) + g_error) + product(s.alpha * old["grad_avg"])
         close("grad_avg", new["grad_avg"], m, u * np.abs(m) + error + 2 * tiny)
 
-    # d, from the stored v and m: one fma; in float64 the oracle's square is rounded too, which no relative bound holds.
+    # d, from the stored v and m: one fma. In float64 the oracle's square is rounded too, which needs an absolute bound.
     v, m = new[v_name], new.get("grad_avg") if variant.centered else None
     w = new["bias_weight"] if variant.bias_correction else 1.0
     d = reference.second_moment(v, m, w)
@@ -87,8 +87,8 @@ def _judge_tensor(variant, s, dtype, old, new, grad, scale):
     if variant.centered:
         d_error += product(v + m**2) / w
 
-    # r and u: correction and its product (2), the sum with eps (1) and the root (1, halving what is before it), the
-    # quotient (1), lr (1), beside what g was off. A correction inside the fma with eps is 2 as well.
+    # r and u: correction and its product (2), the sum with eps (1), the root (1, and it halves errors before it), the
+    # quotient (1), lr (1), plus the error of g. A correction inside the fma with eps counts 2 as well.
     n_d = 2 if variant.bias_correction else 0
     if variant.eps_in_sqrt:
         n_r = 0.5 * (n_d + (0 if variant.bias_correction else 1)) + 1

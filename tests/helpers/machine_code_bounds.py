@@ -1,4 +1,4 @@
-"""What the machine code of a kernel should be."""
+"""Bounds for the machine code of a kernel."""
 
 from collections import Counter
 
@@ -23,9 +23,9 @@ def instructions_per_element(facts, dtype):
 def bounds(variant, dtype, grad_dtype=None):
     """The most registers, and the most instructions per element in the vector loop.
 
-    The average is two operations more an element, and two accesses a vector. In float64 an IEEE division and root take
-    more than the 64 and 64 of all others, and a fourth stream of state takes an address, two doubles and the two
-    numbers of its average: 2 + 4 + 4 registers.
+    The average adds two operations per element and two accesses per vector. In float64, an IEEE division and root take
+    more than the 64 registers and 64 instructions of all others. A fourth stream of state takes an address, two doubles
+    and the two numbers of its average: 2 + 4 + 4 registers.
     """
     if variant.coded:
         return bounds_of_codes(variant)
@@ -36,21 +36,21 @@ def bounds(variant, dtype, grad_dtype=None):
 
 
 def bounds_of_codes(variant):
-    """For kernels of fewer bytes.
+    """Bounds for kernels of fewer bytes.
 
-    An element takes its word of dither and the rounding with it, a code of 8 bits its share of the largest of a block,
-    and two ends of a window, a remainder what joins and parts it, and the four that put a NaN right.
+    Each element adds instructions for its word of dither and the rounding. An 8-bit code adds its share of finding the
+    block's largest element, and the two ends of a window. A remainder is joined and split, with four more for NaN.
     """
-    # A remainder is two streams more, each with its address: beside four buffers up to 66, on 12.0 and on Turing.
+    # A remainder adds two streams with an address each. With four buffers that is up to 66, on 12.0 and on Turing.
     registers = 64 + 8 * variant.remainder
     instructions = 64 + 3 * variant.ema + 4 * variant.zero_grads + 16 * variant.uint8 + 8 * variant.remainder
     return registers, instructions + 8 * (variant.uint16 or variant.stochastic_round)
 
 
 def wanted_accesses(variant, dtype, grad_dtype=None):
-    """Loads and stores of the vector loop: each stream once, in 128 bits; four halves are 64, four codes 64 or 32.
+    """Loads and stores of the vector loop: each stream once, in 128 bits. Four halves are 64 bits, four codes 64 or 32.
 
-    Beside codes of 8 bits there is their base.
+    8-bit codes add their base.
     """
     floats = variant.centered + variant.momentum + variant.ema
     streams = [(_width(dtype), 1, 1), (_width(grad_dtype or dtype), 1, variant.zero_grads), (".128", floats, floats)]
@@ -70,7 +70,7 @@ def _width(dtype):
 
 
 def flaws(facts, dtype):
-    """What no kernel of this dtype may have."""
+    """Flaws that no kernel of this dtype may have."""
     if np.dtype(dtype) != np.float64:
         yield from _nothing(facts, "float64", "float64 instructions")
         yield from _nothing(facts, "ptx_float64", "float64 instructions in the PTX")
@@ -86,7 +86,7 @@ def _nothing(facts, field, what):
 
 
 def flaws_of_update(facts, variant, dtype, grad_dtype=None):
-    """What is wrong with an update kernel."""
+    """Flaws of an update kernel."""
     yield from flaws(facts, dtype)
     wanted = wanted_accesses(variant, dtype, grad_dtype)
     if facts.accesses != wanted:
@@ -95,7 +95,7 @@ def flaws_of_update(facts, variant, dtype, grad_dtype=None):
     if facts.registers > registers:
         yield f"{facts.registers} registers; wanted at most {registers}"
     if instructions_per_element(facts, dtype) > instructions:
-        yield f"{instructions_per_element(facts, dtype):g} instructions an element; wanted at most {instructions}"
+        yield f"{instructions_per_element(facts, dtype):g} instructions per element; wanted at most {instructions}"
 
 
 def wanted_instructions(v):

@@ -11,8 +11,8 @@ from rmsprop_gpu.distributed.mpi import MPIEngine
 class StandIn:
     """The methods and attributes of ``nccl.core.Communicator`` that a sharded optimizer uses.
 
-    It waits for the stream it is given and for no other; what it brings back is enqueued there. So work that is not
-    ordered with that stream meets old numbers. It adds up in the order of the ranks, halves in float32, rounded once.
+    It waits only for the stream it is given, and enqueues its result there. Work that is not ordered with that stream
+    therefore sees old values. It sums in rank order, halves in float32, and rounds once.
     """
 
     def __init__(self, comm):
@@ -44,7 +44,7 @@ class StandIn:
         self.calls.append("allgather")
 
     def _host(self, what, array, stream):
-        """Pinned memory for as much; what a stream was given last is through when it has been waited for again."""
+        """Pinned memory of the array's size, per stream. Waiting for the stream again means its last copy is done."""
         key = what, array.nbytes, stream
         if key not in self._pinned:
             self._pinned[key] = cupy.cuda.alloc_pinned_memory(max(array.nbytes, 1))
@@ -66,10 +66,9 @@ class StandIn:
 
 
 def is_held(stream, work):
-    """Does this only enqueue work on a stream, which does nothing in the meantime?
+    """Whether this only enqueues work on a stream that is blocked.
 
-    At first for a second: what the work allocates in a step that comes behind others is there the next time, and CUDA
-    may wait where it allocates.
+    The first try lasts a second: it allocates what a step on a busy stream needs, and CUDA may wait when it allocates.
     """
     for seconds in 1, 20:
         go = threading.Event()

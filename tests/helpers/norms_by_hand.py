@@ -25,7 +25,7 @@ def folded(lanes):
 
 
 def squares_in_lanes(x):
-    """The same for squares. Those of float32 and halves are exact in float64; with float64 each sum is rounded once."""
+    """The same for squares. Those of float32 and halves are exact in float64; for float64, each sum rounds once."""
     if x.dtype != F8:
         return in_lanes(x.astype(F8) ** 2)
     lanes = [0.0] * 128
@@ -40,5 +40,5 @@ def sum_of_squares(x):
 
 
 def norm_of(grads):
-    """The norm of all gradients, flat, in parameter order; None has no elements."""
+    """The norm of all gradients, flat, in parameter order. None has no elements."""
     return math.sqrt(in_lanes([0.0 if x is None else sum_of_squares(x) for x in grads]))

@@ -54,7 +54,7 @@ def scalar(x, dtype=np.float32):
 
 
 def same(opt, twin):
-    """Two optimizers, on the host or here, are bit-identical and have the same skips and norms."""
+    """Two optimizers, on the host or on the device, are bit-identical and have the same skips and norms."""
     cupy.cuda.get_current_stream().synchronize()
     assert on_either.everything(opt) == on_either.everything(twin)
     assert opt.skipped_steps == twin.skipped_steps

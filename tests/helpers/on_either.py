@@ -73,7 +73,7 @@ def mixed(xp, seed, **given):
 
 
 def mixed_grads(seed, absent=()):
-    """Gradients for it, in host memory; those of these numbers are None."""
+    """Gradients for it, in host memory. Those with the numbers in `absent` are None."""
     numbers = iter(range(9))
     return [[None if next(numbers) in absent else x for x in group] for group in mixed_arrays([seed, 50])]
 

@@ -115,7 +115,7 @@ def content(opt, *arrays):
 
 @contextmanager
 def refused(kind, *texts, opt=None, arrays=(), comm=WORLD):
-    """Expect this error on all ranks, with one text that contains these; no byte of optimizer or arrays changes."""
+    """Expect the same error on all ranks, with these texts in it and no changed byte in `opt` or `arrays`."""
     before, found = content(opt, *arrays), None
     try:
         yield
@@ -132,7 +132,7 @@ def refused(kind, *texts, opt=None, arrays=(), comm=WORLD):
 
 
 def main(checks):
-    """Run the functions called check_..., or those named on the command line; one that fails ends all ranks."""
+    """Run the functions called check_..., or those named on the command line. If one fails, all ranks end."""
     named = [f"check_{name}" for name in sys.argv[1:]]
     for name, check in list(checks.items()):
         if name.startswith("check_") and (not named or name in named):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from paths import ROOT
 
 DOCS = ROOT / "docs"
-# Written by hand: README and all of docs except the copies that are made by its build.
+# Written by hand: the README, and all of docs except the copies that its build makes.
 PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if not {"made", "generated"} & set(p.parts))]
 OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md",
                                    "notebooks/README.md")]  # fmt: skip
@@ -16,7 +16,7 @@ LIBRARIES = {"cupy", "torch", "mpi4py", "keras", "optax"}
 
 
 def named(page):
-    """How a test calls a page."""
+    """A page's name in test ids."""
     return page.relative_to(ROOT).as_posix()
 
 
@@ -27,18 +27,17 @@ class Block:
     language: str
     text: str
     line: int
-    needs: str | None = None  # the library without which it does not run
+    needs: str | None = None  # the library that it needs to run
 
     @property
     def tree(self):
-        """Its code."""
+        """Its syntax tree."""
         examples = doctest.DocTestParser().get_examples(self.text) if self.language == "pycon" else []
         return ast.parse("".join(x.source for x in examples) or self.text)
 
 
 def code(page):
-    """The blocks of Python, each with what it needs: a library that it imports, or that a block before it imports
-    whose names it uses."""
+    """The Python blocks. A block needs a library if it imports it, or uses names from an earlier block that does."""
     found, makes = list(blocks(page, "python", "pycon")), {}
     for block in found:
         used, made = set(), set()
@@ -59,7 +58,7 @@ def code(page):
 
 
 def blocks(page, *languages):
-    """The blocks in these languages, in their order."""
+    """The blocks in these languages, in order."""
     text = page.read_text(encoding="utf-8")
     for match in re.finditer(r"^```(\S+)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         if match[1] in languages:
@@ -67,18 +66,18 @@ def blocks(page, *languages):
 
 
 def without_code(page):
-    """Its text."""
+    """The page's text without blocks of code."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def links(page):
-    """Where its links and pictures lead, without those to other hosts."""
+    """The targets of its links and pictures, except those on other hosts."""
     text = without_code(page)
     found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
     return [link for link in found if "://" not in link and not link.startswith("mailto:")]
 
 
 def anchors(page):
-    """The anchors of its headings, as GitHub and Sphinx make them."""
+    """The anchors of its headings, as GitHub and Sphinx generate them."""
     found = re.findall(r"^#{1,4} (.+)$", without_code(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in found}

@@ -1,4 +1,4 @@
-"""Where the repository is, and the recorded data of the tests."""
+"""The root of the repository, and the recorded data of the tests."""
 
 from pathlib import Path
 

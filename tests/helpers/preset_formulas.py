@@ -1,9 +1,8 @@
 """Each framework's RMSProp as a formula, written from the source that its preset names.
 
-They keep its order of operations and its names, and share nothing with the package, nor with each other. Each takes
-a parameter, its gradient and a dict that is the state, empty at first, and returns the new parameter. Its keywords are
-the framework's arguments, all of them, with its defaults. The state holds as "all" the gradients of all parameters of
-the step.
+The formulas keep the framework's order of operations and names, and share nothing with the package or each other. Each
+gets a parameter, its gradient and a state dict, empty at first, and returns the new parameter. Keywords are all of the
+framework's arguments, with its defaults. The "all" entry of the state holds the step's gradients of all parameters.
 """
 
 import numpy as np
@@ -61,7 +60,7 @@ def keras(p, g, s, *, learning_rate=0.001, rho=0.9, momentum=0.0, epsilon=1e-7, 
 
 
 def clipped(g, clipvalue, clipnorm, global_clipnorm, every):
-    """As Keras and TensorFlow have it."""
+    """As in Keras and TensorFlow."""
     if clipvalue is not None:
         return np.clip(g, -clipvalue, clipvalue)
     if clipnorm is not None:

@@ -14,7 +14,7 @@ PACKAGE = Path(rmsprop_gpu.__file__).parent
 
 
 def start(code, path=PACKAGE.parent, **environment):
-    """A fresh interpreter that runs this code with the package in this folder."""
+    """A fresh interpreter that runs this code, with the package from this folder."""
     others = os.environ.get("PYTHONPATH")  # what the device may need
     # Since 3.12 Python warns about forks beside threads; some tests show that ours survive them.
     warnings = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:This process:DeprecationWarning"]))
@@ -26,11 +26,11 @@ def start(code, path=PACKAGE.parent, **environment):
 
 
 def ended(process):
-    """What it printed; it must have ended successfully and without a warning."""
+    """What it printed. It must have ended successfully and without warnings."""
     try:
         out, err = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
-        process.kill()  # otherwise it would take a processor from all later tests
+        process.kill()  # otherwise it would slow down all later tests
         process.communicate()
         raise
     assert process.returncode == 0, out + err
@@ -44,13 +44,13 @@ def run(code, path=PACKAGE.parent, **environment):
 
 
 def counted(program, tmp_path, request):
-    """The lines that a program prints, and the launches of our kernels in it, as counted by a virtual device."""
+    """The lines that a program prints, and its launches of our kernels, as counted by a virtual device."""
     import cupy
 
     if b"on the CPU" not in cupy.cuda.runtime.getDeviceProperties(0)["name"]:
         pytest.skip("only a virtual device counts the bytes of its launches")
     if request.config.getoption("--no-pool"):
-        pytest.skip("it runs a process of its own, in which the pool stays on")
+        pytest.skip("it runs a separate process, in which the pool stays on")
     statistics = tmp_path / "launches.jsonl"
     environment = {**os.environ, "VGPU_STATS": str(statistics), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

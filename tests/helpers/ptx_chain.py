@@ -1,4 +1,4 @@
-"""How many loads wait for each other, one after the other, before a kernel reads its first element: from its PTX."""
+"""How many loads a kernel has to make one after the other before its first element, counted in its PTX."""
 
 import re
 
@@ -10,8 +10,8 @@ NOTHING_WRITTEN = ("st.", "bra", "ret", "bar", "call")
 def chain(ptx, element=r"ld\.global\.v\d"):
     """The longest chain of dependent loads before the first access that matches `element`.
 
-    A load depends on those that its address is made of, and on those that decide whether it is made at all: the
-    branches before it. Within a block the assembler orders loads as it likes, so that others do not count.
+    A load depends on the loads that its address is computed from, and on those that decide the branches before it.
+    Within a block, the assembler may reorder loads, so other loads do not count.
     """
     depth, decided = {}, 0
     for predicate, opcode, operands in INSTRUCTION.findall(ptx):

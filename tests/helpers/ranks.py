@@ -1,4 +1,4 @@
-"""Programs on several ranks: mpiexec as a subprocess with a time limit, after which no process of it is left."""
+"""Programs on several ranks: mpiexec as a subprocess with a time limit, which leaves no process behind."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ import rmsprop_gpu
 
 PROGRAMS = Path(__file__).parents[1] / "distributed" / "programs"
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
-LIMIT = 300  # seconds: most programs take ten, and compile for some time where no kernels are on disk
+LIMIT = 300  # seconds: most programs take ten, and longer where kernels have to be compiled
 
 
 def why_no_mpi():
-    """Why nothing can be started on several ranks; "" where it can."""
+    """The reason why nothing can run on several ranks, or ""."""
     if find_spec("mpi4py") is None:
         return "mpi4py is not installed (the extra mpi)"
     if not MPIEXEC.exists():
@@ -28,11 +28,11 @@ def why_no_mpi():
     return ""
 
 
-needs_mpi = pytest.mark.skipif(bool(why_no_mpi()), reason=why_no_mpi() or "it is here")
+needs_mpi = pytest.mark.skipif(bool(why_no_mpi()), reason=why_no_mpi() or "MPI is available")
 
 
 class Ended(NamedTuple):
-    """What has become of it."""
+    """The outcome of a program."""
 
     code: int
     out: str
@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 
 
 def start(program, ranks, *arguments, **environment):
-    """A program of ours on so many ranks, each with one thread; in a process group of its own."""
+    """Start one of our programs on this many ranks, with one thread each, in its own process group."""
     paths = [str(Path(rmsprop_gpu.__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "NUMBA_NUM_THREADS": "1", **environment}
     command = [str(MPIEXEC), "-n", str(ranks), sys.executable, "-W", "error", "-m", "mpi4py"]
@@ -57,33 +57,33 @@ def start(program, ranks, *arguments, **environment):
 
 
 def ended(process, limit=LIMIT):
-    """What it said and how it ended; behind the time limit it is killed, with all its ranks."""
+    """Wait for its end and return the outcome. After the time limit, kill it with all its ranks."""
     begin = time.monotonic()
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         kill(process)
         out, err = process.communicate()
-        pytest.fail(f"it has not ended in {limit} s:\n{out}{err}")
+        pytest.fail(f"the program did not end within {limit} s:\n{out}{err}")
     return Ended(process.returncode, out, err, time.monotonic() - begin)
 
 
 def run(program, ranks, *arguments, limit=LIMIT, **environment):
-    """What a program prints; it must have ended well."""
+    """What a program prints. It must have ended successfully."""
     code, out, err, _ = ended(start(program, ranks, *arguments, **environment), limit)
     assert code == 0, out + err
     return out
 
 
 def kill(process):
-    """Kill it and all that it has started: its ranks have sessions of their own."""
+    """Kill it and everything it started: its ranks have their own sessions."""
     for pid in [process.pid, *offspring(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(os.getpgid(pid), signal.SIGKILL)
 
 
 def offspring(pid):
-    """The processes below one, where the system lists them."""
+    """All descendants of a process, where the system lists them."""
     children = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -1,15 +1,15 @@
 """Record what other packages' RMSProp do, so that ``RMSProp.from_preset`` can be checked where none is installed.
 
-    python tests/helpers/record_presets.py torch keras optax  # these presets anew; the others stay as they are
+    python tests/helpers/record_presets.py torch keras optax  # records these presets again; the others stay as they are
 
-writes ``data/presets.json`` (the cases, in each package's own names, and the versions) and ``data/presets.npz``; the
-same versions write the same bytes. ``test_parity.py`` reads both, and runs this script by itself, with ``--to``,
-``--live`` and ``--seed``, for the packages that are installed. The script imports NumPy and, in each runner, one
-package, so that it runs wherever that package does; CONTRIBUTING.md says which needs an environment of its own.
+writes ``data/presets.json`` (the cases, in each package's own names, and the versions) and ``data/presets.npz``. The
+same versions write the same bytes. ``test_parity.py`` reads both. It also runs this script, with ``--to``, ``--live``
+and ``--seed``, for the packages that are installed. The script imports NumPy and, in each runner, one package, so that
+it runs wherever that package does. CONTRIBUTING.md says which presets need their own environment.
 
 Left out: optax's centered with bias_correction, which is degenerate there (the variance is 0 on the first step), and
-what packages have that is no RMSProp of theirs: timm's caution and corrected_weight_decay, Keras's overwriting of
-variables with their averages and its gradient accumulation, tf_keras's clipping by a norm after that by value,
+features that are not part of a package's RMSProp: timm's caution and corrected_weight_decay, Keras's overwriting of
+variables with their averages and its gradient accumulation, tf_keras's clipping by norm after clipping by value,
 chainer's hooks.
 """
 
@@ -28,12 +28,12 @@ from paths import DATA
 SEED, STEPS = 20261, 25
 SHAPES = ((), (2, 3), (5,))
 LIVE_SHAPES = ((), (1,), (3, 5), (37,))
-STATE_NAMES = ("square_avg", "grad_avg", "momentum_buffer")  # of the final state, as this package calls it
+STATE_NAMES = ("square_avg", "grad_avg", "momentum_buffer")  # of the final state, under this package's names
 
 
-# One runner a package. It is given the case's arguments, the parameters (a list of arrays of the case's dtype), for
-# every step the gradients and the learning rate, and a list to fill: it appends the parameters after each step, and
-# returns the final state (STATE_NAMES to a list of arrays) and for keras what it averaged after each step.
+# One runner per package. It gets the case's arguments, the parameters (a list of arrays of the case's dtype), the
+# gradients and learning rate of every step, and a list to which it appends the parameters after each step. It returns
+# the final state (a list of arrays for each of STATE_NAMES) and, for keras, the averages after each step.
 
 
 def run_torch(arguments, params, grads, lrs, after):
@@ -54,7 +54,7 @@ def run_timm(arguments, params, grads, lrs, after):
 
 
 def rmsprop_tf():
-    """The class, since timm/__init__.py wants torchvision."""
+    """Import only the class: timm/__init__.py needs torchvision."""
     import sys
     import types
 
@@ -99,7 +99,7 @@ def run_keras(arguments, params, grads, lrs, after):
     os.environ["JAX_ENABLE_X64"] = "1"
     import keras
 
-    keras.config.set_floatx(params[0].dtype.name)  # the type of the learning rate's variable
+    keras.config.set_floatx(params[0].dtype.name)  # sets the dtype of the learning rate's variable
     opt, averages = keras.optimizers.RMSprop(**arguments), []
     variables = [keras.Variable(param, dtype=param.dtype.name, name=f"p{i}") for i, param in enumerate(params)]
     for row, lr in zip(grads, lrs, strict=True):
@@ -135,7 +135,7 @@ def run_optax(arguments, params, grads, lrs, after):
         after.append([np.asarray(param) for param in params])
     names = {"square_avg": "nu", "grad_avg": "mu", "momentum_buffer": "trace"}
     state = {ours: optax.tree.get(optimizer_state, theirs) for ours, theirs in names.items()}
-    if state["momentum_buffer"] is not None:  # of -lr * u: our buffer with the other sign
+    if state["momentum_buffer"] is not None:  # it averages -lr * u: our buffer with the opposite sign
         state["momentum_buffer"] = [-np.asarray(b) for b in state["momentum_buffer"]]
     return {name: [np.asarray(x) for x in value] for name, value in state.items() if value is not None}, None
 
@@ -143,7 +143,7 @@ def run_optax(arguments, params, grads, lrs, after):
 def run_tf1(arguments, params, grads, lrs, after):
     """tf.compat.v1.train.RMSPropOptimizer, which is ResourceApplyRMSProp and ResourceApplyCenteredRMSProp.
 
-    It makes float32 of every number that it is given, for float64 variables too, but takes tensors as they are.
+    It converts every number to float32, even for float64 variables, but uses tensors as they are.
     """
     import inspect
 
@@ -189,7 +189,7 @@ def run_tf_keras_legacy(arguments, params, grads, lrs, after):
         numbers["lr"] = tf.constant(numbers["lr"], dtype)
     for name in ("learning_rate", "rho", "momentum"):
         now[name] = numbers[name]
-        if numbers[name] or name != "momentum":  # a callable momentum is taken for one above 0
+        if numbers[name] or name != "momentum":  # a callable momentum counts as above 0
             numbers[name] = give(name)
     opt = legacy(**numbers)
     variables = [tf.Variable(param) for param in params]
@@ -219,7 +219,7 @@ def run_graves(arguments, params, grads, lrs, after):
 
 
 def step_chainer(optimizer, names, arguments, params, grads, lrs, after):
-    """A rule of chainer on a link that has the parameters."""
+    """A rule of chainer on a link that holds the parameters."""
     import chainer
 
     link = chainer.Link()
@@ -242,16 +242,16 @@ def step_chainer(optimizer, names, arguments, params, grads, lrs, after):
 
 
 class Preset(NamedTuple):
-    """How a preset is recorded, and of what cases.
+    """How a preset is recorded, and its cases.
 
-    A case is words. A word is an argument that gets a drawn value, a switch that is on, or a value as written; the
-    learning rate, the decay and eps are drawn in every case. Two words stand alone: `plain` is no further argument, and
-    `defaults` is no argument at all, not even the learning rate where it need not be given.
+    A case is a list of words. A word is an argument that gets a drawn value, a switch that is on, or a value as
+    written. The learning rate, the decay and eps are drawn in every case. Two words stand alone: `plain` adds no
+    argument, and `defaults` gives no argument at all, not even the learning rate unless it is required.
     """
 
     run: Any
-    packages: str  # whose versions are recorded; the first is the one that must be installed
-    rule: dict  # the learning rate's, the decay's and eps's names
+    packages: str  # the versions of these are recorded; the first must be installed
+    rule: dict  # the names of the learning rate, the decay and eps
     cases: str
     eps: tuple = (-8, -3)  # decades
     alpha: tuple = (0.85, 0.99)
@@ -261,7 +261,7 @@ class Preset(NamedTuple):
 
 TORCH = {"lr": "lr", "alpha": "alpha", "eps": "eps"}
 KERAS = {"lr": "learning_rate", "alpha": "rho", "eps": "epsilon"}
-# Where square_avg starts from 1, a small eps inside the root would change nothing in 25 steps.
+# If square_avg starts at 1, a small eps inside the root would change nothing in 25 steps.
 FROM_ONE = {"eps": (-3, 0), "alpha": (0.6, 0.9)}
 
 PRESETS = {
@@ -345,8 +345,8 @@ PRESETS = {
 def draw_arrays(rng, shapes):
     """Parameters, gradients and learning rates for 25 steps, with few digits or exact in float32.
 
-    In each tensor the gradients go from 1e-8 to 10, each element with its own scale, so that sqrt(v) lies on both sides
-    of eps, and norms on both sides of where they are clipped.
+    In each tensor, gradients go from 1e-8 to 10, each element with its own scale, so that sqrt(v) is on both sides of
+    eps, and norms are on both sides of their clips.
     """
     params, grads = [], []
     for shape in shapes:
@@ -360,7 +360,7 @@ def draw_arrays(rng, shapes):
 
 
 def draw_arguments(rng, preset):
-    """A value for each argument that a case may name; rounded, so that the JSON can be read."""
+    """A value for each argument that a case may name, rounded to keep the JSON readable."""
     drawn = {
         "alpha": rng.uniform(*preset.alpha),
         "eps": 10 ** rng.uniform(*preset.eps),
@@ -376,7 +376,7 @@ def draw_arguments(rng, preset):
 
 
 def arguments_of(preset, words, drawn, lr):
-    """The case in the package's own names."""
+    """The case under the package's own names."""
     given = ("lr",) if preset.lr_required else ()
     names = given if "defaults" in words else preset.rule
     arguments = {preset.rule[name]: lr if name == "lr" else drawn[name] for name in names}
@@ -388,7 +388,7 @@ def arguments_of(preset, words, drawn, lr):
 
 
 def split(row, shapes):
-    """A row of concatenated tensors as a list of them."""
+    """Split a row of concatenated tensors."""
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
     return [part.reshape(shape) for part, shape in zip(np.split(row, ends), shapes, strict=True)]
 
@@ -406,7 +406,7 @@ def record(name, seed, shapes, dtypes):
         rows = {key: [] for key in ("params", "averages", *STATE_NAMES)}
         for text in preset.cases.split(","):
             words = text.split()
-            rng = np.random.default_rng([seed, *" ".join([name, dtype, *words]).encode()])  # a new case moves no other
+            rng = np.random.default_rng([seed, *" ".join([name, dtype, *words]).encode()])  # a seed for each case
             arguments = arguments_of(preset, words, draw_arguments(rng, preset), lrs[0])
             scheduled = preset.lr_required or "defaults" not in words
             after = []
@@ -418,7 +418,7 @@ def record(name, seed, shapes, dtypes):
                 after,
             )
             params = np.stack([join(tensors) for tensors in after])
-            assert params.dtype == dtype, (name, words)  # a package that fell back to float32 proves nothing
+            assert params.dtype == dtype, (name, words)  # a package that falls back to float32 proves nothing
             assert np.isfinite(params).all(), (name, words)
             nothing = np.full_like(params, np.nan)
             rows["params"].append(params)
@@ -435,7 +435,7 @@ def record(name, seed, shapes, dtypes):
 
 
 def load(folder):
-    """What is recorded in a folder: per preset its versions, learning rates and shapes; the cases; the arrays."""
+    """The content of a folder of records: per preset its versions, learning rates and shapes; the cases; the arrays."""
     if not (folder / "presets.json").exists():
         return {}, [], {}
     text = json.loads((folder / "presets.json").read_text())
@@ -455,7 +455,7 @@ def save(folder, presets, cases, arrays):
 
 
 def main():
-    """Record the presets that were named."""
+    """Record the given presets."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("presets", nargs="+", choices=list(PRESETS), metavar="PRESET", help=", ".join(PRESETS))
     parser.add_argument("--to", type=Path, default=DATA, help="the folder")

@@ -2,15 +2,16 @@
 
     python tests/helpers/record_trajectories.py
 
-writes ``data/trajectories.json`` (the cases, in the names of ``rmsprop_gpu.reference``) and ``data/trajectories.npz``:
-row i of each array there belongs to case i. The same versions write the same bytes. ``recorded.py`` reads both.
+writes ``data/trajectories.json`` (the cases, under the names of ``rmsprop_gpu.reference``) and
+``data/trajectories.npz``, where row i of each array belongs to case i. The same versions write the same bytes.
+``recorded.py`` reads both.
 """
 
 import json
 import os
 import platform
 
-os.environ["KERAS_BACKEND"] = "jax"  # Keras and JAX read these when they are imported
+os.environ["KERAS_BACKEND"] = "jax"  # Keras and JAX read these on import
 os.environ["JAX_ENABLE_X64"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -25,9 +26,9 @@ from paths import DATA
 SEED, STEPS, SIZE = 20260, 25, 7
 STATE_NAMES = ("square_avg", "grad_avg", "momentum_buffer", "sum")
 
-# What a framework's optimizer always does, in our names; then its cases. A word of a case is a hyperparameter that
+# What a framework's optimizer always does, under our names, then its cases. A word of a case is a hyperparameter that
 # gets a drawn value, a switch that is on, or a number as written. Left out: centered with bias_correction, which is
-# degenerate in optax (variance 0 on the first step) and means another thing here.
+# degenerate in optax (variance 0 on the first step) and means something else here.
 TABLE = [
     (
         ("torch", "RMSprop", "rmsprop", {}),
@@ -129,7 +130,7 @@ TABLE = [
 
 
 def draw_hyperparameters(rng):
-    """A value for each hyperparameter a case may name; rounded, so that the JSON can be read."""
+    """A value for each hyperparameter that a case may name, rounded to keep the JSON readable."""
     drawn = {
         "alpha": rng.uniform(0.85, 0.99),
         "eps": 10 ** rng.uniform(-8, -3),
@@ -142,14 +143,14 @@ def draw_hyperparameters(rng):
 
 
 def draw_arrays(rng):
-    """Gradients from 1e-8 to 10, each element with its own scale, so that sqrt(v) lies on both sides of eps."""
+    """Gradients from 1e-8 to 10, each element with its own scale, so that sqrt(v) is on both sides of eps."""
     scale = 10 ** np.linspace(-7, 0, SIZE) * 10 ** rng.uniform(-1, 1, (STEPS, SIZE))
-    grads = (scale * rng.standard_normal((STEPS, SIZE))).astype(np.float32)  # exact when widened, half the file
+    grads = (scale * rng.standard_normal((STEPS, SIZE))).astype(np.float32)  # exact when widened, in half the space
     return grads, rng.standard_normal(SIZE), 10 ** rng.uniform(-3, -1, STEPS)
 
 
 def keywords_of(words, function, fixed, drawn):
-    """The case in the names of reference.py: what the framework always does, then what its words say."""
+    """The case under the names of reference.py: what the framework always does, then its words."""
     keywords = {name: drawn[name] for name in ("alpha", "eps") if function == "rmsprop" or name != "alpha"} | fixed
     for word in words:
         name, equals, number = word.partition("=")
@@ -181,7 +182,7 @@ def run_torch(optimizer, k, grads, param, lrs):
 
 
 def optax_rule(optimizer, k, schedule):
-    """The alias where it has all that is asked for, and the chain that the alias itself builds where it has not."""
+    """The alias if it has everything needed, otherwise the chain that the alias itself would build."""
     if optimizer == "adagrad":
         return optax.adagrad(schedule, initial_accumulator_value=k.get("initial_scale", 0.0), eps=k["eps"])
     options = {name: k[name] for name in ("eps", "initial_scale", "bias_correction") if name in k}
@@ -210,13 +211,13 @@ def run_optax(optimizer, k, grads, param, lrs):
         params.append(np.asarray(param))
     names = {"square_avg": "nu", "grad_avg": "mu", "sum": "sum_of_squares"}
     ours = {ours: optax.tree.get(state, theirs) for ours, theirs in names.items()}
-    trace = optax.tree.get(state, "trace")  # of -lr * u: our buffer with the other sign
+    trace = optax.tree.get(state, "trace")  # it averages -lr * u: our buffer with the opposite sign
     return params, ours | {"momentum_buffer": None if trace is None else -trace}
 
 
 def run_keras(optimizer, k, grads, param, lrs):
-    """keras.optimizers on JAX: eps inside the root, lr inside momentum, decay before the step, all of it fixed."""
-    keras.config.set_floatx("float64")  # the type of the learning rate's variable
+    """keras.optimizers on JAX: eps inside the root, lr inside momentum, decay before the step. All of that is fixed."""
+    keras.config.set_floatx("float64")  # sets the dtype of the learning rate's variable
     options = {"epsilon": k["eps"], "weight_decay": k.get("weight_decay"), "clipvalue": k.get("clipvalue")}
     if optimizer == "RMSprop":
         options |= {"rho": k["alpha"], "momentum": k.get("momentum", 0.0), "centered": k.get("centered", False)}
@@ -239,7 +240,7 @@ RUNNERS = {"torch": run_torch, "optax": run_optax, "keras": run_keras}
 
 
 def record(framework, optimizer, function, fixed, words):
-    """One case and its arrays. Seeded by its name: a case added to the table leaves the others as they are."""
+    """One case and its arrays. The seed depends on its name, so that a new case in the table changes no other."""
     name = "-".join([framework, optimizer.lower(), *words])
     rng = np.random.default_rng([SEED, *name.encode()])
     keywords = keywords_of(words, function, fixed, draw_hyperparameters(rng))
@@ -250,13 +251,13 @@ def record(framework, optimizer, function, fixed, words):
     for key in STATE_NAMES:
         value = state.get(key)
         arrays[key] = np.full(SIZE, np.nan) if value is None else np.asarray(value)
-    assert arrays["params"].dtype == np.float64, name  # a framework that fell back to float32 proves nothing
+    assert arrays["params"].dtype == np.float64, name  # a framework that falls back to float32 proves nothing
     assert np.isfinite(arrays["params"]).all(), name
     return {"name": name, "framework": framework, "function": function, "keywords": keywords}, arrays
 
 
 def main():
-    """Run the table and write the two files."""
+    """Record the whole table and write the two files."""
     rows = [(*head, line.split()) for head, lines in TABLE for line in lines.strip().splitlines()]
     cases, arrays = zip(*[record(*row) for row in rows], strict=True)
     assert len({case["name"] for case in cases}) == len(cases)

@@ -1,4 +1,4 @@
-"""Optimizers of three tensors, whose state is shown, saved and loaded."""
+"""Optimizers over three tensors, to test how state is shown, saved and loaded."""
 
 import math
 
@@ -25,7 +25,7 @@ def grads(seed):
 
 
 def build(make=RMSProp, seed=1, **given):
-    """Two groups of two dtypes; the first parameter lies in Fortran's order."""
+    """Two groups with two dtypes. The first parameter is in Fortran order."""
     p = tensors(seed)
     groups = [{"params": {"a": np.asfortranarray(p["a"]), "b": p["b"]}}, {"params": {"c": p["c"]}, "lr": 0.5}]
     return make(groups, **given)

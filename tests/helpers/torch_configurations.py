@@ -1,7 +1,7 @@
 """What PyTorch's own tests build RMSprop with: the configurations and the errors that the installed torch ships.
 
-``torch.testing._internal.common_optimizers`` imports most of torch's test suite, and with it packages that a wheel does
-not bring. Of all that, only what decorates tests is used when it is imported: here it is stubbed.
+``torch.testing._internal.common_optimizers`` imports most of torch's test suite, which needs packages that a wheel does
+not bring. The import itself uses only what decorates tests, and that is stubbed here.
 """
 
 import sys
@@ -12,7 +12,7 @@ import torch
 
 
 class _Nothing:
-    """A base class, a decorator, or the value of one: whatever it is called with is of no effect."""
+    """A base class, a decorator, or a decorator's value: calling it has no effect."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -28,7 +28,7 @@ class _Stub(ModuleType):
 
 
 def _shipped():
-    """The module, imported beside stubs that nobody else gets to see."""
+    """Import the module with stubs that nobody else sees."""
     heavy = ("common_device_type", "common_methods_invocations", "common_utils")
     names = [f"torch.testing._internal.{name}" for name in heavy]
     name = "torch.testing._internal.common_optimizers"
@@ -39,18 +39,18 @@ def _shipped():
 
 _info = next(info for info in _shipped().optim_db if info.optim_cls is torch.optim.RMSprop)
 
-# From its description, the keyword arguments of each. Those that capture a CUDA graph are listed for devices alone.
+# The keyword arguments of each, by its description. Those that capture a CUDA graph are listed only for devices.
 CONFIGURATIONS = {case.desc: case.kwargs for case in _info.optim_inputs_func(device="cpu")}
 _ON_DEVICES = {case.desc: case.kwargs for case in _info.optim_inputs_func(device="cuda")}
 CAPTURABLE = {desc: given for desc, given in _ON_DEVICES.items() if desc not in CONFIGURATIONS}
-# Schedulers, as functions of the optimizer, in the combinations in which PyTorch tries them.
+# Schedulers as functions of the optimizer, in PyTorch's own combinations.
 SCHEDULERS = _info.scheduler_inputs
-# Flags that checkpoints of old versions lack.
+# Flags that are missing in old checkpoints.
 LATE_FLAGS = _info.not_og_supported_flags
 
 
 def errors():
-    """Bad input, made anew: (description, params or None, keyword arguments, kind, pattern of the message)."""
+    """Bad input, newly made: (description, params or None, keyword arguments, kind, pattern of the message)."""
     for case in _info.optim_error_inputs_func(device="cpu", dtype=torch.float32):
         given = case.optimizer_error_input
         assert case.error_on.name == "CONSTRUCTION_ERROR"

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-# Fraction of the largest update of a tensor by which two correct ways of rounding may differ.
+# How far two correct ways of rounding may differ, relative to the largest update of a tensor.
 PART = {torch.float64: 1e-12, torch.float32: 1e-5, torch.complex128: 1e-12, torch.complex64: 1e-5}
 
 
 def spread(seed, *shape, dtype=torch.float64, low=-6, high=2):
-    """Numbers of either sign over this many decades, so that the root of their average crosses eps."""
+    """Values of either sign over these decades, so that the root of their average crosses eps."""
     rng = np.random.default_rng(seed)
 
     def drawn():
@@ -18,13 +18,13 @@ def spread(seed, *shape, dtype=torch.float64, low=-6, high=2):
 
 
 def reals(x):
-    """The numbers of a tensor in float64, so that they are not rounded again."""
+    """A tensor's values in float64, so that comparing rounds nothing."""
     x = x.detach()
     return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.resolve_neg()).to(torch.float64)
 
 
 def assert_same_update(got, want, before):
-    """Two values of a parameter differ by no more than a part of the largest change of an element."""
+    """Two values of a parameter differ by no more than a fraction of the largest update of an element."""
     assert (got.shape, got.dtype, got.device) == (want.shape, want.dtype, want.device)
     got, want, before, dtype = reals(got), reals(want), reals(before), want.dtype
     if want.numel():
@@ -33,9 +33,9 @@ def assert_same_update(got, want, before):
 
 
 class Twins:
-    """Two optimizers, made by `make(cls, params)`; before each step ours is set to torch's values.
+    """Two optimizers, made by `make(cls, params)`. Ours is set to torch's values before each step.
 
-    Parameters are of the size of an update, or their own rounding would hide that of the step.
+    Parameters are about as large as an update, so that their own rounding does not hide the step's.
     """
 
     def __init__(self, ours, make, tensors):
@@ -53,7 +53,7 @@ class Twins:
         return zip(self.params, self.twins, strict=True)
 
     def step(self, grads):
-        """One step of both from the same start with these gradients; what torch's parameters and state were before."""
+        """Step both from the same start with these gradients. Returns torch's parameters and state from before."""
         self.meet()
         before = [
             {"param": q.detach().clone(), **{name: x.clone() for name, x in self.torchs.state.get(q, {}).items()}}
@@ -74,9 +74,9 @@ SHAPES = {"weight": (4, 3), "bias": (3,), "scale": (), "empty": (0, 3)}
 
 
 class Run:
-    """One optimizer over named tensors of float64: a matrix, a vector, a number and an empty one. For the same program.
+    """One optimizer over named float64 tensors: a matrix, a vector, a number and an empty one. Runs can be compared.
 
-    Each step has gradients of its own, the same in each run. Parameters are of the size of an update.
+    Each step has its own gradients, the same in each run. Parameters are about as large as an update.
     """
 
     def __init__(self, cls, dtype=torch.float64, shapes=SHAPES, **given):
@@ -99,7 +99,7 @@ class Run:
             p.grad = self.grad(name) if p.requires_grad else None
 
     def step(self, n=1, change=lambda run: None):
-        """`n` steps; `change` sees the run between gradients and step."""
+        """Take `n` steps. `change` gets the run between setting gradients and stepping."""
         for _ in range(n):
             self.give()
             change(self)
@@ -109,7 +109,7 @@ class Run:
         return self
 
     def _watch(self):
-        """How far v - m^2 cancels, at most: v over it."""
+        """Record the worst cancellation of v - m^2: v over it."""
         for state in self.opt.state.values():
             if "grad_avg" in state and state["grad_avg"].numel():
                 v, m = reals(state["square_avg"]), reals(state["grad_avg"])
@@ -124,9 +124,9 @@ class Run:
 
 
 def assert_same_run(ours, torchs, part=None):
-    """Two runs ended alike: the parameters, and each number of their state.
+    """Two runs end alike, in parameters and in all of their state.
 
-    Centered, v is off by 6 u and m^2 by as much (see test_numbers.py), and the root halves what that is of v - m^2.
+    In centered mode, v is off by 6 u, and so is m^2 (see test_numbers.py). The root halves their error in v - m^2.
     """
     lost = 6 * ours.taken * max(ours.cancels, torchs.cancels)
     assert ours.params.keys() == torchs.params.keys()
@@ -142,7 +142,7 @@ def assert_same_run(ours, torchs, part=None):
 
 
 def assert_same_numbers(got, want, part):
-    """Two tensors differ by no more than a part of the largest element."""
+    """Two tensors differ by no more than a fraction of the largest element."""
     assert got.shape == want.shape
     got, want = reals(got), reals(want)
     if want.numel():

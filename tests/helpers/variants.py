@@ -9,7 +9,7 @@ import numpy as np
 from rmsprop_gpu import AdaGrad, RMSProp
 from rmsprop_gpu.kernels.rule import Variant
 
-# Each factor: its settings, as the fields of Variant that they turn on or off.
+# The settings of each factor, as the fields of Variant that they turn on or off.
 FACTORS = {
     "rule": [{}, {"adagrad": True}],
     "scale": [{}, {"scale": True}],
@@ -46,13 +46,13 @@ def _variant(setting):
     return Variant(**fields)
 
 
-# Every Variant of the rule; the switches around it are in the covers.
+# Every Variant of the rule. The covers include the switches around it.
 EVERY = [v for v in map(_variant, _settings()) if not v.ema and not v.measures]
 
 
 @cache
 def cover(strength):
-    """Variants in which every combination of settings of `strength` factors occurs that occurs at all (greedy)."""
+    """Variants in which every possible combination of settings of `strength` factors occurs (greedy)."""
     groups = list(combinations(range(len(FACTORS)), strength))
     covered_by = {s: {(g, tuple(s[i] for i in g)) for g in groups} for s in _settings()}
     missing = set().union(*covered_by.values())
@@ -67,7 +67,7 @@ def cover(strength):
 name = str  # of a Variant
 
 
-# The numbers that an optimizer of a Variant gets; none is exact in binary, so that rounding twice would show.
+# The hyperparameters for a Variant's optimizer. None is exact in binary, so that rounding twice would show.
 NUMBERS = {"lr": 0.013, "alpha": 0.93, "eps": 1e-3, "weight_decay": 0.07, "momentum": 0.83, "clipvalue": 3.3}
 NUMBERS |= {"global_clipnorm": 1.7, "ema_momentum": 0.87}
 
@@ -99,9 +99,9 @@ def optimizer(variant, params):
 
 
 def random_problem(variant, sizes, dtype, rng):
-    """An optimizer with previous state, and gradients: magnitudes over 8 decades, so that sqrt(v) crosses eps.
+    """An optimizer with previous state, and gradients over 8 decades, so that sqrt(v) crosses eps.
 
-    Parameters are of the size of a step, or a parameter's own rounding would hide that of the step.
+    Parameters are about as large as a step, so that their own rounding does not hide the step's.
     """
 
     def spread(n):
@@ -119,7 +119,7 @@ def random_problem(variant, sizes, dtype, rng):
             continue
         state["bias_weight"][()] = 1 - 0.93 ** (i % 5)
         m = spread(size)
-        # Half of the variances are small beside the square of the mean: there v - m^2 cancels.
+        # Half of the variances are small compared with the square of the mean, so that v - m^2 cancels.
         state["square_avg"][:] = m.astype(np.float64) ** 2 * (1 + rng.choice([1e-5, 1.0], size))
         if variant.centered:
             state["grad_avg"][:] = m
@@ -128,17 +128,17 @@ def random_problem(variant, sizes, dtype, rng):
     grads = [spread(n) for n in sizes]
     for i, g in enumerate(grads):
         g[::7] = 0
-        if variant.centered:  # as rounding leaves it on a constant gradient, only more so: v below m^2
+        if variant.centered:  # v below m^2, as rounding leaves it for a constant gradient, but more so
             g[3::5] = opt.state[i]["grad_avg"][3::5]
             opt.state[i]["square_avg"][3::5] = 0.999 * g[3::5].astype(np.float64) ** 2
-        for x in opt.state[i].values():  # some elements saw no gradient yet: without eps that is 0/0
+        for x in opt.state[i].values():  # elements without a gradient so far: 0/0 without eps
             if x.ndim:
                 x[::14] = 0
     return opt, params, grads
 
 
 def bits(array):
-    """The bits of a NumPy or CuPy array, all NaNs alike."""
+    """The bytes of a NumPy or CuPy array, with all NaNs alike."""
     x = array.get() if hasattr(array, "get") else np.asarray(array)
     x = np.array(x, copy=True)
     if x.dtype.kind not in "iu":
@@ -147,7 +147,7 @@ def bits(array):
 
 
 def specials(dtype):
-    """What a float can be beside a number of middling size; half of it negative."""
+    """Special values of a float dtype, with both signs."""
     f = ml_dtypes.finfo(dtype)
     tiny, least = f.smallest_normal, f.smallest_subnormal
     x = np.array([np.nan, np.inf, f.max, tiny, tiny - least, 3 * least, least, 0], dtype)

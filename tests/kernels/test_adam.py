@@ -1,4 +1,4 @@
-"""With bias correction the rule is Adam without its mean, and AdaGrad is AdaGrad: as recorded from torch, and live."""
+"""With bias correction the rule is Adam without its mean. AdaGrad is AdaGrad. Both against torch, recorded and live."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ ADAM += ["torch-adagrad-plain", "torch-adagrad-initial_scale-weight_decay-maximi
 
 @pytest.mark.parametrize("name", ADAM)
 def test_bias_corrected_it_is_adam_without_its_mean_and_adagrad_is_adagrad(name):
-    """As recorded from torch: Adam, AdamW with betas (0, alpha), Adagrad; bounds of recorded.py."""
+    """Recorded from torch: Adam and AdamW with betas (0, alpha), and Adagrad. The bounds are those of recorded.py."""
     case, row = CASES[name], ROWS[name]
     param = row["params"][0].copy()
     make = AdaGrad if case["function"] == "adagrad" else RMSProp
@@ -40,7 +40,7 @@ def test_bias_corrected_it_is_the_adam_of_torch_that_is_installed(eps):
         theirs.grad = torch.tensor(grad)
         adam.step()
     want = theirs.detach().numpy()
-    # 25 steps of at most 20 roundings each on either side, and of the parameter once a step.
+    # 25 steps of at most 20 roundings each on either side, and one rounding of the parameter per step.
     way = 25 * np.abs(want - first).max()
     assert (np.abs(param - want) <= 1000 * 2.0**-53 * way + 25 * np.spacing(np.abs(first) + way)).all()
     assert np.abs(param - first).min() > 0

@@ -1,4 +1,4 @@
-"""The same bits, however the work is divided."""
+"""Results are bit-identical, however the work is divided."""
 
 import numba
 import numpy as np
@@ -14,7 +14,7 @@ SIZES = [5, 40_001, 0, 1, 255, 49_152]
 
 
 def result(variant, dtype, divide=lambda a: [a]):
-    """All bits after three steps of the same problem; `divide` cuts every array into views."""
+    """The bytes of everything after three steps of the same problem. `divide` cuts every array into views."""
     rng = np.random.default_rng(7)
     opt, params, grads = random_problem(variant, SIZES, dtype, rng)
     pieces = [piece for p in params for piece in divide(p)]
@@ -73,7 +73,7 @@ def test_any_number_of_parts_and_threads(variant, dtype, parts, monkeypatch):
 
 def test_one_array_or_its_pieces(variant, dtype):
     if variant.norm:
-        pytest.skip("a norm is summed by tensors, so that its last bit depends on what they are")
+        pytest.skip("a norm is summed tensor by tensor, so its last bit depends on how the elements are divided")
 
     def pieces(a):
         return [a[:3], a[3:1000], a[1000:1001], a[1001:]]

@@ -1,4 +1,4 @@
-"""How a batch is cut for the blocks of a CUDA device: a vector for each thread, whatever the sizes."""
+"""How a batch is cut for the blocks of a CUDA device: one vector per thread, whatever the sizes."""
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.gpu
     ("dtype", "elements"), [(np.float32, 1024), (np.float64, 512), (np.float16, 1024), (ml_dtypes.bfloat16, 1024)]
 )
 def test_a_block_goes_once_through_its_chunk(dtype, elements):
-    """Of 128 bits of state for each of its 256 threads: what is in flight is all that it has."""
+    """That is 128 bits of state for each of its 256 threads, all of it loaded at once."""
     import cupy
 
     from rmsprop_gpu import RMSProp

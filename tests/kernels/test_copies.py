@@ -1,4 +1,4 @@
-"""Copies between tensors and a bucket: all bits, nothing beside them, in one call or launch."""
+"""Copies between tensors and a bucket: exact, touching nothing else, in one call or launch."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from rmsprop_gpu.arrays.layout import pointer_of
 from rmsprop_gpu.kernels import cpu_drive
 from rmsprop_gpu.steps.copies import DeviceCopies, HostCopies
 
-LINE = 64  # bytes: at least so many between two tensors, which no copy may touch
+LINE = 64  # bytes: the least gap between two tensors, which no copy may touch
 KINDS = ["pack", "pack and zero", "unpack"]
 ITEMSIZES = [2, 4, 8]
 SIZES = [1, 0, 7, 64, 65, 8, 1000, 0, 4097, 3, 20_000]
@@ -17,10 +17,10 @@ MANY = [256] * 3000
 
 
 class Copied:
-    """Tensors and a bucket in one memory of random bytes, and copies of all elements between them.
+    """Tensors and a bucket in one block of random bytes, and copies of all elements between them.
 
-    Tensors begin `shift` elements behind a line, the bucket `bucket_shift`. Of each tensor the first element is left
-    out where it has `heads`.
+    Tensors begin `shift` elements after a line, the bucket `bucket_shift`. `heads` leaves out that many elements at the
+    start of each tensor.
     """
 
     def __init__(self, sizes, itemsize, missing=(), shift=0, bucket_shift=0, heads=0):
@@ -35,7 +35,7 @@ class Copied:
         self.before = np.random.default_rng(7).integers(0, 256, self.bucket[-1] + self.lengths[-1] + LINE, np.uint8)
 
     def by(self, xp, kind):
-        """The memory after the copies, made where this library's arrays lie."""
+        """The memory after the copies, made where this library's arrays live."""
         memory = xp.zeros(len(self.before) + LINE, np.uint8)
         memory = memory[-pointer_of(memory) % LINE :][: len(self.before)]
         memory[:] = xp.asarray(self.before)
@@ -54,7 +54,7 @@ class Copied:
         return column
 
     def wanted(self, kind):
-        """The memory after the copies, by slices of bytes."""
+        """The memory after the copies, computed with slices of bytes."""
         memory = self.before.copy()
         for i, (tensor, bucket, n) in enumerate(
             zip(self.tensors + self.offset, self.bucket, self.lengths, strict=True)
@@ -71,7 +71,7 @@ class Copied:
 
 
 def copies_of(xp, rows, itemsize, kind):
-    """The copies of these rows where the arrays of this library lie."""
+    """The copies of these rows, for arrays of this library."""
     if xp is np:
         return HostCopies(np.array(rows), itemsize, kind)
     return DeviceCopies(np.array(rows), itemsize, kind, 0, order_of(0))
@@ -124,7 +124,7 @@ def test_there_may_be_no_rows(xp):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tensor_may_be_copied_in_pieces(kind, xp):
-    """In any order; to what else is in the bucket nothing is done."""
+    """In any order. The rest of the bucket stays untouched."""
     tensor, bucket = xp.arange(10), -xp.arange(12)
     rows = [(1, 40, pointer_of(bucket), 5), (1, 0, pointer_of(bucket) + 48, 4)]
     copies_of(xp, rows, 8, kind)(column_of(None, tensor))
@@ -137,7 +137,7 @@ def test_a_tensor_may_be_copied_in_pieces(kind, xp):
 
 
 def test_the_column_may_be_another_each_time(xp):
-    """Or the same, with other addresses in it."""
+    """Or the same column with other addresses in it."""
     tensors, bucket = [xp.full(3, 1), xp.full(3, 2), xp.full(3, 3)], xp.full(3, 9)
     columns = list(map(column_of, tensors))
     copies = copies_of(xp, [(0, 0, pointer_of(bucket), 3)], 8, "pack")
@@ -166,7 +166,7 @@ def test_threads_share_it_equally(sizes, kind, monkeypatch):
 
 
 def test_all_is_one_call(monkeypatch):
-    """Between two, Ctrl-C would be heard."""
+    """Between two calls, Ctrl-C would get through."""
     calls = []
 
     def counted(drive):
@@ -192,7 +192,7 @@ print(y.sum(), [m for m in sys.modules if any(m == name or m.startswith(f"{name}
     assert run(code) == "3.0 []"
 
 
-# Packs and unpacks 3,000 tensors of 256 on a device, and one that is large beside one that is empty.
+# Packs and unpacks 3,000 tensors of 256 elements on a device, and then a large one beside an empty one.
 MANY_COPIES = """
 import cupy, numpy as np
 from rmsprop_gpu.steps.copies import DeviceCopies
@@ -211,7 +211,7 @@ cupy.cuda.Device().synchronize()
 
 @pytest.mark.gpu
 def test_all_is_one_launch_in_which_each_byte_is_moved_once(tmp_path, request):
-    """In whole sectors of 32 bytes and by 16 bytes a thread. Beside it each warp reads its chunk and an address."""
+    """In whole sectors of 32 bytes, 16 bytes per thread. Apart from that, each warp reads its chunk and an address."""
     _, ours = counted(MANY_COPIES, tmp_path, request)
     assert len(ours) == 6
     for k, launch in enumerate(ours):
@@ -239,7 +239,7 @@ def test_chunks_may_have_any_size(kind, chunk, monkeypatch):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """Grows with each upload."""
+    """A list that grows with each upload."""
     from rmsprop_gpu.steps.on_cupy import CuPy
 
     sent, upload = [], CuPy.upload
@@ -249,7 +249,7 @@ def sent(monkeypatch):
 
 @pytest.mark.gpu
 def test_a_column_is_sent_where_it_changed_and_may_change_at_once(sent):
-    """Copies that were enqueued before, on whichever stream, read what it was then."""
+    """Copies that are already enqueued, on whichever stream, still read the old addresses."""
     import cupy
 
     tensors, bucket = [cupy.full(1000, i) for i in range(8)], cupy.full(1000, -1)
@@ -273,7 +273,7 @@ def test_a_column_is_sent_where_it_changed_and_may_change_at_once(sent):
 @pytest.mark.gpu
 @pytest.mark.parametrize("behind", [False, True])
 def test_what_is_interrupted_does_not_count_as_sent(behind, monkeypatch):
-    """Before the upload, or behind it."""
+    """The interrupt comes before the upload, or after it."""
     import cupy
 
     from rmsprop_gpu.steps.on_cupy import CuPy
@@ -299,7 +299,7 @@ def test_what_is_interrupted_does_not_count_as_sent(behind, monkeypatch):
 
 @pytest.mark.gpu
 def test_copies_are_work_of_the_current_stream():
-    """Behind what is there, before what follows there."""
+    """They run after the work already on the stream, and before what follows."""
     import cupy
 
     tensor, bucket = cupy.full(1000, 0), cupy.full(1000, 9)
@@ -315,7 +315,7 @@ def test_copies_are_work_of_the_current_stream():
 @two
 @pytest.mark.gpu
 def test_copies_are_made_on_their_device():
-    """Whichever is current, which it stays."""
+    """Whichever device is current, and it stays current."""
     import cupy
 
     for device in (1, 0):

@@ -1,4 +1,4 @@
-"""What is said where the parts that compile for CUDA do not fit together. No CUDA is needed for that."""
+"""The error when the packages that compile for CUDA do not fit together. The tests need no CUDA."""
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ print(cuda_code.trial()[:22])
 
 @pytest.mark.gpu
 def test_row_stack_is_there_while_numba_cuda_asks_for_it():
-    """As under NumPy 2.5, which numba-cuda 0.30.4 does not support; if that is installed, every step shows it."""
+    """As under NumPy 2.5, which numba-cuda 0.30.4 does not support. If that is installed, every step tests this."""
     code = """
 import sys
 import numpy

@@ -1,6 +1,6 @@
-"""The same bits on a CUDA device as on the CPU: every Variant of a cover and every dtype, however the work is divided.
+"""A CUDA device is bit-identical to the CPU: for a cover of all Variants and every dtype, however the work is divided.
 
-What the CPU computes is judged elsewhere (test_rule.py, test_halves.py); here both are only held against each other.
+What the CPU computes is judged elsewhere (test_rule.py, test_halves.py). Here the two are only compared.
 """
 
 import inspect
@@ -20,10 +20,11 @@ pytestmark = pytest.mark.gpu
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 VARIANTS = list(dict.fromkeys([Variant(), *cover(2)]))
-FULL = Variant(scale=True, weight_decay=True, centered=True, momentum=True, nesterov=True)  # all that one array has
+# all switches that a single array can have
+FULL = Variant(scale=True, weight_decay=True, centered=True, momentum=True, nesterov=True)
 CORRECTED = Variant(bias_correction=True, centered=True, momentum=True, clipvalue=True, ema=True)
 ADAGRAD = next(v for v in VARIANTS if v.adagrad)
-# How work is divided is the same for all: one Variant a dtype, of those with and without a kernel before the update.
+# The division is the same for all Variants: one per dtype is enough, with and without a kernel before the update.
 CASES = list(zip([Variant(), CORRECTED, FULL, ADAGRAD], DTYPES, strict=True))
 
 
@@ -33,7 +34,7 @@ def kind(x):
 
 @pytest.fixture
 def cuda():
-    from rmsprop_gpu.kernels import cuda  # it imports Numba's CUDA target, which need not be installed
+    from rmsprop_gpu.kernels import cuda  # imports Numba's CUDA target, which need not be installed
 
     return cuda
 
@@ -42,7 +43,7 @@ def cuda():
 
 
 def problem(variant, sizes, dtype, rng):
-    """An optimizer over NumPy arrays with previous state, and the gradients of three steps, specials in everything."""
+    """An optimizer over NumPy arrays with previous state, and gradients for three steps. All contain special values."""
     with np.errstate(over="ignore"):  # a square in float16
         opt, params, grads = random_problem(variant, sizes, dtype, rng)
     steps = [grads, *([g[rng.permutation(g.size)] for g in grads] for _ in range(2))]
@@ -52,7 +53,7 @@ def problem(variant, sizes, dtype, rng):
         for x in opt.state[i].values():
             if x.ndim:
                 sprinkle(x, rng)
-        opt.state[i]["step"][()] = 2**40 + i  # a counter that forgets its upper half is found
+        opt.state[i]["step"][()] = 2**40 + i  # shows a counter that loses its upper half
     return opt, steps
 
 
@@ -60,7 +61,7 @@ def around(*sizes):
     return [n + d for n in sizes for d in (-1, 0, 1)]
 
 
-# A division is a list of pieces (array, start, stop), each of which is a parameter of its own on the device.
+# A division is a list of pieces (array, start, stop). On the device, each piece is a parameter of its own.
 
 
 def undivided(arrays):
@@ -68,7 +69,7 @@ def undivided(arrays):
 
 
 def divided(arrays, rng):
-    """Cut at random places, most of them aligned to one element only; some pieces are empty."""
+    """Cut at random places, mostly aligned to single elements only. Some pieces are empty."""
     pieces = []
     for i, a in enumerate(arrays):
         ends = [0, *sorted(rng.integers(0, a.size + 1, rng.integers(0, 4)).tolist()), a.size]
@@ -77,7 +78,7 @@ def divided(arrays, rng):
 
 
 def to_device(arrays, pieces):
-    """Views of copies of these arrays."""
+    """Views of copies of these arrays on the device."""
     import cupy
 
     copies = [cupy.array(a) for a in arrays]
@@ -97,7 +98,7 @@ def on_device(variant, opt, pieces):
 
 
 def assert_same_bits(got, want, what):
-    """Equal to the last bit; any NaN equals any NaN."""
+    """Bit-identical, except that any NaN equals any NaN."""
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
     unsigned = f"u{got.itemsize}"
     bits, wanted = (np.atleast_1d(x).view(unsigned) for x in (got, want))
@@ -113,7 +114,7 @@ def params_of(opt):
 
 
 def assert_same(twin, opt, pieces):
-    """Parameters and all state."""
+    """Parameters and all state are bit-identical."""
     params, device_params = params_of(opt), params_of(twin)
     for j, (i, start, stop) in enumerate(pieces):
         assert_same_bits(device_params[j].get(), params[i][start:stop], f"parameter {i} from {start}")
@@ -125,7 +126,7 @@ def assert_same(twin, opt, pieces):
 
 
 def assert_same_steps(opt, twins, steps):
-    """Take these steps on the CPU and on the device, by each division, and compare after each."""
+    """Take these steps on the CPU, and on the device with each division. Compare after each step."""
     for grads in steps:
         opt.step(grads)
         for twin, pieces in twins:
@@ -147,7 +148,7 @@ def test_same_bits_in_whole_arrays_and_in_pieces(variant, dtype, cuda):
 
 
 def test_dtypes_and_groups_in_one_optimizer(rng):
-    """Batches of several dtypes and Variants, rows of scalars that differ within a batch, gradients left out."""
+    """Batches of several dtypes and Variants, different scalars within a batch, and missing gradients."""
     import cupy
 
     own = [{}, {"lr": 0.5, "alpha": 0.3, "eps": 0.1}, arguments(CORRECTED)]
@@ -186,7 +187,7 @@ def test_any_chunk_length(variant, dtype, chunk, cuda, monkeypatch, rng):
 
 
 def test_more_arrays_than_a_block_has_threads(cuda, rng):
-    """What happens once an array and step takes a thread for each."""
+    """Work done once per array and step uses one thread per array."""
     opt, steps = problem(CORRECTED, [1 + i % 3 for i in range(2 * cuda.THREADS + 7)], np.float64, rng)
     pieces = undivided(params_of(opt))
     assert_same_steps(opt, [(on_device(CORRECTED, opt, pieces), pieces)], steps[:1])
@@ -197,13 +198,13 @@ NAMES = ["param", "grad", "square_avg", "grad_avg", "momentum_buffer"]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=kind)
 def test_any_array_may_be_misaligned(dtype, cuda, rng):
-    """A vector goes over five arrays at once: each alone must keep the kernel from it."""
+    """A vectorised kernel needs five aligned arrays: any one that is misaligned must rule it out."""
     import cupy
 
     opt, (grads, *_) = problem(FULL, [6145], dtype, rng)
     given = {k: v for k, v in arguments(FULL).items() if k != "bias_correction"}
     start = {"param": params_of(opt)[0], "grad": grads[0], **opt.state[0]}
-    want = {}  # of the arrays when all are aligned, which is tried first
+    want = {}  # results when all are aligned, which comes first
     for misaligned in [(), *((key,) for key in NAMES), tuple(NAMES)]:
         for by_half in (False, True):
             got = {}
@@ -220,7 +221,7 @@ def test_any_array_may_be_misaligned(dtype, cuda, rng):
                 assert_same_bits(got[key].get(), want[key], f"{key}, with {misaligned} off by {offset} elements")
 
 
-# That these tests can fail
+# These tests can fail
 
 
 def assert_found(variant, rng):
@@ -254,7 +255,7 @@ def test_another_rounding_is_found(old, new, cuda, monkeypatch, rng):
 
 
 def test_fast_math_is_found(cuda, monkeypatch, rng):
-    """It takes subnormal numbers for 0, and divides and takes roots by approximation."""
+    """Fast math flushes subnormal numbers to 0, and approximates divisions and roots."""
     from rmsprop_gpu.kernels import cuda_code
 
     monkeypatch.setattr(cuda_code, "jitted", lambda make, *key: cuda.target.jit(make(*key), fastmath=True))

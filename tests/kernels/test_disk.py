@@ -18,7 +18,7 @@ from rmsprop_gpu.kernels.rule import Variant
 
 platformdirs = pytest.importorskip("platformdirs")
 
-# A step of each of these kinds, and how much Numba compiled for it.
+# Take steps of each of these kinds, and record whether Numba compiled anything.
 STEPS = """
 import sys
 import ml_dtypes, numpy as np
@@ -50,13 +50,13 @@ def program(*kinds, then=PRINT):
 
 @pytest.fixture
 def kept(tmp_path):
-    """A folder of kernels, as programs get it."""
+    """A folder of kernels, as environment variables for a program."""
     return {"RMSPROP_GPU_CACHE_DIR": str(tmp_path / "kernels")}
 
 
 @pytest.fixture(scope="session")
 def used():
-    """The files of what programs need, in the folder of the suite: compiled there once, and found from then on."""
+    """The kernel files that programs need, compiled once per session in the folder of the suite."""
     start = time.time() - 1
     run(program(*KINDS))
     return [path for path in disk.folder().glob("*.kernel") if path.stat().st_mtime > start]
@@ -64,7 +64,7 @@ def used():
 
 @pytest.fixture
 def filled(kept, used):
-    """A folder of kernels in which programs find what they need."""
+    """A folder that already holds all kernels that programs need."""
     folder = Path(kept["RMSPROP_GPU_CACHE_DIR"])
     folder.mkdir(mode=0o700)
     for path in used:
@@ -74,7 +74,7 @@ def filled(kept, used):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The same for this process."""
+    """An empty folder of kernels for this process."""
     monkeypatch.setenv("RMSPROP_GPU_CACHE_DIR", str(tmp_path))
     return tmp_path
 
@@ -93,7 +93,7 @@ def test_a_second_process_compiles_nothing(kept):
 
 
 def test_kernels_of_several_processes_go_together(kept):
-    """Each compiles its first kernel, under the name that Numba gives to any first one."""
+    """Each process compiles its first kernel, and Numba names all first kernels alike."""
     want = [run(program(kind), **kept).split()[1] for kind in KINDS]
     compiled, *got = run(program(*KINDS), **kept).split()
     assert (compiled, got) == ("False", want)
@@ -137,7 +137,7 @@ print(param[0], len(recorder.buffer) > 0)
 
 
 def compiles(text):
-    """Does a module hold anything that Numba compiles, by what it names?"""
+    """Whether a module compiles anything with Numba, judged by the names in it."""
     nodes = list(ast.walk(ast.parse(text)))
     names = {getattr(node, "id", None) or getattr(node, "attr", None) for node in nodes}
     return bool(
@@ -152,7 +152,7 @@ def test_whatever_compiles_is_in_the_hash():
     found = {path for path in PACKAGE.rglob("*.py") if compiles(path.read_text())}
     assert found <= set(disk.FILES)
     assert PACKAGE / "steps" / "headers.py" in found
-    assert PACKAGE / "arrays" / "dtypes.py" in disk.FILES  # asked when kernels are made
+    assert PACKAGE / "arrays" / "dtypes.py" in disk.FILES  # consulted when kernels are made
 
 
 def key(
@@ -213,7 +213,7 @@ def test_what_is_not_in_the_sources_is_not_kept(here, monkeypatch):
     assert key(maker=scope["make_rule"]) is None
     assert key(maker=lambda variant, T: None) is None
     monkeypatch.setattr(rule, "make_rule", scope["make_rule"])
-    assert key() is None  # default argument: that which stood there before
+    assert key() is None  # its default argument is still the old one
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,13 @@ def test_what_is_not_in_the_sources_is_not_kept(here, monkeypatch):
         (table, "NORM", 3),
         (cpu, "make_factors", lambda *_: None),  # a function that a maker calls
         (rule, "fma", None),
-        (intrinsics, "_narrow", lambda *_: None),  # one behind many
+        (intrinsics, "_narrow", lambda *_: None),  # called only indirectly
         (Variant, "prepared", property(lambda self: True)),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_whatever_a_maker_reaches_is_in_its_key(module, name, value, here, monkeypatch):
-    """As it is now: it may have been replaced, loaded again, or from a stale .pyc."""
+    """Its current value counts: it may have been replaced, reloaded, or read from a stale .pyc."""
 
     def keys():
         made = [(cpu._make_update_kernel, Variant(), np.float32, np.float32, rule.make_rule)]
@@ -246,7 +246,7 @@ def test_whatever_a_maker_reaches_is_in_its_key(module, name, value, here, monke
 
 
 def test_a_kernel_of_a_stale_pyc_does_not_survive_it(tmp_path, filled):
-    """Python itself takes an old .pyc for a source of the same size and second; with it goes what it has compiled."""
+    """Python accepts an old .pyc if size and second match the source. Its kernels must go when it goes."""
     shutil.copytree(PACKAGE, tmp_path / "rmsprop_gpu", ignore=shutil.ignore_patterns("__pycache__"))
     code = """
 import numpy as np, rmsprop_gpu
@@ -261,14 +261,14 @@ print(param[0])
     assert text.count("else fma(-s.lr, step, p)") == 1
     source.write_text(text.replace("else fma(-s.lr, step, p)", "else fma(+s.lr, step, p)"))
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert run(code, tmp_path, **filled, **writing) == "-1.0"  # Python's own doing
+    assert run(code, tmp_path, **filled, **writing) == "-1.0"  # this is Python's doing
     for folder in (tmp_path / "rmsprop_gpu").rglob("__pycache__"):
         shutil.rmtree(folder)
     assert run(code, tmp_path, **filled, **writing) == "1.0"
 
 
 def test_settings_that_numba_reads_late_are_seen(kept):
-    """From the environment, which a program may change between its imports and its first step."""
+    """A program may change the environment between its imports and its first step."""
     late = "import os, rmsprop_gpu\nos.environ['NUMBA_OPT'] = '0'\n"
     run(late + program("plain"), **kept)
     assert run(program("plain"), **kept).startswith("True")
@@ -293,7 +293,7 @@ def test_four_processes_at_once(kept):
 
 
 def not_ours(data):
-    """A file as it should be, but for what Numba is to load."""
+    """A valid file, except for the code that Numba is to load."""
     start = len(disk._MARK) + 32
     length = int.from_bytes(data[start : start + 8], "little")
     return disk._head(data[start + 8 : start + 8 + length].decode(), b"\x80\x04]\x94.")
@@ -338,7 +338,7 @@ def test_a_file_under_anothers_name_is_not_taken(here):
     assert disk.read("a key") is None
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this platform has no file owners")
 def test_only_files_that_nobody_else_may_write_are_loaded(here, monkeypatch):
     disk.write("a key", b"code")
     (path,) = here.iterdir()
@@ -353,7 +353,7 @@ def test_only_files_that_nobody_else_may_write_are_loaded(here, monkeypatch):
     assert disk.read("a key") is None
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this platform has no named pipes")
 def test_what_is_no_file_is_not_opened(here, tmp_path_factory):
     disk.write("a key", b"code")
     (path,) = here.iterdir()
@@ -363,7 +363,7 @@ def test_what_is_no_file_is_not_opened(here, tmp_path_factory):
     assert disk.read("a key") is None
     path.unlink()
     os.mkfifo(path)
-    assert disk.read("a key") is None  # nor waited for
+    assert disk.read("a key") is None  # and does not wait for it
     path.unlink()
     path.mkdir()
     assert disk.read("a key") is None
@@ -415,7 +415,7 @@ def test_what_was_used_longest_ago_is_deleted_first(here, monkeypatch):
     for i, name in enumerate("abc"):
         disk.write(name, bytes(1000))
         os.utime(disk._path(here, name), (1000 + i, 1000 + i))
-    assert disk.read("a") is not None  # used now
+    assert disk.read("a") is not None  # this counts as use
     disk.write("d", bytes(1000))
     assert [disk.read(name) is not None for name in "abcd"] == [True, False, True, True]
     assert disk.usage().size <= 4000
@@ -434,7 +434,7 @@ def test_what_a_killed_process_was_writing_is_deleted(here):
 
 
 def test_files_of_others_are_left_alone(here, monkeypatch):
-    """The folder may be named by mistake: what is not ours is neither counted nor deleted, however large or old."""
+    """The folder may be set by mistake: files of others are neither counted nor deleted, however large or old."""
     names = {"theirs", "film.mkv.part", "my.kernel", f"{'0' * 63}.kernel", f"{'0' * 64}.kernel.bak", "rmsprop_gpu-.txt"}
     for name in names:
         (here / name).write_bytes(bytes(1000))
@@ -474,7 +474,7 @@ def test_there_is_no_cache_without_a_home(monkeypatch):
 
 
 def test_kernels_from_disk_can_be_looked_into(filled):
-    """They are compiled then."""
+    """Only then are they compiled."""
     look = """
 for kind in KINDS:
     for name, kernel in step(kind)[0].kernels().items():
@@ -497,7 +497,7 @@ def test_a_kernel_is_loaded_once_a_process(here, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif("os.environ.get('VGPU_LTO') == '1'", reason="this device takes no cubin")
+@pytest.mark.skipif("os.environ.get('VGPU_LTO') == '1'", reason="this device accepts no cubin")
 def test_cubins_are_kept(kept):
     code = """
 import sys

@@ -1,4 +1,4 @@
-"""Who writes first to the memory of a state: the threads that will update it, so that it lies on their NUMA nodes."""
+"""The threads that will update a state are the first to write to it, so that its pages are on their NUMA nodes."""
 
 import sys
 
@@ -10,7 +10,7 @@ from rmsprop_gpu import RMSProp
 from rmsprop_gpu.kernels import cpu_drive, cpu_touch
 from rmsprop_gpu.state import buffers
 
-# Page faults of each thread, of two, while something is done with an optimizer over 4 Mi elements.
+# Page faults per thread, with two threads, during some work with an optimizer over 4 Mi elements.
 FAULTS = """
 import glob
 import numpy as np
@@ -50,11 +50,11 @@ _, (most, other, *_) = during(lambda: opt.load_state_dict(saved))
 print(other / PAGES)
 """
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts page faults of threads by /proc")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts page faults per thread with /proc")
 
 
 def shares_of(code, hyper="{}"):
-    """What a program prints; with pages of 4 KiB, which can be counted."""
+    """What a program prints. Pages have 4 KiB, so that they can be counted."""
     printed = run(f"HYPER = {hyper}\n{FAULTS}{code}", NUMBA_NUM_THREADS="2", NUMPY_MADVISE_HUGEPAGE="0")
     return [float(word) for word in printed.split()]
 
@@ -62,8 +62,8 @@ def shares_of(code, hyper="{}"):
 @linux
 def test_a_state_of_zeros_is_touched_by_its_steps():
     made, other = shares_of(PLAIN)
-    assert made < 0.05  # by nobody before
-    assert other > 0.45  # each page is read, and written to; half of them are the other thread's
+    assert made < 0.05  # nothing has touched them before
+    assert other > 0.45  # each page is read and written, half of them by the other thread
 
 
 @linux
@@ -81,7 +81,7 @@ def test_a_state_that_is_loaded_is_touched_by_both_before():
 
 @pytest.mark.parametrize("hyper", [{"initial_scale": 1.0}, {"use_ema": True}, {"initial_scale": 0.5, "momentum": 0.9}])
 def test_it_is_touched_by_the_shares_of_a_step(hyper, monkeypatch):
-    """In the order of the batches, which is not that of the parameters."""
+    """In the order of the batches, which differs from that of the parameters."""
     asked, shares = [], cpu_drive.shares
     monkeypatch.setattr(cpu_drive, "shares", lambda sizes, *a: asked.append((sizes.tolist(), *a)) or shares(sizes, *a))
     monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: 2)
@@ -122,7 +122,7 @@ def test_every_page_is_written_to_once_and_no_byte_beyond(itemsize, offset, monk
 
 
 def test_a_state_that_steps_have_made_is_loaded_without_a_touch(monkeypatch):
-    """It lies where it should; and an interrupt must find no zeros in it."""
+    """Its pages are already in place, and an interrupt must not find zeros in it."""
     param = np.ones(200_000, np.float32)
     opt = RMSProp(param)
     saved, touched = opt.state_dict(), []

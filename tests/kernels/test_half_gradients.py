@@ -1,4 +1,4 @@
-"""float32 parameters with half gradients: the same bits as a step with the gradient as float32, on both backends."""
+"""float32 parameters with half gradients: bit-identical to a step with float32 gradients, on both backends."""
 
 import importlib
 
@@ -16,7 +16,7 @@ from rmsprop_gpu.kernels.rule import Variant
 pytestmark = pytest.mark.parametrize("half", [F2, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 either = pytest.mark.parametrize("module", MODULES)
 
-# Around a vector of a thread (4), of the CPU (16), a cut of the work (64), a block of the device (1,024) and of sums.
+# Around a thread's vector (4), the CPU's (16), a cut of the work (64), a block of the device (1,024) and of sums.
 SIZES = [0, 1, 3, 4, 5, 15, 17, 63, 65, 255, 1023, 1024, 1025, 4097, 3 * 4096 + 130]
 
 FULL = {"momentum": 0.9, "centered": True, "nesterov": True, "weight_decay": 0.01, "clipvalue": 0.8, "maximize": True}
@@ -40,7 +40,7 @@ def wide(grads):
 @either
 @pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
 def test_step_is_that_of_the_gradient_as_float32(module, given, half):
-    """On the host, the other of the pair: so the bits are those of the CPU too."""
+    """The float32 twin runs on the host, so this also compares the device with the CPU."""
     xp = importlib.import_module(module)
     params, _ = problem(half, 0)
     opt, twin = RMSProp(copies(xp, params), **given), RMSProp(params, **given)
@@ -71,7 +71,7 @@ def test_adagrad_too(module, half):
 @pytest.mark.parametrize("found", [False, True])
 @pytest.mark.parametrize("given", [{}, ALL], ids=["plain", "all"])
 def test_their_zeros_are_written(module, given, found, half):
-    """Also where the step is skipped; and into one that lies otherwise than its parameter."""
+    """Also if the step is skipped, and for a gradient whose layout differs from its parameter's."""
     xp = importlib.import_module(module)
     params, grads = problem(half, 0)
     opt, twin = RMSProp(copies(xp, params), **given), RMSProp(params, **given)
@@ -107,11 +107,11 @@ def test_step_agrees_with_the_oracle(variant, half, rng):
     judge(variant, opt, F4, before, snapshot(opt, params), grads)
 
 
-# Where they lie
+# Alignment and layout
 
 
 def at(xp, values, offset):
-    """The same array so many bytes behind where a vector may begin."""
+    """A copy of the array, `offset` bytes after a boundary for vectors."""
     memory = xp.zeros(values.nbytes + 64, np.uint8)
     start = -(memory.ctypes.data if xp is np else memory.data.ptr) % 64 + offset
     array = memory[start : start + values.nbytes].view(values.dtype)
@@ -123,7 +123,7 @@ def at(xp, values, offset):
 @pytest.mark.parametrize("size", [7, 1025, 4100])
 @pytest.mark.parametrize("offsets", [(0, 2), (0, 4), (0, 8), (0, 6), (4, 0), (8, 8), (4, 2), (12, 14)])
 def test_vectors_need_not_be_aligned(module, offsets, size, half):
-    """A vector is 16 bytes of a parameter and 8 of its gradient: each may be off without the other."""
+    """A vector is 16 bytes of a parameter and 8 of its gradient, and either can be misaligned alone."""
     xp = importlib.import_module(module)
     (p, g), out = draw(seeds(*offsets, size), size, size), np.zeros(size, F4)
     g = g.astype(half)
@@ -162,7 +162,7 @@ LAYOUTS = {
 @either
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout(module, layout, half):
-    """One that lies as its parameter is read where it is; another is copied, once for all."""
+    """A gradient with its parameter's layout is read in place. Any other is copied, once."""
     xp = importlib.import_module(module)
     p, g = (x.reshape(5, 6) for x in draw(4, 30, 30))
     g = g.astype(half)
@@ -176,7 +176,7 @@ def test_any_layout(module, layout, half):
     assert bits(xp.ascontiguousarray(param)) == bits(np.ascontiguousarray(twin.param_groups[0]["params"][0]))
 
 
-# One array, and what is refused
+# The functional form, and refusals
 
 
 @either

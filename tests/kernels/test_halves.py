@@ -1,4 +1,4 @@
-"""float16 and bfloat16: conversions to the last bit, arithmetic and state in float32, one rounding at the end."""
+"""float16 and bfloat16: bit-exact conversions, float32 arithmetic and state, and one rounding at the end."""
 
 import math
 
@@ -25,7 +25,7 @@ def half(request):
 
 
 def copier(source, target, width=1):
-    """A function that copies an array of one dtype into one of another, `width` elements at a time, as kernels do."""
+    """A function that converts an array to another dtype, `width` elements at a time, as kernels do."""
     load, store = memory(source, HOST, width)[0], memory(target, HOST, width)[1]
 
     @cfunc(types.void(types.int64, types.int64, types.int64), error_model="numpy")
@@ -42,7 +42,7 @@ def copier(source, target, width=1):
 
 
 def every(half):
-    """All 65,536 of them, by their bits."""
+    """All 65,536 halves, in the order of their bits."""
     return np.arange(2**16, dtype=np.uint16).view(half)
 
 
@@ -54,18 +54,18 @@ def test_every_half_widens_exactly(half, width):
 
 
 def around(x):
-    """Each number of x with the float32 before and the one behind it, and all of that with the other sign."""
+    """Each number of x and its two neighbours in float32, with both signs."""
     bits = x.view(np.int32)
     magnitudes = np.concatenate([np.maximum(bits - 1, 0), bits, bits + 1])
     return np.concatenate([magnitudes, magnitudes | np.int32(-(2**31))]).view(np.float32)
 
 
 def borders(half):
-    """Every half and every midpoint between two, from 0 to infinity, in whose place stands what would follow it."""
+    """Every half from 0 to infinity and every midpoint between two. The next power of two stands in for infinity."""
     f = ml_dtypes.finfo(half)
     positive = np.arange(np.array(np.inf, half).view(np.uint16), dtype=np.uint16).view(half).astype(np.float64)
     next_up = np.append(positive[1:], 2.0**f.maxexp)
-    with np.errstate(over="ignore"):  # the last of bfloat16 is no float32 either
+    with np.errstate(over="ignore"):  # next_up overflows float32 for bfloat16
         return around(np.concatenate([positive, (positive + next_up) / 2, next_up[-1:]]).astype(np.float32))
 
 
@@ -87,7 +87,7 @@ def test_a_float32_is_rounded_once_to_the_nearest_half_ties_to_even(half, width,
 
 
 def test_the_borders_are_those_of_rounding():
-    """The largest float16 is 65504, and from halfway to 65536 on a number is infinite; half the least one is 0."""
+    """The largest float16 is 65504. From halfway to 65536 on, numbers become infinite. Half the least one becomes 0."""
     x = set(borders(np.float16).tolist())
     for k in (65504, 65520, 2.0**-24, 2.0**-25, 2.0**-14, 3 * 2.0**-25):
         for y in (
@@ -104,7 +104,7 @@ def test_the_borders_are_those_of_rounding():
 
 
 def special(rng, *arrays):
-    """Put into each array what its dtype has beside ordinary numbers."""
+    """Scatter special values of each array's dtype over it."""
     for x in arrays:
         f = ml_dtypes.finfo(x.dtype)
         values = np.array([np.nan, np.inf, f.max, f.smallest_normal, f.smallest_subnormal, 0], x.dtype)
@@ -116,7 +116,7 @@ def special(rng, *arrays):
 def test_update_is_that_of_float32_rounded_once(variant, half, rng):
     with np.errstate(over="ignore"):  # a square in float16
         opt, params, grads = random_problem(variant, [0, 1, 7, 40_001], half, rng)
-    given = [] if variant.measures else grads  # in which one NaN would poison or skip all
+    given = [] if variant.measures else grads  # one NaN there would poison or skip everything
     special(rng, *params, *given, *(x for i in range(4) for x in opt.state[i].values() if x.ndim))
     wide = [p.astype(np.float32) for p in params]
     twin = optimizer(variant, wide)
@@ -129,7 +129,7 @@ def test_update_is_that_of_float32_rounded_once(variant, half, rng):
         for i, (p, w) in enumerate(zip(params, wide, strict=True)):
             with np.errstate(over="ignore", under="ignore"):
                 assert_same_bits(p, w.astype(half))
-            w[...] = p  # of one step, or two roundings would add up
+            w[...] = p  # compare single steps: roundings would add up
             assert opt.state[i].keys() == twin.state[i].keys()
             for key, x in opt.state[i].items():
                 assert_same_bits(x, twin.state[i][key])
@@ -138,7 +138,7 @@ def test_update_is_that_of_float32_rounded_once(variant, half, rng):
 
 
 def test_numbers_that_a_half_cannot_hold_count(half):
-    """Hyperparameters are those of float32: 1e-8 is 0 in float16, 0.999 is 1 in bfloat16."""
+    """Hyperparameters stay float32: in float16, 1e-8 would be 0; in bfloat16, 0.999 would be 1."""
     param, wide, grad = one(1, half), one(1, half).astype(np.float32), np.zeros(33, half)
     given = {"lr": 1e-5, "alpha": 0.9999, "eps": 1e-8}
     opt, twin = RMSProp(param, **given), RMSProp(wide, **given)
@@ -146,7 +146,7 @@ def test_numbers_that_a_half_cannot_hold_count(half):
     opt.step(grad)
     twin.step(grad.astype(np.float32))
     assert_same_bits(param, wide.astype(half))
-    assert_same_bits(param, one(1, half))  # 0 / eps, and not 0 / 0
+    assert_same_bits(param, one(1, half))  # 0 / eps, not 0 / 0
     with pytest.raises(ValueError, match="eps is 1e-50, which is 0 in float32"):
         RMSProp(param, eps=1e-50)
 
@@ -195,7 +195,7 @@ def test_state_lies_as_the_parameter_does(half, layout):
     start = param.copy()
     for seed in (2, 3):
         grad = lay(one(seed, half, 30).reshape(5, 6))
-        opt.step(grad if seed == 2 else np.ascontiguousarray(grad))  # read where it lies, or copied
+        opt.step(grad if seed == 2 else np.ascontiguousarray(grad))  # read in place, or copied
         twin.step(one(seed, half, 30))
     assert not np.array_equal(param, start)
     wanted = {"param": flat, **twin.state[0]}
@@ -206,7 +206,7 @@ def test_state_lies_as_the_parameter_does(half, layout):
             assert_same_bits(x, lay(wanted[key].reshape(5, 6)))
 
 
-# Refusals, and one array
+# Refusals, and the functional form
 
 
 @pytest.mark.parametrize("other", [np.float32, np.float64, "the other half"])

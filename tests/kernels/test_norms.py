@@ -1,4 +1,4 @@
-"""The norm of gradients, summed in the order that is documented: whatever the layout, the batches and the threads."""
+"""The norm of gradients is summed in the documented order, whatever the layout, the batches and the threads."""
 
 import math
 
@@ -11,7 +11,7 @@ from on_either import ALL, DTYPES, F4, F8, SIZES, copies, draw, everything, flat
 from rmsprop_gpu import RMSProp
 from rmsprop_gpu.kernels import cpu_drive
 
-SEEDS = (1, 6, 12, 16)  # of draws in which the order shows
+SEEDS = (1, 6, 12, 16)  # draws in which the order shows
 
 OTHER_ORDERS = {
     "NumPy's": lambda x: float(np.sum(x.astype(F8) ** 2)),
@@ -25,7 +25,7 @@ OTHER_ORDERS = {
 
 @pytest.mark.parametrize("order", OTHER_ORDERS)
 def test_the_order_matters_here(order):
-    """Other orders give other bits in some of these draws, and the tests below take them all."""
+    """Other orders give other bits in at least one of these draws, and the tests below use them all."""
     draws = [draw(seed, SIZES[-1])[0] for seed in SEEDS]
     norms, others = ([math.sqrt(f(x)) for x in draws] for f in (sum_of_squares, OTHER_ORDERS[order]))
     assert norms != others
@@ -36,11 +36,11 @@ def test_the_order_matters_here(order):
 def test_the_norm_is_summed_in_the_order_that_is_documented(xp, dtype):
     opt = RMSProp(copies(xp, draw(0, *SIZES, dtype=dtype)), global_clipnorm=math.inf)
     assert opt.last_grad_norm == 0.0
-    for seed in {F4: SEEDS, F8: [10]}.get(dtype, [1]):  # of float64 a draw in which the fma shows; the oracle is slow
+    for seed in {F4: SEEDS, F8: [10]}.get(dtype, [1]):  # the float64 draw shows a missing fma; the oracle is slow
         grads = draw(seed, *SIZES, dtype=dtype)
         opt.step(copies(xp, grads))
         assert opt.last_grad_norm == norm_of(grads)
-    grads[7] = grads[3] = None  # one with several blocks
+    grads[7] = grads[3] = None  # gradient 7 has several blocks
     opt.step(copies(xp, grads))
     assert opt.last_grad_norm == norm_of(grads)
     opt.step([None] * len(grads))
@@ -62,7 +62,7 @@ def test_more_tensors_than_lanes_and_warps(xp):
 
 
 def test_the_order_is_that_of_the_parameter_in_memory(xp):
-    """Whatever the gradient's own layout, which is copied into the parameter's where they differ."""
+    """A gradient with another layout is copied into its parameter's."""
     params = [xp.zeros((90, 70), F4).T, xp.zeros((60, 4, 50), F4).transpose(1, 2, 0), xp.zeros((), F4)]
     opt, norms, others = RMSProp(params, global_clipnorm=math.inf), [], []
     for seed in range(1, 6):
@@ -98,7 +98,7 @@ def test_the_norm_is_of_the_tensors_in_groups_that_clip_by_one(xp):
     assert opt.last_grad_norm == norm_of([None, *grads[1:]])
     opt.param_groups[1]["clipnorm"] = None
     opt.step([copies(xp, grads[:1]), copies(xp, grads[1:])])
-    assert opt.last_grad_norm == norm_of([None, *grads[1:]])  # that of the last step that took norms
+    assert opt.last_grad_norm == norm_of([None, *grads[1:]])  # from the last step that took norms
 
 
 GEOMETRY = [
@@ -111,7 +111,7 @@ GEOMETRY = [
 @pytest.mark.parametrize("geometry", GEOMETRY, ids=["tiny", "short", "long"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_bits_whatever_the_chunks_and_threads(geometry, threads, monkeypatch):
-    """(On a device: test_device_gradients.py.)"""
+    """On the CPU. For devices, see test_device_gradients.py."""
 
     def result():
         opt = mixed(np, 0)
@@ -130,7 +130,7 @@ def test_the_same_bits_whatever_the_chunks_and_threads(geometry, threads, monkey
 
 
 def test_the_largest_numbers_have_a_norm(xp):
-    """Squares of float32 cannot overflow in float64; those of float64 can, and are no reason to skip."""
+    """Squares of float32 cannot overflow in float64. Those of float64 can, and that does not skip the step."""
     largest = np.finfo(F4).max
     opt = RMSProp(xp.zeros(5000, F4), **ALL)
     opt.step(xp.full(5000, largest, F4), found_inf=False)

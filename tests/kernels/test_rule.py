@@ -1,4 +1,4 @@
-"""The rule: against the oracle line by line, and what its machine code holds."""
+"""The rule: against the oracle line by line, and the operations in its machine code."""
 
 import inspect
 import re
@@ -48,7 +48,7 @@ def test_cover_holds_every_triple_and_the_enumeration_every_variant():
         assert hyper.variant(opt.param_groups[0].hyper(), variant.adagrad) == variant
 
 
-# What is replaced in the rule, by what, and the switches of the Variants that this matters to.
+# Bugs to plant in the rule: the old text, the new text, and the switches of the Variants that show the bug.
 PLANTED = {
     "eps in the root": (
         "math.sqrt(d)\n",
@@ -87,7 +87,7 @@ PLANTED = {
 
 
 def planted(monkeypatch, old, new):
-    """Run with a bug in the rule: its source with one text replaced."""
+    """Plant a bug in the rule: replace one piece of its source."""
     source = inspect.getsource(make_rule)
     assert source.count(old) == 1
     scope = dict(vars(rule))
@@ -131,7 +131,7 @@ def llvm(variant, T):
 
 
 def kept_llvm(variant, T):
-    """The same, kept where kernels are kept and as they are: by all that it depends on."""
+    """The same, from the folder of kernels, under a key of everything it depends on."""
     key = disk.key_of(("llvm", inspect.getsource(llvm), *cpu_code._target()), make_rule, variant, T)
     kept = disk.read(key)
     if kept is None:
@@ -154,7 +154,7 @@ def instructions(variant, T):
 def test_a_switch_that_is_off_leaves_no_instruction(variant):
     found, body = instructions(variant, np.float32)
     assert found == wanted_instructions(variant)
-    assert "double" not in body  # and float32 code computes in float32
+    assert "double" not in body  # float32 code computes in float32
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_loop_is_vectorised(variant, dtype):
 @pytest.mark.parametrize("moment", [(), ("uint16",), ("uint8",)], ids="+".join)
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_loops_of_codes_are_vectorised(name, moment, store):
-    """Also the second loop of a block of 8 bits, which writes its codes."""
+    """So is the second loop of an 8-bit block, which writes its codes."""
     dtype, variant = np.dtype(name), Variant(**dict.fromkeys([*moment, *store], True)).of_update
     if not variant.coded or (store and name == "float32"):
         pytest.skip("not stored in fewer bytes")
@@ -203,7 +203,7 @@ def test_centered_on_a_constant_gradient_never_yields_nan(alpha, eps_in_sqrt, bi
         state = opt.state[0]
         negative += np.any(state["square_avg"].astype(float) < state["grad_avg"].astype(float) ** 2)
     assert np.isfinite(param).all()
-    assert negative > 1000 or alpha != 0.85  # what yields NaN elsewhere did occur; at 0.95 the fma avoids it
+    assert negative > 1000 or alpha != 0.85  # the case that gives NaN elsewhere did occur; at 0.95 the fma avoids it
 
 
 def test_centered_with_correction_is_bounded_on_the_first_step():

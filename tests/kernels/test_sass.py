@@ -1,4 +1,4 @@
-"""The machine code of the CUDA kernels, for all architectures, with no GPU."""
+"""The machine code of the CUDA kernels for all architectures, without a GPU."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ DTYPES = {np.dtype(dtype).name: dtype for dtype in (np.float32, np.float64, np.f
 PLAIN, BOTH = Variant(), Variant(centered=True, momentum=True)
 VARIANTS = list(dict.fromkeys([PLAIN, *cover(2)]))
 TOLD = Variant(scale=True, told=True, zero_grads=True)
-FEW = [PLAIN, BOTH, TOLD, max(VARIANTS, key=sum)]  # for most architectures: a kernel takes half a second
+FEW = [PLAIN, BOTH, TOLD, max(VARIANTS, key=sum)]  # enough for most architectures: a kernel takes half a second
 OF = {cc: [*VARIANTS, TOLD] if cc in {(7, 5), (9, 0)} else FEW for cc in CAPABILITIES}
 
 
@@ -52,7 +52,7 @@ def test_prepare_kernels_are_without_flaws(cc):
 
 @pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")
 def test_kernels_of_norms_are_without_flaws(cc):
-    """They compute in float64, else they are as the others; a block of 1,024 threads has 64 registers for each."""
+    """Except for float64, they are like the others. A block of 1,024 threads has 64 registers per thread."""
     variant = Variant(scale=True, norm=True, finite=True, told=True, ema=True)
     makers = (cuda.make_partials_kernel, cuda.make_prepare_kernel)
     facts = read([make(variant, dtype) for make in makers for dtype in DTYPES.values()], cc)
@@ -63,20 +63,20 @@ def test_kernels_of_norms_are_without_flaws(cc):
 @pytest.mark.parametrize("cc", CAPABILITIES, ids=lambda cc: f"{cc[0]}.{cc[1]}")
 @pytest.mark.parametrize("kind", ["pack", "pack and zero", "unpack"])
 def test_copies_are_by_128_bits_and_without_flaws(kind, cc):
-    """With 32 registers a thread a multiprocessor holds all the 2,048 threads that it can."""
+    """At 32 registers per thread, a multiprocessor runs its full 2,048 threads."""
     for facts in read([cuda_copies.make_copies_kernel(word, kind) for word in (np.int16, np.int32, np.int64)], cc):
         assert not list(flaws(facts, np.float32))
         assert facts.accesses == {"LDG.E.128": 1, "STG.E.128": 2 if "zero" in kind else 1}
         assert facts.registers <= 32
 
 
-linked = pytest.mark.skipif(cuda_fit.nvjitlink() is None, reason="nvJitLink, which links for real GPUs, is not there")
+linked = pytest.mark.skipif(cuda_fit.nvjitlink() is None, reason="needs nvJitLink, which links for real GPUs")
 
 
 @linked
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_the_first_element_waits_for_few_loads(dtype):
-    """For its chunk, for the addresses in its row; a tensor's first also for those of its count, and what that is."""
+    """Its chunk, then the addresses in its row. A tensor's first element adds its count's address and value."""
     kernels = [cuda.make_update_kernel(variant, dtype) for variant in OF[9, 0]]
     chains = {name(v): chain(facts.ptx) for v, facts in zip(OF[9, 0], read(kernels, (9, 0)), strict=True)}
     assert max(chains.values()) <= 4, chains
@@ -84,14 +84,14 @@ def test_the_first_element_waits_for_few_loads(dtype):
 
 @linked
 def test_plain_float32_leaves_a_multiprocessor_full():
-    """With 32 registers a thread it holds all the 2,048 threads that it can."""
+    """At 32 registers per thread, it runs its full 2,048 threads."""
     (facts,) = read([cuda.make_update_kernel(PLAIN, np.float32)], (9, 0))
     assert facts.registers <= 32
 
 
 @linked
 def test_a_longer_chain_is_found(monkeypatch):
-    """As it was where the step was counted before the addresses were read."""
+    """As it was when the step was counted before the addresses were read."""
     count = (
         "        if not prepared and has_grad and start == 0 and target.threadIdx.x == 0:\n            advance(row, s)"
     )
@@ -122,7 +122,7 @@ def test_a_block_has_registers_for_all_its_threads(measures):
 
 
 def planted(module, old, new):
-    """A module's names, with something else in its source."""
+    """A module's names, after a replacement in its source."""
     source = inspect.getsource(module)
     assert old in source
     scope = dict(vars(module))
@@ -140,7 +140,7 @@ PLANTED = {
     "a one of float64": ("s.one_minus_alpha * g) * g", "(1.0 - s.alpha) * g) * g", "float64 instructions in the PTX"),
     "a contraction": ("r = r + s.eps", "r = s.lr * r + s.eps", "26 fma in the PTX; wanted 21"),
     "an fma less": ("fma(-s.lr, step, p)", "p - step", "16 fma in the PTX; wanted 21"),
-    "three divisions": ("u = g / r", "u = g / r / r / r", "instructions an element; wanted at most 64"),
+    "three divisions": ("u = g / r", "u = g / r / r / r", "instructions per element; wanted at most 64"),
     "a call": ("g = grad\n", "print(1)\n        g = grad\n", "calls in the PTX"),
 }
 

@@ -1,4 +1,4 @@
-"""The machine code of the CUDA kernels of fewer bytes, for all architectures, with no GPU."""
+"""The machine code of the CUDA kernels of fewer bytes, for all architectures, without a GPU."""
 
 import inspect
 import itertools
@@ -45,12 +45,12 @@ SWITCHES = {
 
 
 def kinds(dtype, switches):
-    """The Variants of these switches, as a kernel is compiled for them."""
+    """The Variants with these switches, as a kernel is compiled for them."""
     return [v._replace(**SWITCHES[switches]).of_update for v, d in FORMATS if d is dtype]
 
 
-# Each kernel takes seconds: the oldest architecture, that of the H200, the newest; the other switches where registers
-# or instructions are most.
+# Each kernel takes seconds: the oldest architecture, the H200's and the newest; other switches only where registers or
+# instructions are most.
 PLACES = [("plain", (7, 5)), ("plain", (9, 0)), ("plain", (12, 0))]
 PLACES += [("buffers", (7, 5)), ("buffers", (12, 0)), ("everything", (10, 0))]
 
@@ -58,7 +58,7 @@ PLACES += [("buffers", (7, 5)), ("buffers", (12, 0)), ("everything", (10, 0))]
 @pytest.mark.parametrize(("switches", "cc"), PLACES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_update_kernels_of_codes_are_without_flaws(dtype, switches, cc):
-    """The first element waits for its chunk, for the addresses in its row, and for nothing of the prepare kernel."""
+    """The first element waits for its chunk and the addresses in its row, but not for the prepare kernel."""
     variants = kinds(dtype, switches)
     facts = read([cuda_coded.make_update_kernel(variant, dtype) for variant in variants], cc)
     found = {name(v): problems(f, v, dtype) for v, f in zip(variants, facts, strict=True)}
@@ -74,9 +74,9 @@ def test_update_kernels_of_codes_are_without_flaws(dtype, switches, cc):
 
 
 def leaves_a_multiprocessor_full_and_loads_before_it_branches(facts, variant):
-    """With 32 registers a thread it holds all the 2,048 threads that it can; 40 are wanted with codes of 8 bits.
+    """At 32 registers per thread, a multiprocessor runs its full 2,048 threads. Unlimited, 8-bit codes would use 40.
 
-    No branch stands before what is loaded to find an element, not even that of a step that is skipped.
+    No branch comes before the loads that find an element, not even the branch for a skipped step.
     """
     assert facts.registers <= 32, name(variant)
     before = re.split(r"\bbra\b|\bret\b|\bexit\b", facts.ptx, maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""How a step is shared among threads: equally, whatever the tensors. The bits: test_bits.py."""
+"""How a step is shared among threads: equally, whatever the tensors. For bit-identity, see test_bits.py."""
 
 import json
 from itertools import pairwise
@@ -28,7 +28,7 @@ THREADS = range(1, 193)
 
 
 def elements(sizes, parts, unit):
-    """The elements of each part."""
+    """The number of elements of each part."""
     starts = np.concatenate([[0], np.cumsum(sizes)])
     bounds = cpu_drive.shares(np.array(sizes, np.int64), parts, unit)
     return np.diff(starts[bounds[:, 0]] + bounds[:, 1])
@@ -63,12 +63,12 @@ def test_every_element_has_one_part_and_so_has_a_tensor_without(parts, unit):
             seen[k][start:stop] += 1
             starts[k] += start == 0
     assert all((s == 1).all() for s in seen)
-    assert (starts == 1).all()  # whoever has its start counts the step of a tensor
+    assert (starts == 1).all()  # the part with a tensor's start counts its step
 
 
 @pytest.mark.parametrize(("hyper", "units"), [({}, [cpu_drive.UNIT]), ({"clipnorm": 1.0}, [BLOCK, cpu_drive.UNIT])])
 def test_a_step_is_shared_so(hyper, units, monkeypatch):
-    """Also after the number of threads has changed; what is small is for one thread."""
+    """Also after the number of threads changes. Small arrays use one thread."""
     asked, shares, threads = [], cpu_drive.shares, 24
     monkeypatch.setattr(cpu_drive, "shares", lambda *a: asked.append(a[1:]) or shares(*a))
     monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: threads)
@@ -87,20 +87,20 @@ def test_a_step_is_shared_so(hyper, units, monkeypatch):
 
 
 def test_a_cut_is_between_cache_lines():
-    assert cpu_drive.UNIT * 2 % 64 == 0  # of halves too
+    assert cpu_drive.UNIT * 2 % 64 == 0  # also for halves
 
 
 def test_pieces_are_the_calls_of_a_kernel(monkeypatch):
     monkeypatch.setattr(cpu_drive, "get_num_threads", lambda: 3)
-    assert cpu_drive.pieces([100_000, 50_000, 150_000]) == 4  # shares meet behind the first, and within the last
+    assert cpu_drive.pieces([100_000, 50_000, 150_000]) == 4  # shares meet after the first array, and inside the last
     assert cpu_drive.pieces([100_000, 100_000, 100_000]) == 3
     assert cpu_drive.pieces([10, 20]) == 2
-    assert cpu_drive.pieces([99_930, 100_070, 100_000]) == 4  # 70 elements behind the start of the second
+    assert cpu_drive.pieces([99_930, 100_070, 100_000]) == 4  # 70 elements after the start of the second array
     assert cpu_drive.pieces([99_930, 100_070, 100_000], 128) == 3
 
 
 def test_a_handler_may_step_another_optimizer_in_the_middle_of_a_step(monkeypatch):
-    """Between the lock and the parallel region: the process hung, waiting for its own thread."""
+    """Between the lock and the parallel region: the process once hung there, waiting for its own thread."""
     lock, handled = type(cpu_drive.in_parallel)(), []
     params, want = [np.ones(100, np.float32) for _ in range(2)], np.ones(100, np.float32)
     first, second = map(RMSProp, params)
@@ -108,7 +108,7 @@ def test_a_handler_may_step_another_optimizer_in_the_middle_of_a_step(monkeypatc
 
     class Interrupted:
         def __enter__(self):
-            assert lock.acquire(timeout=5), "it waits for itself"
+            assert lock.acquire(timeout=5), "deadlock: the thread waits for itself"
             if not handled:
                 handled.append(True)
                 second.step(grad)

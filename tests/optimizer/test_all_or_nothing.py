@@ -1,4 +1,4 @@
-"""A step is all or nothing: what is wrong with one array is said, and no group has moved."""
+"""A step is all or nothing: an error names what is wrong with one array, and no group moves."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from rmsprop_gpu import RMSProp
 
 
 def three_groups():
-    """Groups of two dtypes and two Variants, one step done; and an optimizer of each parameter's copy beside it."""
+    """Two equal optimizers after one step, over groups with two dtypes and two Variants."""
 
     def make():
         a, b, c, d = *random(1, 4, 5), one(2, np.float64, 6), one(3, np.float32, 7)
@@ -25,7 +25,7 @@ def right_grads():
 
 
 def last(value):
-    """The right gradients, but for the last."""
+    """Valid gradients except for the last."""
     return lambda opt: [*right_grads()[:2], [value(opt) if callable(value) else value]]
 
 
@@ -83,7 +83,7 @@ WRONG_STEPS = {
 def test_wrong_step_changes_nothing_and_the_next_is_right(case):
     make, kind, texts = WRONG_STEPS[case]
     opt, twin = three_groups()
-    for _ in range(2):  # what the first refusal remembers must not let the second pass
+    for _ in range(2):  # state left by the first refusal must not let the second one pass
         grads = make(opt)
         with refused(kind, *texts, of=[opt]):
             opt.step(grads)

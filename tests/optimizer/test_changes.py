@@ -1,4 +1,4 @@
-"""Hyperparameters that change between steps, next to the oracle."""
+"""Hyperparameters that change between steps, compared with the oracle."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from rmsprop_gpu.steps.plan import Plan
 
 CHANGES = [
     {},
-    {"lr": 0.02},  # numbers alone: the kernels stay
+    {"lr": 0.02},  # only numbers change: the kernels stay
     {"alpha": 0.8, "eps": 1e-6},
     {"momentum": 0.9},
     {"centered": True},
@@ -27,10 +27,10 @@ CHANGES = [
 
 
 def run_beside(make, oracle, start, changes):
-    """Three steps after each change, by the optimizer and by the oracle; both must have moved alike.
+    """Take three steps after each change, with the optimizer and with the oracle. Both must move alike.
 
-    A step has some 20 roundings, of 1.1e-16 relative each, and an error in v is remembered for 1 / (1 - alpha) = 10
-    steps: 1e-13 of the way that an element went is three times the worst case. A wrong rule is off by 1e-6 and more.
+    A step has some 20 roundings of 1.1e-16 each, and an error in v lasts for 1 / (1 - alpha) = 10 steps. A bound of
+    1e-13 of an element's total movement is three times the worst case. A wrong rule is off by 1e-6 or more.
     """
     param = one(1, np.float64)
     want, first, way, state, given = param.copy(), param.copy(), np.zeros_like(param), {}, {"lr": 0.01, **start}

@@ -1,4 +1,4 @@
-"""opt.compile(): all that a step needs is compiled, and nothing else has happened."""
+"""opt.compile(): it compiles everything that a step needs, and does nothing else."""
 
 import importlib
 
@@ -13,7 +13,7 @@ from rmsprop_gpu.kernels import compiling
 
 ASKED = [{}, {"found_inf": False}, {"grad_scale": 2.0, "zero_grads": True}]
 
-# Beside what mixed() has: nothing, and nothing of what looks at the gradients before.
+# In addition to what mixed() has: nothing, or all that examines gradients beforehand turned off.
 GIVEN = {"all": {}, "plain": {"global_clipnorm": None, "skip_nonfinite": False, "use_ema": False}}
 
 
@@ -63,7 +63,7 @@ def test_what_is_no_switch_is_refused(name):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_gradients_to_come_may_be_halves(module, monkeypatch):
-    """Of those parameters that may have them; with what float32 gradients take, any mixture is compiled."""
+    """For those parameters that may have them. Together with float32, any mixture is compiled."""
     xp = importlib.import_module(module)
     opt = RMSProp([xp.ones(3, dtype) for dtype in (np.float32, np.float32, np.float64, np.float16)])
     monkeypatch.setattr(compiling, "_compiled", {})
@@ -74,7 +74,7 @@ def test_gradients_to_come_may_be_halves(module, monkeypatch):
     opt.compile(grad_dtype=np.float32)
     both = set(compiling._compiled)
     assert both > one
-    opt.compile(grad_dtype=np.float64)  # which one of them has, and those of float32 may not
+    opt.compile(grad_dtype=np.float64)  # one parameter has float64, and the float32 ones cannot have such gradients
     assert set(compiling._compiled) == both
     opt.step([xp.ones(3, dtype) for dtype in (np.float16, np.float32, np.float64, np.float16)])
     assert set(compiling._compiled) == both

@@ -1,4 +1,4 @@
-"""Functions on arrays of a device, and the library that such arrays are of."""
+"""Functions on arrays of a device, and the library that such arrays belong to."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""rmsprop_update and adagrad_update: the optimizer's bits on the caller's arrays, or a refusal and no bit."""
+"""rmsprop_update and adagrad_update: bit-identical to the optimizer in place, or a refusal that changes nothing."""
 
 import math
 from itertools import combinations
@@ -33,7 +33,7 @@ def test_equals_the_optimizer_to_the_bit(make, update, given, dtype):
     opt = make(want, lr=0.1, **given)
     state = {name: np.zeros_like(param) for name, x in opt.state[0].items() if x.ndim}
     for step in range(3):
-        grad = matrix(2 + step, dtype)  # copied, since it lies otherwise
+        grad = matrix(2 + step, dtype)  # copied, since its layout differs
         opt.step(grad)
         assert update(param, grad, lr=0.1, **state, **given) is None
         assert_same_bits(param, want)
@@ -74,13 +74,13 @@ PAIRS = list(combinations(NAMES, 2))
 
 
 def arguments():
-    """Those of an update that uses everything."""
+    """The arguments of an update that uses everything."""
     arrays = {name: one(seed, np.float32, 6).reshape(2, 3) for seed, name in enumerate(NAMES)}
     return {**arrays, "lr": 0.1, "momentum": 0.9, "centered": True}
 
 
 def refuse(kind, *texts, **changed):
-    """This update with these changes is refused, and writes nothing."""
+    """The update with these changes is refused, and writes nothing."""
     given = {**arguments(), **changed}
     given = {name: x for name, x in given.items() if x is not ABSENT}
     arrays = [x for x in given.values() if type(x) is np.ndarray and x.dtype != object]

@@ -1,4 +1,4 @@
-"""Groups and masks: which parameters decay, and what groups cost."""
+"""Groups and masks: which parameters decay, and the cost of groups."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_groups_keep_their_own_hyperparameters_and_order():
     opt.step([{"a": np.full(3, 1.0), "b": np.full((3, 1), 2.0)}, [np.full(2, 3.0)]])
     want = np.ones((3, 1))
     RMSProp(want, lr=0.5, weight_decay=0.1).step(np.full((3, 1), 2.0))
-    assert np.array_equal(b, want)  # each gradient to its own parameter
+    assert np.array_equal(b, want)  # each parameter got its own gradient
     saved = opt.state_dict()
     assert [entry["params"] for entry in saved["param_groups"]] == [["b"], ["a"], ["2"]]
     opt.load_state_dict(saved)

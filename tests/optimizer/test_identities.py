@@ -1,4 +1,4 @@
-"""What must come out the same: signs, scales and switches that change no bit."""
+"""Identities: signs, scales and switches that leave the result bit-identical."""
 
 import math
 
@@ -10,7 +10,7 @@ from rmsprop_gpu import AdaGrad, RMSProp
 
 
 def follow(steps, *pairs):
-    """Step each (optimizer, change of the gradient) with the same gradients."""
+    """Step each optimizer with the same gradients, changed by its function."""
     for step in range(steps):
         for opt, change in pairs:
             opt.step(change(one(step)))
@@ -21,21 +21,21 @@ def same(grad):
 
 
 def test_adagrad_takes_the_sign_of_a_single_gradient():
-    """sqrt(g * g) is |g| to the last bit, where g * g neither overflows nor underflows."""
+    """sqrt(g * g) is exactly |g|, as long as g * g neither overflows nor underflows."""
     param, grad = np.ones(33, np.float32), one(1)
     AdaGrad(param, lr=0.25, eps=0).step(grad)
     assert_same_bits(param, 1 - np.float32(0.25) * np.sign(grad))
 
 
 def test_first_step_with_bias_correction_takes_the_sign_too():
-    """v / w is g^2: the products (1 - alpha) g^2, g, and 1 / w, w, one multiplication, a root, a quotient, one fma."""
+    """v / w is g^2. Roundings: (1 - alpha) g^2, g, 1 / w, w, one multiplication, a root, a quotient, one fma."""
     param, grad = np.zeros(33), one(1, np.float64)
     RMSProp(param, lr=1.0, eps=0, alpha=0.99, bias_correction=True).step(grad)
     np.testing.assert_allclose(param, -np.sign(grad), rtol=8 * 2**-53, atol=0)
 
 
 def test_constant_gradient_with_bias_correction_moves_by_lr():
-    """All averages of a constant are that constant; 20 steps add up no more than 20 times that error."""
+    """All averages of a constant are that constant. 20 steps add up at most 20 times that error."""
     param, grad = np.zeros(33), one(1, np.float64)
     opt = RMSProp(param, lr=0.25, eps=0, bias_correction=True)
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""The learning rate: a number or a schedule, of one group or of several."""
+"""The learning rate: a number or a schedule, for one group or several."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_schedule_is_asked_once_a_step_and_not_before():
 
 
 def test_groups_that_share_a_schedule_ask_it_once_a_step_together():
-    rates = iter([0.5, 0.25, 7.0, 7.0])  # a schedule may have a state of its own
+    rates = iter([0.5, 0.25, 7.0, 7.0])  # a schedule may be stateful
     opt = RMSProp([{"params": one(1)}, {"params": one(1)}], lr=lambda step: next(rates))
     for _ in range(2):
         opt.step([one(2), one(2)])
@@ -62,7 +62,7 @@ def by_schedule(opt, rate):
     "also", [{}, {"weight_decay": 0.3, "decoupled_weight_decay": True}], ids=["plain", "decoupled"]
 )
 def test_rate_that_changes_alone_is_the_number_that_a_change_of_all_would_write(assign, dtype, also):
-    """Rounded once, also where the user's NumPy raises at what underflows: float32 halfway cases, subnormals, 0."""
+    """It is rounded once, even if NumPy is set to raise on underflow: float32 halfway cases, subnormals, 0."""
     halfway = 1 + 2.0**-24
     rates = [0.1, np.float64(0.3), halfway, np.nextafter(halfway, 2), 1e-40, 1e-60, 5e-324, 0.0, -0.0, 1, 1e30]
 

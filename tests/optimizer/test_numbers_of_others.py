@@ -1,4 +1,4 @@
-"""One real number is a number, of whatever library it comes, and so is what the schedules of others return."""
+"""Real numbers of any library are accepted as numbers, and so are those that other libraries' schedules return."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ def of_keras(x):
     return pytest.importorskip("keras").Variable(x)
 
 
-# Of one library, how it has the number 0.5 (or another that float32 holds), and what is none.
+# How each library represents the number 0.5 (or another that is exact in float32).
 LIBRARIES = {
     "numpy": np.float32,
     "numpy array": np.asarray,
@@ -68,7 +68,7 @@ def test_what_is_not_one_number_in_its_range_is_refused(library, x):
 
 @pytest.mark.parametrize("as_theirs", COUNTS.values(), ids=COUNTS)
 def test_the_counts_of_a_state_dict_may_be_of_another_library(as_theirs):
-    exact = {"lr": 0.25, "alpha": 0.5, "eps": 2.0**-20, "ema_momentum": 0.5}  # in float32 too
+    exact = {"lr": 0.25, "alpha": 0.5, "eps": 2.0**-20, "ema_momentum": 0.5}  # exact in float32, too
     opt, twin = build(**exact), run(build(**exact), 1, 2)
     saved = twin.state_dict()
     for name in ("version", "steps", "skipped_steps"):
@@ -86,7 +86,7 @@ def test_the_counts_of_a_state_dict_may_be_of_another_library(as_theirs):
 
 
 def test_an_alpha_of_numpy_in_a_state_of_torch_counts():
-    """``bias_weight`` is 1 - alpha**step; it was 0 where alpha was no float of Python."""
+    """``bias_weight`` is 1 - alpha**step. It used to be 0 if alpha was not a Python float."""
     group = {"lr": 0.1, "alpha": np.float32(0.5), "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
     state = {0: {"step": 3.0, "square_avg": np.full(2, 0.25, np.float32)}}
     opt = RMSProp(one(1, size=2), bias_correction=True)
@@ -94,13 +94,13 @@ def test_an_alpha_of_numpy_in_a_state_of_torch_counts():
     assert opt.state[0]["bias_weight"] == 1 - 0.5**3
 
 
-# The schedules of others in their presets, each held against that package itself
+# Other libraries' schedules in their presets, each compared with the package itself
 
 
 def assert_close(mine, theirs):
-    """After six steps of at most lr / sqrt(1 - decay) / (1 - momentum) = 0.64, of parameters below 32.
+    """After six steps of at most lr / sqrt(1 - decay) / (1 - momentum) = 0.64, with parameters below 32.
 
-    Of each step some 16 roundings (rate, average, root, quotient, buffer), half an ulp of the parameter at the sum.
+    Each step has some 16 roundings (rate, average, root, quotient, buffer), and half an ulp of the parameter.
     """
     eps = np.finfo(np.float32).eps
     np.testing.assert_allclose(mine, np.asarray(theirs), rtol=0, atol=6 * (0.64 * 16 + 16) * eps)
@@ -144,7 +144,7 @@ def test_schedule_of_optax_in_its_preset(name, given):
     ],
 )
 def test_schedule_of_keras_in_its_preset(name, given):
-    """A step of Keras takes the rate that its schedule has at the count of steps before it; we take the same."""
+    """Keras evaluates its schedule at the count of steps before the current one, and so do we."""
     pytest.importorskip("jax")
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras")

@@ -1,4 +1,4 @@
-"""An optimizer: several groups and dtypes at once, what it says of itself, and what it refuses to be."""
+"""An optimizer: several groups and dtypes at once, its repr, and what it refuses."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ from rmsprop_gpu import AdaGrad, RMSProp
 
 
 def test_groups_with_other_variants_and_dtypes_equal_an_optimizer_each():
-    """They go through one launch whose order is not that of the parameters."""
+    """They share one launch, in an order that differs from the parameters'."""
     overrides = [{"lr": 0.1}, {"momentum": 0.9}, {"lr": 0.2, "momentum": 0.0}, {"eps": 0}]
     dtypes = [[np.float32, np.float64], [np.float64, np.float32, np.float32], [np.float32], [np.float32, np.float64]]
     params = [[one(i, dtype, 5 + i) for i, dtype in enumerate(row)] for row in dtypes]
@@ -21,7 +21,7 @@ def test_groups_with_other_variants_and_dtypes_equal_an_optimizer_each():
     alone = [[RMSProp(p, **h) for p in row] for row, h in zip(params, overrides, strict=True)]
     for step in range(3):
         grads = [[one([step, i, j], p.dtype, p.size) for j, p in enumerate(row)] for i, row in enumerate(params)]
-        grads[1][1] = grads[1][1][::-1]  # copied before it is used
+        grads[1][1] = grads[1][1][::-1]  # copied before use
         grads[2][0] = None if step == 1 else grads[2][0]
         together.step(grads)
         for row, row_grads in zip(alone, grads, strict=True):
@@ -50,7 +50,7 @@ def test_steps_counts_calls_and_state_counts_gradients():
         opt.steps = 0
 
 
-# What it says and what it refuses to be
+# Its repr, and refusals
 
 
 def test_repr():
@@ -120,13 +120,13 @@ def test_kernels_are_what_a_step_launches():
     assert "update_kernel[float32, plain]" in opt.kernels()
 
 
-# What can be assigned
+# Assignable attributes
 
 
 class Counting(RMSProp):
-    """A subclass with attributes of its own."""
+    """A subclass with its own attributes."""
 
-    beta = None  # declared, since it is called as a hyperparameter of others
+    beta = None  # declared, since other libraries have a hyperparameter of this name
 
     def __init__(self, params, **given):
         self.calls, self.log_every = 0, 10

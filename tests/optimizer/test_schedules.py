@@ -1,4 +1,4 @@
-"""The schedules of the docs: their values, and that a run follows them, on both backends and through replays."""
+"""The schedules in the docs: their values, and runs that follow them, on both backends and through replays."""
 
 import re
 from itertools import pairwise
@@ -16,7 +16,7 @@ SCHEDULES = {}
 exec(CODE, SCHEDULES)
 warmup_cosine, efficientnet = SCHEDULES["warmup_cosine"], SCHEDULES["efficientnet"]
 
-# Values at marked steps, worked out by hand from what the page says in words.
+# Values at marked steps, computed by hand from the page's description.
 EPOCH = 312
 WARMUP_COSINE = {
     0: 2e-6,
@@ -32,7 +32,7 @@ EFFICIENTNET = {
     0: 0.0,
     EPOCH: 0.0512,  # a fifth of the way
     5 * EPOCH - 1: 0.256 * 1559 / 1560,
-    5 * EPOCH: 0.256 * 0.9409,  # the staircase has counted since the start: 5 / 2.4 is 2 whole stairs
+    5 * EPOCH: 0.256 * 0.9409,  # the staircase counts from the start: 5 / 2.4 is 2 whole stairs
     2246: 0.256 * 0.9409,  # 7.2 epochs are 2246.4 steps
     2247: 0.256 * 0.912673,
     24 * EPOCH - 1: 0.256 * 0.97**9,
@@ -50,7 +50,7 @@ def test_warmup_then_cosine_between_its_marks():
     assert all(a < b for a, b in pairwise(rates[:500]))
     assert all(a > b for a, b in pairwise(rates[500:]))
     for step in (777, 4321, 9999):
-        z = np.exp(1j * np.pi * (step - 500) / 9500)  # the half circle whose shadow a half cosine is
+        z = np.exp(1j * np.pi * (step - 500) / 9500)  # a half cosine is the projection of this half circle
         assert rates[step] == pytest.approx(5e-4 * (1 + z.real), rel=1e-9)
 
 
@@ -65,7 +65,7 @@ def test_efficientnet_takes_a_stair_every_2_point_4_epochs():
     assert falls == [int(np.ceil(stair * 2.4 * EPOCH - 1e-9)) for stair in range(3, 15)]
 
 
-# Short enough that a run sees the warm-up and what comes after.
+# Short enough that a run sees the warm-up and the schedule after it.
 def short_cosine(step):
     return warmup_cosine(step, peak=0.1, warmup=4, steps=20)
 
@@ -87,7 +87,7 @@ def problem(dtype=np.float32):
 
 @pytest.mark.parametrize("name", SHORT)
 def test_a_run_follows_its_schedule(name):
-    """In float64, where a step of either side has fewer than 20 roundings, and the parameter two an ulp wide."""
+    """In float64, where a step has fewer than 20 roundings on each side, and the parameter two, each half an ulp."""
     param, grads = problem(np.float64)
     opt, state = RMSProp(param, lr=SHORT[name], **GIVEN), None
     for step, grad in enumerate(grads):
@@ -109,7 +109,7 @@ def test_eager_steps_and_replays_have_the_bits_of_the_cpu(name):
     with stream:
         weights = [cupy.asarray(problem()[0]) for _ in range(2)]
         eager, replayed = (RMSProp(weight, lr=SHORT[name], **GIVEN) for weight in weights)
-        grad = cupy.asarray(grads[0])  # the one array that the graph reads
+        grad = cupy.asarray(grads[0])  # the only array that the graph reads
         replayed.step(grad)  # compiles, and sends the addresses
         stream.begin_capture()
         replayed.step(grad)

@@ -1,4 +1,4 @@
-"""The structures in which parameters and gradients come."""
+"""The structures of parameters and gradients."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ STRUCTURES = {
 
 
 def mirrored(structure):
-    """The gradients for a structure: for groups a list of what stands under "params"."""
+    """The gradients for a structure: for groups, a list of what is under "params"."""
     entries = structure if isinstance(structure, (list, tuple)) else None
     if entries and isinstance(entries[0], dict) and "params" in entries[0]:
         return type(entries)(group["params"] for group in entries)
@@ -95,7 +95,7 @@ def test_names_may_be_any_strings():
 
 
 class Frozen(Mapping):
-    """Makes the mappings in it anew when they are asked for, as flax's FrozenDict does."""
+    """Makes its inner mappings anew on each access, as flax's FrozenDict does."""
 
     def __init__(self, entries):
         self._entries = entries
@@ -194,7 +194,7 @@ def test_names_of_lists_in_groups_go_on_behind_empty_entries():
 
 
 def test_gradients_of_mappings_without_parameters_may_be_missing():
-    """So they are after flax's unflatten_dict(flatten_dict(...))."""
+    """flax's unflatten_dict(flatten_dict(...)) drops them."""
     opt, twin = RMSProp({"x": {}, "y": {"w": one(1), "n": []}}), RMSProp({"y": {"w": one(1)}})
     opt.step({"y": {"w": one(2)}})
     twin.step({"y": {"w": one(2)}})
@@ -518,7 +518,7 @@ def test_a_parameter_that_was_replaced_is_not_trained_in_silence(given, change, 
     opt = RMSProp(params)
     change(params, arrays[1].copy())
     with refused(TypeError, f"params{place} is no longer the", f"(params{place}[...] = ...)", of=[*arrays, opt]):
-        opt.step(None)  # a TypeError, since that is wrong too
+        opt.step(None)  # a TypeError, since None is wrong too
 
 
 def test_a_mapping_may_be_sorted_anew_grow_shrink_and_be_written_in_place():
@@ -552,6 +552,6 @@ def test_what_makes_its_entries_when_asked_is_not_watched():
 
     moved = {f"{name}2": x for name, x in named(2).items()}
     opt = RMSProp([{"params": Views(named(1))}, {"params": moved}])
-    moved["a2"] = moved.pop("a2")  # so that all entries are looked at
+    moved["a2"] = moved.pop("a2")  # forces a look at all entries
     opt.step([named(2), {name: x.copy() for name, x in moved.items()}])
     assert opt.steps == 1

@@ -1,4 +1,4 @@
-"""A step is one thing: what happens inside of it, in a handler, a thread or a schedule, does not leak into it."""
+"""A step is atomic: what a handler, a thread or a schedule does during it does not affect it."""
 
 import signal
 import sys
@@ -23,7 +23,7 @@ def problem(**given):
 
 
 def asks(opt, act, answer=0.1):
-    """A schedule that does something at step 1."""
+    """A schedule that calls `act` at step 1."""
 
     def lr(step):
         if step == 1:
@@ -34,7 +34,7 @@ def asks(opt, act, answer=0.1):
 
 
 def lines_of_a_step():
-    """How many lines of ours a step runs."""
+    """How many lines of this package a step runs."""
     opt, _ = problem(lr=lambda step: 0.1)
     opt.step(random(2, *SIZES))
     seen = []
@@ -43,7 +43,7 @@ def lines_of_a_step():
 
 
 def at_line(handler, number, call):
-    """Call, and at a line of ours, or at each, what a signal handler would do there."""
+    """Make a call, and run a signal handler at one line of this package, or at each."""
     count = 0
 
     def trace(frame, event, _):
@@ -79,7 +79,7 @@ def assigns(opt):
 
 @pytest.mark.parametrize("act", [steps, loads, assigns])
 def test_wherever_a_handler_runs_in_a_step_that_step_is_whole(act):
-    """Before and behind the turn it may do what it wants; inside it is refused, and finds a whole step to read."""
+    """Before and after the turn it may do anything. Inside it is refused, and reads the state of a whole step."""
     refused = 0
     for number in range(1, lines_of_a_step() + 1):
         said = []
@@ -91,7 +91,7 @@ def test_wherever_a_handler_runs_in_a_step_that_step_is_whole(act):
             found = opt.state_dict()
             assert found["steps"] == found["state"]["0"]["step"]
             inside = opt._groups.changes.turn
-            allowed = act is assigns and inside.asking  # as by the schedule, for the next step
+            allowed = act is assigns and inside.asking  # allowed like in the schedule, for the next step
             with pytest.raises(RuntimeError, match=INSIDE) if inside and not allowed else nullcontext():
                 act(opt)
             said.append("allowed" if allowed else "refused" if inside else "outside")
@@ -195,7 +195,7 @@ def test_what_a_schedule_assigns_counts_from_the_next_step_on(module, changes):
 
 
 def test_a_turn_that_was_not_given_back_is_taken_over():
-    """Ctrl-C may come just before it is given back."""
+    """Ctrl-C may come just before the turn is given back."""
     opt, _ = problem()
     opt._groups.changes.turn[0] = object()
     opt.lr = 0.3

@@ -1,4 +1,4 @@
-"""A machine that others use: the report says so, from what it measured, and names no limit then."""
+"""A busy machine: the report says so, judging by its measurements, and then names no limit."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ from fabricated import made, times
 from rmsprop_gpu.profiling import Ceilings
 
 IDLE = Ceilings(5e10, {"float32": 2e11}, 1.0)
-SLOW = times(8e-3)  # of which a clock's microseconds are nothing
+SLOW = times(8e-3)  # makes the microseconds of a clock negligible
 
-# What contradicts what, the report, and what is said of it.
+# Contradicting measurements, and what the report says about them.
 BUSY = {
     "threads": ({"after": replace(IDLE, processors=0.5)}, "its threads had a processor for 50% of their time"),
     "memory": (

@@ -1,4 +1,4 @@
-"""Profiles beside each other."""
+"""Comparisons of profiles."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""How a step is measured: what each number is made of, where the clock is a made-up one."""
+"""How a step is measured: the parts of each number, with a fake clock."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ F4 = np.float32
 
 
 class Clock:
-    """In the place of time.perf_counter: it stands still but for what `takes` adds."""
+    """Replaces time.perf_counter with a clock that only `takes` advances."""
 
     def __init__(self, monkeypatch):
         self.now = 0.0
@@ -34,7 +34,7 @@ def test_host_and_kernels_are_told_apart(monkeypatch):
     clock, lengths = Clock(monkeypatch), iter([100.0, 100.0, 100.0, 1.0, 2.0, 3.0])
     launch = clock.takes(lambda: next(lengths))
     host, device = HostProbe().step(clock.takes(10.0, launch), 3, profile_host.nullcontext())
-    assert (host, device) == ([10.0] * 3, [1.0, 2.0, 3.0])  # the first, which warm up, do not count
+    assert (host, device) == ([10.0] * 3, [1.0, 2.0, 3.0])  # the first ones are warm-up and do not count
 
 
 def test_a_launch_is_measured_beside_its_copy(monkeypatch):
@@ -84,7 +84,7 @@ def test_the_memory_ceiling_follows_from_the_clock(monkeypatch):
     monkeypatch.setattr(HostProbe, "_beside_a_copy", clock.takes(10.0, ([1.0], [4.0, 2.0, 8.0])))
     rate, processors = HostProbe().memory_rate(1)
     assert rate == 20 * 1000 / 2.0
-    assert processors == 0.75  # 30 s of the processors, in 10 s of four threads
+    assert processors == 0.75  # 30 s of processor time, in 10 s of four threads
 
 
 def test_ceilings_are_measured_before_and_after_the_steps(monkeypatch):
@@ -104,7 +104,7 @@ def test_ceilings_are_measured_before_and_after_the_steps(monkeypatch):
         monkeypatch.setattr(HostProbe, name, spy(name))
     profile(RMSProp(np.ones(5, F4)), np.ones(5, F4), repeats=5)
     assert [name for name, _ in done] == ["memory_rate", "flop_rate", "launch", "memory_rate", "flop_rate"]
-    assert done[0] == ("memory_rate", 3)  # half of the repeats, on either side
+    assert done[0] == ("memory_rate", 3)  # half of the repeats, before and after
 
 
 @pytest.mark.parametrize("module", MODULES)

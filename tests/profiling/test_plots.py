@@ -1,4 +1,4 @@
-"""What is written in a plot lies inside of it, whatever was measured."""
+"""Text in a plot stays inside it, whatever was measured."""
 
 import pytest
 from fabricated import LAUNCH, made, times
@@ -18,7 +18,7 @@ def pyplot():
 
 
 def lies_in(inner, outer):
-    """One box in the other, but for a rounding of pixels."""
+    """One box is inside the other, up to pixel rounding."""
     return (
         inner.x0 >= outer.x0 - 0.5
         and inner.x1 <= outer.x1 + 0.5
@@ -28,7 +28,7 @@ def lies_in(inner, outer):
 
 
 def check(ax):
-    """Labels and points inside the axes, everything else inside the figure."""
+    """Labels and points are inside the axes, everything else is inside the figure."""
     ax.figure.draw_without_rendering()
     renderer, frame = ax.figure.canvas.get_renderer(), ax.get_window_extent()
     for text in ax.texts:
@@ -40,7 +40,7 @@ def check(ax):
 
 
 def disjoint(ax):
-    """No label over another."""
+    """No label covers another."""
     renderer = ax.figure.canvas.get_renderer()
     boxes = [text.get_window_extent(renderer) for text in ax.texts]
     return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -95,7 +95,7 @@ def test_a_dot_is_a_repeat(pyplot):
         "host", "kernels", LAUNCH["name"], "a copy beside it"]  # fmt: skip
     dots = next(line for line in ax.lines if line.get_marker() == ".")
     assert dots.get_xdata().tolist() == pytest.approx([3, 1, 8])
-    assert list(dots.get_ydata()) == sorted(dots.get_ydata())  # in their order, and the axis goes down
+    assert list(dots.get_ydata()) == sorted(dots.get_ydata())  # in order, since the axis points down
     assert ax.yaxis_inverted()
     said = "The slowest repeat took 2.67 times the median of 3 us (host)"
     assert ax.get_title().replace("\n", " ") == said

@@ -1,4 +1,4 @@
-"""The profile of a step: what it says, and that it leaves everything as it was. No speed is judged here."""
+"""The profile of a step: its content, and that it leaves everything unchanged. Does not judge speed."""
 
 import json
 
@@ -21,7 +21,7 @@ F4, BF = np.float32, ml_dtypes.bfloat16
 
 
 def problem(module):
-    """An optimizer of three launches after three steps, and gradients: one is missing, one is strided."""
+    """An optimizer with three launches after three steps, and gradients: one is missing, one is strided."""
     xp = pytest.importorskip(module)
     rng = np.random.default_rng(5)
 
@@ -77,11 +77,11 @@ def test_the_report_says_what_a_step_launches(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_half_gradients_have_a_launch_of_their_own(module):
-    """Two bytes less are read of each, and written where they are zeroed."""
+    """Each element reads two bytes less, and writes two less if it is zeroed."""
     xp = pytest.importorskip(module)
     opt = RMSProp([xp.ones(50, F4), xp.ones(30, F4)])
     grads = [xp.ones(50, F4), xp.ones(30, np.float16)]
-    for _ in range(2):  # before the first step, and behind it
+    for _ in range(2):  # before the first step, and after it
         report = profile(opt, grads, repeats=2)
         found = [(x.name, x.dtype, x.grad_dtype, x.compute_dtype, x.bytes_per_element) for x in report.launches]
         assert found == [
@@ -95,7 +95,7 @@ def test_half_gradients_have_a_launch_of_their_own(module):
 
 @pytest.mark.parametrize(("threads", "chunks"), [(1, 2), (3, 4)])
 def test_chunks_are_those_of_the_launch(threads, chunks, monkeypatch):
-    """On the CPU a kernel is called once for each tensor, and once more where two threads share one."""
+    """On the CPU a kernel is called once per tensor, and once more where two threads share one."""
     monkeypatch.setattr(cpu_drive, "parts_of", lambda size: threads)
     params, grads = [np.ones(40_000), np.ones(0)], [np.ones(40_000), None]
     (launch,) = profile(AdaGrad(params), grads, repeats=1).launches
@@ -277,7 +277,7 @@ def test_replays_of_a_graph_are_as_without_a_profile():
             stream.begin_capture()
             opt.step(grad)
             graph = stream.end_capture()
-            opt.param_groups[0]["lr"] = 5.0  # not sent: no step and no refresh comes
+            opt.param_groups[0]["lr"] = 5.0  # not sent: neither a step nor a refresh follows
             look(opt, grad)
             graph.launch(stream)
             stream.synchronize()
@@ -368,7 +368,7 @@ def test_machine_code_is_that_of_the_kernels_of_an_optimizer():
     (want,) = machine_code.read([cuda.make_update_kernel(Variant(momentum=True), F4)], (8, 0))
     assert (floats.registers, floats.loop) == (want.registers, want.loop)
     assert floats.float64 == 0 < doubles.float64
-    assert sum(floats.accesses.values()) == 7  # three buffers and the gradient are read, three written
+    assert sum(floats.accesses.values()) == 7  # three buffers and the gradient are read, three are written
 
 
 @pytest.mark.sass

@@ -1,4 +1,4 @@
-"""Ranges of NVTX around what is measured and around the steps of a training loop."""
+"""NVTX ranges around what is measured and around the steps of a training loop."""
 
 import sys
 from types import SimpleNamespace

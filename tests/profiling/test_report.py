@@ -1,4 +1,4 @@
-"""What a profile shows: in the terminal, in a notebook, and as a roofline."""
+"""The output of a profile: in the terminal, in a notebook, and as a roofline."""
 
 import json
 import sys
@@ -82,7 +82,7 @@ def test_the_notebook_shows_the_same():
 def test_what_is_known_of_the_code_is_shown():
     text = str(made([{"code": CODE, "grid": 2, "block": 256}]))
     rows = [line.split("plain]")[1].split() for line in text.splitlines() if "update_kernel" in line]
-    rows = [rows[0], *rows[2:]]  # the second is of its times
+    rows = [rows[0], *rows[2:]]  # the second row has times
     assert rows[1] == ["2", "x", "256", "40", "4", "B", "8", "B", "75%", "(6", "blocks)"]
     assert " ".join(rows[2]) == "30 float32, 5 memory"
     assert "instructions of the vector loop" in text
@@ -160,4 +160,4 @@ def test_without_rich_the_same_is_plain_text(monkeypatch):
     ]
     assert plain.isascii()
     head, row = (line for line in plain.splitlines() if "bytes per element" in line or line.endswith("125%"))
-    assert head.index("elements") + len("elements") == row.index("1,000") + len("1,000")  # they end together
+    assert head.index("elements") + len("elements") == row.index("1,000") + len("1,000")  # right-aligned

@@ -13,7 +13,7 @@ F4 = np.float32
 
 @pytest.fixture
 def over_sizes(monkeypatch):
-    """What `profile_sizes` says of two sizes, whatever was measured."""
+    """What `profile_sizes` returns for given reports."""
 
     def run(*reports):
         found = iter(reports)

@@ -1,4 +1,4 @@
-"""What a step moves and computes, against what is counted elsewhere."""
+"""The bytes and operations of a step in the model, compared with other counts."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ ADDED = {"ema": 8, "zero_grads": 4, "norm": 4, "finite": 4, "told": 0, "scale": 
 
 @pytest.mark.parametrize("switch", ADDED)
 def test_bytes_that_a_feature_adds_to_an_element_are_those_of_the_docstrings(switch):
-    """Of float32; a half's gradient has 2, its average 8; a norm and a check are one pass together."""
+    """For float32. Half gradients have 2 bytes, and a half's average has 8. A norm and a check share one pass."""
     single, half = np.dtype(np.float32), np.dtype(np.float16)
     assert bytes_per_element(Variant(), single) == 20
     assert bytes_per_element(Variant(**{switch: True}), single) == 20 + ADDED[switch]
@@ -32,7 +32,7 @@ def test_flops_are_the_instructions_counted_by_hand():
         )
 
 
-# Steps each Variant of the cover in each dtype and prints the bytes of the model, a line a step; run by the test below.
+# Steps each Variant of the cover in each dtype and prints the model's bytes, one line per step. For the test below.
 STEPS = """
 import cupy, ml_dtypes, numpy as np
 from rmsprop_gpu.profiling.traffic import bytes_per_element
@@ -62,8 +62,9 @@ for half in DTYPES[2:]:
 
 @pytest.mark.gpu
 def test_the_model_is_what_the_device_counts(tmp_path, request):
-    """Beside the streams a launch reads 24 bytes a chunk, and, once a tensor, a row of 64,
-    numbers of at most 72, an address and four counters: below a thousandth of 2^18 elements of at least 14 bytes."""
+    """In addition to the streams, a launch reads 24 bytes per chunk and, once per tensor, a row of 64 bytes, at most 72
+    bytes of numbers, an address and four counters: less than a thousandth of 2^18 elements of at least 14 bytes.
+    """
     lines, ours = counted(STEPS, tmp_path, request)
     for line in lines:
         count, model, chunks = map(int, line.split())
@@ -73,7 +74,7 @@ def test_the_model_is_what_the_device_counts(tmp_path, request):
     assert not ours
 
 
-# A step that clips and checks, in each dtype; prints the bytes of the gradient, a line a step.
+# Takes a step that clips and checks, in each dtype, and prints the bytes of the gradient, one line per step.
 LOOKS = """
 import cupy, ml_dtypes, numpy as np
 from rmsprop_gpu import RMSProp
@@ -88,7 +89,7 @@ for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
 
 @pytest.mark.gpu
 def test_a_gradient_is_loaded_once_for_its_norm_and_its_check(tmp_path, request):
-    """Whatever a cache would make good. Beside it each thread reads its chunk of three numbers and five addresses."""
+    """A cache could hide a second load. Each thread also reads its chunk of three numbers, and five addresses."""
     lines, ours = counted(LOOKS, tmp_path, request)
     looks = [x for x in ours if "partials_kernel" in x["kernel"]]
     assert len(looks) == len(lines) == 4
@@ -96,7 +97,7 @@ def test_a_gradient_is_loaded_once_for_its_norm_and_its_check(tmp_path, request)
         assert int(line) <= look["load_bytes"] <= int(line) + 64 * (1 << 16) // 4096 * 32
 
 
-# Bytes an element of a plain step, by the parameters' dtype, how they are stored, and their second moment.
+# Bytes per element of a plain step, by the parameters' dtype and storage, and their second moment.
 TABLE = {
     ("float32", ""): {"float32": 20, "uint16": 16, "uint8": 14.03},
     ("bfloat16", ""): {"float32": 14, "uint16": 10, "uint8": 8.03},
@@ -117,7 +118,7 @@ def test_bytes_of_codes_and_remainders_are_those_of_the_table():
             assert bytes_per_element(variant, np.dtype(name)) == pytest.approx(wanted, abs=2e-3)
 
 
-# Steps each format of the table twice, and prints what the second is to move, a line a step.
+# Steps each format of the table twice, and prints the bytes that the second step should move, one line per step.
 STORED = """
 import cupy, ml_dtypes, numpy as np
 from rmsprop_gpu import RMSProp
@@ -137,7 +138,7 @@ for (name, stored), columns in TABLE.items():
 
 @pytest.mark.gpu
 def test_codes_and_remainders_move_as_few_bytes_as_the_table_says(tmp_path, request):
-    """Beside it the 24 of each chunk; of 128 codes there are two bytes of base more, which are the 0.03."""
+    """In addition, each chunk has 24 bytes. 128 codes share a base of two bytes, hence the 0.03."""
     lines, ours = counted(f"TABLE = {TABLE}\n{STORED}", tmp_path, request)
     assert len(lines) == 12
     for line in lines:

@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved is loaded, a file stays until the next one is whole, what does not fit is refused."""
+"""Checkpoints: what was saved loads again, a file stays until the new one is complete, and mismatches are refused."""
 
 import contextlib
 import errno
@@ -35,7 +35,7 @@ EVERYTHING = {
 
 
 def arrays(seed):
-    """Of every layout, and of names that a path, a terminal or the format itself may misunderstand."""
+    """Arrays of every layout, with names that a path, a terminal or the format itself could misread."""
     rng = np.random.default_rng(seed)
     drawn = rng.standard_normal((4, 6, 5))
     return {
@@ -68,11 +68,11 @@ def path(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Pieces so small that every array has several, and some a row of more than one."""
+    """Shrink the pieces so that every array has several, some of them with more than one row."""
     monkeypatch.setattr(pieces, "PIECE", 40)
 
 
-# What goes out comes in
+# Round trips
 
 
 @pytest.mark.parametrize("size", [16 << 20, 40, 8])
@@ -185,7 +185,7 @@ def test_another_process_with_other_threads_goes_on_on_the_same_bits(path):
 
 
 def test_a_head_of_any_length_is_none_of_another_kind(path):
-    """Its length comes first, and 1,152 begins as pickles do."""
+    """The length of the header comes first, and 1,152 has the first bytes of a pickle."""
     seen = set()
     for n in range(1, 60):
         RMSProp({"w" * n: np.ones(1)}).save(path)
@@ -313,7 +313,7 @@ def test_permissions_are_those_of_the_file_or_of_a_new_one(mode, mask, path):
         trained(1).save(path, progress=lambda *_: seen.append(beside(path).stat().st_mode & 0o777))
     finally:
         os.umask(before)
-    assert set(seen) == {0o600}  # nobody else reads what is written
+    assert set(seen) == {0o600}  # nobody else can read what is written
     assert path.stat().st_mode & 0o777 == (0o666 & ~mask if mode is None else mode)
 
 
@@ -364,7 +364,7 @@ def test_where_nothing_can_be_written_the_system_says_so(where, error, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-# A save is one thing
+# A save is atomic
 
 
 def test_nothing_steps_while_it_is_saved(path):
@@ -384,7 +384,7 @@ def test_nothing_steps_while_it_is_saved(path):
 
 
 def test_a_handler_within_a_step_saves_a_whole_one(path):
-    """As the schedule is called within the step: by this very thread."""
+    """The schedule is called within the step, so on this very thread."""
     saved = []
 
     def rate(step):
@@ -402,7 +402,7 @@ def test_a_handler_within_a_step_saves_a_whole_one(path):
 
 
 def test_a_handler_within_a_step_saves_what_the_next_one_needs_too(path):
-    """The schedule assigns what wants another buffer, and saves before there is one."""
+    """The schedule assigns a setting that needs another buffer, and saves before that buffer exists."""
 
     def rate(step):
         if step == 1:
@@ -520,7 +520,7 @@ def test_another_thread_does_not_save_half_a_step(path):
     opt.save(path)
 
 
-# What does not fit
+# Mismatches
 
 
 def test_every_difference_is_said_at_once(path):
@@ -546,7 +546,7 @@ def test_every_difference_is_said_at_once(path):
 
 
 def damaged(**changes):
-    """A good file with other metadata."""
+    """A valid file with other metadata."""
 
     def make(data, path):
         head = header(data)
@@ -559,7 +559,7 @@ def damaged(**changes):
 
 
 def negative(data, path):
-    """The last element of an average of squares below 0."""
+    """Make the last element of an average of squares negative."""
     size, head = int.from_bytes(data[:8], "little"), header(data)
     at = 8 + size + head["plain/square_avg"]["data_offsets"][1] - 4
     path.write_bytes(data[:at] + np.float32(-1).tobytes() + data[at + 4 :])
@@ -652,17 +652,17 @@ def test_a_file_that_becomes_shorter_while_it_is_read_says_so(path, monkeypatch)
 
 
 def test_without_the_library_the_extra_is_named(path, monkeypatch):
-    trained(1).save(path)  # which needs none
+    trained(1).save(path)  # saving does not need it
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(MissingExtraError, match="the extra safetensors"):
         build().load(path)
 
 
-# Mutated and killed
+# Mutations and kills
 
 
 def mutated(data, rng):
-    """A file with some bytes changed, in its head mostly; or cut, or longer."""
+    """A file with some bytes changed, mostly in its header, or cut short, or extended."""
     data, size = bytearray(data), 8 + int.from_bytes(data[:8], "little")
     way = rng.random()
     if way < 0.1:
@@ -676,7 +676,7 @@ def mutated(data, rng):
 
 
 def survive(path, count, seed):
-    """Load so many mutated files: each is refused and changes nothing, or is loaded. How many were loaded?"""
+    """Load `count` mutated files. Each either loads, or is refused and changes nothing. Returns how many loaded."""
     trained(1).save(path)
     good, rng, loaded = path.read_bytes(), random.Random(seed), 0
     opt = trained(1, 2)
@@ -698,7 +698,7 @@ def test_mutated_files_are_refused_or_loaded(path):
 
 
 def test_what_is_read_takes_no_memory_for_a_second_file(path):
-    """Whatever its head says: no more than twice the file."""
+    """Loading never needs more than twice the size of the file, whatever its header says."""
     opt = RMSProp(np.ones(1_500_000, np.float64), momentum=0.9)
     opt.save(path)
     good, rng = path.read_bytes(), random.Random(3)
@@ -736,7 +736,7 @@ while True:
 
 
 def kill(path, times, seed):
-    """Kill a program that saves all the time, so often, at random moments: the file always loads."""
+    """Kill a program that saves in a loop, `times` times at random moments. The file must load each time."""
     rng, steps = random.Random(seed), []
     code = SAVING.replace("sys.argv[1] if len(sys.argv) > 1 else PATH", repr(str(path)))
     for _ in range(times):
@@ -758,19 +758,19 @@ def kill(path, times, seed):
     return steps
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_killed_save_leaves_a_file_that_loads(path):
     kill(path, 3, 1)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_two_hundred_killed_saves_leave_files_that_load(path):
     steps = kill(path, 200, 2)
     print(f"200 saves killed: {len(steps)} files, of {min(steps)} to {max(steps)} steps, all loaded")
 
 
-# The command
+# The command line
 
 
 def test_inspect_says_what_is_in_it(path, capsys):

@@ -1,4 +1,4 @@
-"""Checkpoints of a state on a device: the same file, the same bits, whichever side saves and whichever loads."""
+"""Checkpoints of a state on a device: the file is bit-identical whichever side saves it, and loads on either."""
 
 import cuts
 import numpy as np
@@ -106,7 +106,7 @@ def test_a_stream_that_is_captured_holds_no_file(tmp_path):
 
 def test_devices_share_a_file(tmp_path):
     if cupy.cuda.runtime.getDeviceCount() < 2:
-        pytest.skip("there is one device")
+        pytest.skip("needs a second device")
 
     def made():
         here = cupy.ones(3, np.float32)

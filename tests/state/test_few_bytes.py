@@ -1,4 +1,4 @@
-"""State of fewer bytes goes out and comes in as codes, and to and from float32; what does not fit is refused."""
+"""State of fewer bytes is saved and loaded as codes, converts to and from float32, and mismatches are refused."""
 
 import importlib
 import re
@@ -48,7 +48,7 @@ def assert_same(opt, twin):
 
 
 def ways(opt, later, path):
-    """Each way in which a state is kept."""
+    """Each way to save and load a state."""
     yield "dict", lambda: later.load_state_dict(opt.state_dict())
     yield "flat", lambda: later.load_state_dict(opt.state_dict(flat=True))
     opt.save(path)
@@ -60,7 +60,7 @@ def ways(opt, later, path):
 @pytest.mark.parametrize("store", ["rest", "round"])
 @pytest.mark.parametrize("way", ["dict", "flat", "file", "folder"])
 def test_a_run_goes_on_on_the_same_bits(module, moment, store, way, tmp_path):
-    """With the seed of the run that was saved, whatever the new one was built with."""
+    """The seed comes from the saved run, whatever the new optimizer was built with."""
     xp = importlib.import_module(module)
     h = {
         "square_avg_dtype": moment,
@@ -98,7 +98,7 @@ def test_codes_load_into_float32_exactly_and_come_back(module, moment):
         assert found.tobytes() == coded.decoded_state(name)["square_avg"].tobytes()
     back = RMSProp(params(xp), square_avg_dtype=moment)
     back.load_state_dict(plain.state_dict())
-    for name in params():  # where the window begins may differ, what a code stands for does not
+    for name in params():  # the window may begin elsewhere, but the codes decode to the same values
         assert_equal(back.decoded_state(name)["square_avg"], coded.decoded_state(name)["square_avg"])
 
 
@@ -126,7 +126,7 @@ def test_float32_states_are_coded_to_nearest(module, moment):
     coded = RMSProp(params(xp), square_avg_dtype=moment)
     coded.load_state_dict(plain.state_dict())
     for name, x in params().items():
-        v, half = to_host(plain.state[name]["square_avg"]), np.full(x.size, 2**31)  # half of what a code lacks
+        v, half = to_host(plain.state[name]["square_avg"]), np.full(x.size, 2**31)  # rounds to nearest
         codes = to_host(coded.state[name]["square_avg"]).reshape(-1)
         if moment == "uint16":
             assert np.array_equal(codes, oracle.encode16(v, half))
@@ -251,7 +251,7 @@ def test_bases_that_do_not_fit_are_refused_where_their_codes_become_float32(chan
 
 
 def test_bases_beside_codes_of_16_bits_are_refused():
-    """In a model that has codes of 8 bits too, and where the codes become float32."""
+    """Even if another group has 8-bit codes, and if the codes load into float32."""
     formats = {"a": "uint16", "b": "uint8"}
     groups = [{"params": {name: np.ones(200, F4)}, "square_avg_dtype": x} for name, x in formats.items()]
     opt, plain = RMSProp(groups), RMSProp([{**group, "square_avg_dtype": "float32"} for group in groups])
@@ -264,7 +264,7 @@ def test_bases_beside_codes_of_16_bits_are_refused():
 
 
 def test_a_state_without_remainders_goes_on_with_them_and_one_with_them_without():
-    """They begin at 0, as beside new parameters; nothing goes on from what is not kept."""
+    """Remainders start at 0, as for new parameters. Those that are no longer kept are dropped."""
     p = params(dtype=BF)
     opt, plain = RMSProp(p, store_param_remainders=True), RMSProp(p)
     run(opt, 2, dtype=BF), run(plain, 1, dtype=BF)
@@ -286,7 +286,7 @@ def test_a_state_of_torch_goes_on_with_remainders():
 
 @CODES
 def test_float32_states_below_zero_are_refused_before_they_are_codes(moment):
-    """A code has no sign: it would be a NaN. -0.0 is 0."""
+    """A code has no sign, so a negative value would become NaN. -0.0 loads as 0."""
     opt = run(RMSProp(params(), square_avg_dtype=moment), 1)
     saved, before = run(RMSProp(params()), 1).state_dict(), opt.state_dict()
     saved["state"]["w"]["square_avg"][3] = -1.0
@@ -299,7 +299,7 @@ def test_float32_states_below_zero_are_refused_before_they_are_codes(moment):
 
 
 def test_older_states_load():
-    """Saved before there were formats."""
+    """States saved before there were formats."""
     opt = run(RMSProp(params()), 2)
     saved = opt.state_dict()
     for name in ("square_avg_dtype", "store_param_remainders", "bf16_stochastic_round", "seed"):

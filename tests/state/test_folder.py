@@ -1,4 +1,4 @@
-"""Checkpoints that are folders: what any number of processes saved is loaded by one, whole, or refused by name."""
+"""Checkpoints that are folders: what any number of processes saved, one process loads whole or refuses by name."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ ALIKE = "step-00000001-0123abcd-rank-00000.safetensors"
 
 
 def arrays(seed):
-    """Of every layout, and of names that look like those of parts, or that a terminal or the format misunderstands."""
+    """Arrays of every layout, with names that look like parts, or that a terminal or the format could misread."""
     drawn = np.random.default_rng(seed).standard_normal((4, 6, 5))
     return {
         "plain": drawn.astype(np.float32),
@@ -60,7 +60,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def saved(path):
-    """Of one step, by two processes."""
+    """A checkpoint after one step, saved by two processes."""
     cuts.save(path, trained(1), 2)
     return path
 
@@ -74,13 +74,13 @@ def read_index(path):
 
 
 def changed(path, change):
-    """Write the index anew, after this was done to it."""
+    """Apply `change` to the index and write it back."""
     content = read_index(path)
     change(content)
     (path / index.NAME).write_text(json.dumps(content))
 
 
-# What goes out comes in
+# Round trips
 
 
 @pytest.mark.parametrize("size", [16 << 20, 40])
@@ -254,7 +254,7 @@ def test_folders_of_bytes_and_texts_are_ones(path):
     assert build().load(str(path)) == build().load(os.fsencode(path)) == ([], [])
 
 
-# What is written is whole
+# Only complete files are written
 
 
 X = np.ones(4, np.float32)
@@ -330,11 +330,11 @@ def test_a_file_that_would_not_load_is_not_written(name, given, said, path):
     assert not path.exists() or not list(path.iterdir())
 
 
-# What is read is whole
+# Only complete checkpoints are read
 
 
 def put(value, *keys):
-    """Put this into the index, there."""
+    """Set a value in the index, at the place that `keys` name."""
 
     def change(content):
         for key in keys[:-1]:
@@ -357,19 +357,19 @@ def unlisted(path):
 
 
 def listed(name):
-    """A part that the first file does not have."""
+    """List a part that the first file does not contain."""
     return lambda path: changed(path, lambda content: content["files"][files(path)[0].name].append(name))
 
 
 def renamed(path):
-    """The file of another save, of the same parts, in the place of this one's."""
+    """Replace a file by one of another save with the same parts."""
     other = path.with_name("other")
     cuts.save(other, trained(1, 2), 2)
     files(other)[1].replace(files(path)[1])
 
 
 def shortened(path):
-    """A file whose part has fewer elements than its name says."""
+    """Remove an element from a part, so that it is shorter than its name says."""
     rewritten(path, lambda name, x: x[:-1] if name.startswith("plain/square_avg") else x)
 
 
@@ -459,7 +459,7 @@ def test_an_index_that_is_too_long_is_not_read(saved, monkeypatch):
         build().load(saved)
 
 
-# What changes while it is read
+# Saves during a load
 
 
 def test_a_save_while_files_are_opened_leads_to_the_new_ones(saved, monkeypatch):
@@ -467,7 +467,7 @@ def test_a_save_while_files_are_opened_leads_to_the_new_ones(saved, monkeypatch)
 
     def opened(path):
         seen.append(path.name)
-        if len(seen) == 3:  # behind the index and a file
+        if len(seen) == 3:  # after the index and one file
             cuts.save(saved, trained(1, 2), 3)
         return opening(path)
 
@@ -480,7 +480,7 @@ def test_a_save_while_files_are_opened_leads_to_the_new_ones(saved, monkeypatch)
 
 
 def test_a_save_behind_the_opening_leads_to_the_new_ones(saved, monkeypatch):
-    """The heads are read by the names, which are gone."""
+    """Headers are read through names, and the old names are gone by then."""
     reading, seen = folder.read_head, []
 
     def read(path, file, wanted):
@@ -502,7 +502,7 @@ def test_a_file_that_another_one_replaces_is_read_anew(saved, monkeypatch):
     assert build().load(saved) == ([], [])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="deletes no file that is open")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot delete an open file")
 def test_what_is_open_is_read_to_its_end(saved):
     with checkpoint.opened(saved) as content:
         cuts.save(saved, trained(1, 2), 3)
@@ -524,11 +524,11 @@ def test_a_part_that_becomes_shorter_while_it_is_read_says_so(saved, monkeypatch
         opt.load(saved)
 
 
-# Mutated and killed
+# Mutations and kills
 
 
 def leaves(content, at=()):
-    """The ways to everything in a text of JSON."""
+    """The paths to all values in a JSON document."""
     yield at
     if isinstance(content, (dict, list)):
         for key in content if isinstance(content, dict) else range(len(content)):
@@ -540,7 +540,7 @@ ODD = st.sampled_from([None, True, -1, 0, 1, 2**63, 1e400, "", "plain/step", ALI
 
 @st.composite
 def mutations(draw, good):
-    """The index with one thing in it another one, away, or there twice; or with other bytes."""
+    """The index with one entry replaced, removed or duplicated, or with damaged bytes."""
     if draw(st.booleans()):
         text = bytearray(good)
         for at in draw(st.lists(st.integers(0, len(good) - 1), min_size=1, max_size=4)):
@@ -564,7 +564,7 @@ def mutations(draw, good):
 
 
 def survive(path, examples):
-    """Load so many mutated indices: each is refused and changes nothing, or is loaded, with all its arrays."""
+    """Load mutated indices. Each is refused and changes nothing, or loads with all its arrays."""
     cuts.save(path, trained(1), 2)
     good, want = (path / index.NAME).read_bytes(), everything(trained(1))[3]
     known = {*path.iterdir()}
@@ -631,7 +631,7 @@ while True:
 
 
 def kill(path, times, seed):
-    """Kill a program that saves all the time, so often, at random moments: the folder always loads, and is one save."""
+    """Kill a program that saves in a loop, at random moments. The folder must load each time, as one single save."""
     rng, steps = random.Random(seed), []
     code = SAVING.replace("HELPERS", repr(str(Path(cuts.__file__).parent))).replace("PATH", repr(str(path)))
     for _ in range(times):
@@ -655,19 +655,19 @@ def kill(path, times, seed):
     return steps
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_killed_save_leaves_a_folder_that_loads(path):
     kill(path, 3, 1)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_hundred_killed_saves_leave_folders_that_load(path):
     steps = kill(path, 100, 2)
     print(f"100 saves of folders killed: {len(steps)} indices, of {min(steps)} to {max(steps)} steps, all loaded")
 
 
-# The command
+# The command line
 
 
 def test_inspect_shows_it_as_the_file_of_one_process(saved, capsys):

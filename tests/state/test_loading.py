@@ -1,4 +1,4 @@
-"""What load_state_dict refuses, naming every problem, and what it takes with strict=False."""
+"""What load_state_dict refuses, naming every problem, and what it accepts with strict=False."""
 
 import math
 
@@ -11,7 +11,7 @@ from rmsprop_gpu import AdaGrad, RMSProp
 
 
 def put(*path):
-    """A change of a state dict: the last of `path` is put at the place that the others name."""
+    """A change to a state dict: set the last item of `path` at the place that the others name."""
     *places, key, value = path
 
     def change(saved):
@@ -117,7 +117,7 @@ def wrong_dict(case):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_dict_that_does_not_fit_changes_nothing(case):
-    """A kind of None says: TypeError or ValueError, the text is what counts."""
+    """A kind of None accepts TypeError or ValueError: only the text matters."""
     saved, kind, texts = wrong_dict(case)
     opt, twin = run(build(momentum=0.5), 3), run(build(momentum=0.5), 3)
     before = everything(opt)
@@ -185,7 +185,7 @@ def test_not_strict_loads_what_both_have():
     for key in "bc":
         for name, x in other.state[key].items():
             assert_same_bits(opt.state[key][name], x)
-    opt.param_groups[0]["momentum"] = 0.5  # of a, whose buffer is new, and b, whose buffer was loaded
+    opt.param_groups[0]["momentum"] = 0.5  # the buffer of a is new, that of b was loaded
     run(opt, 5)
     assert opt.state["a"]["momentum_buffer"].any()
 

@@ -1,4 +1,4 @@
-"""Skipped steps and averages in a state_dict: how they go out and come in, and what is refused."""
+"""Skipped steps and averages in a state dict: saving, loading, and what is refused."""
 
 import importlib
 
@@ -35,7 +35,7 @@ def test_skipped_steps_and_averages_go_out_and_come_in(xp):
         x.step(on(xp, mixed_grads(5)), found_inf=False)
         x.step(on(xp, mixed_grads(6)), found_inf=True)
     assert_same(opt, twin)
-    assert (twin.skipped_steps, int(saved["skipped_steps"])) == (3, 2)  # a snapshot
+    assert (twin.skipped_steps, int(saved["skipped_steps"])) == (3, 2)  # the saved dict is a snapshot
     assert [bits(twin.ema[key]) for key in twin.ema] == [bits(opt.ema[key]) for key in opt.ema]
 
 
@@ -104,7 +104,7 @@ def test_an_average_that_a_state_lacks_starts_from_the_parameter():
         twin.load_state_dict(saved, strict=False)
     params_of(twin)[0][...] = 5
     twin.load_state_dict(saved)
-    assert twin.param_groups[0]["use_ema"] is False  # so it was saved
+    assert twin.param_groups[0]["use_ema"] is False  # as it was saved
     assert (twin.ema["w"] == 5).all()
 
 

@@ -1,4 +1,4 @@
-"""The state of an optimizer: what `state` shows, and how it goes out and comes in by state_dict."""
+"""The state of an optimizer: what `state` shows, and how state_dict saves and loads it."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def test_state_goes_by_name_and_by_index():
             buffer = state[key][name]
             assert (buffer.shape, buffer.dtype) == (SHAPES[key], DTYPES[key])
         assert state[key]["bias_weight"].dtype == DTYPES[key]
-    assert state["a"]["square_avg"].strides == params_of(opt)[0].strides  # each lies as its parameter does
+    assert state["a"]["square_avg"].strides == params_of(opt)[0].strides  # each has its parameter's layout
     assert not any(np.shares_memory(x, y) for x in state["a"].values() for y in state["b"].values())
     assert f"{sum(x.nbytes for key in state for x in state[key].values()):,} bytes" in repr(state)
 
@@ -34,7 +34,7 @@ def test_what_is_done_to_the_arrays_handed_out_does_not_reach_the_state():
     saved = run(build(), 1, 2).state_dict()
     mine = opt.state["b"]["square_avg"]
     mine.flags.writeable = False
-    with pytest.raises(ValueError, match="cannot resize"):  # not under the kernels
+    with pytest.raises(ValueError, match="cannot resize"):  # it must not move while kernels use it
         mine.base.resize(0, refcheck=False)
     opt.load_state_dict(saved)
     for key in "abc":
@@ -61,11 +61,11 @@ def test_state_is_written_through_its_arrays_alone():
     assert_same_bits(opt.state["b"]["square_avg"], twin.state["b"]["square_avg"])
 
 
-# Out and in again
+# Saving and loading
 
 
 def through_npz_and_json(state_dict):
-    """Arrays by np.savez without pickle, all else as text; the names of a state hold no "|"."""
+    """Save arrays with np.savez without pickle, and all else as text. State names never contain "|"."""
     arrays = {f"{key}|{name}": x for key, entry in state_dict["state"].items() for name, x in entry.items()}
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -80,10 +80,10 @@ def through_npz_and_json(state_dict):
 
 
 def counters_as_numbers(state_dict):
-    """Counters as plain numbers, as JSON would keep them."""
+    """Counters as plain numbers, as JSON would store them."""
     text = json.dumps({k: {n: x.item() for n, x in e.items() if not x.ndim} for k, e in state_dict["state"].items()})
     state = {k: {**e, **json.loads(text)[k]} for k, e in state_dict["state"].items()}
-    state["c"] = state_dict["state"]["c"]  # whose buffers are numbers too
+    state["c"] = state_dict["state"]["c"]  # its buffers are numbers too
     return {**state_dict, "state": state}
 
 
@@ -158,7 +158,7 @@ def test_back_to_an_earlier_state_of_the_same_optimizer():
 
 
 def test_entries_that_are_views_of_the_very_state():
-    """Loaded in place one by one, exchanged buffers or a reversed view would be overwritten before they are read."""
+    """If entries were loaded one by one, swapped buffers or a reversed view would be overwritten before being read."""
     params = {"a": np.ones(6), "b": np.ones(6)}
     opt = RMSProp(params)
     opt.step({"a": np.arange(1.0, 7), "b": np.arange(7.0, 13)})
@@ -189,7 +189,7 @@ def test_saved_between_an_assignment_and_the_next_step():
 
 
 def test_buffer_that_the_dict_lacks_starts_anew():
-    """An optimizer that had momentum loads one that had none; momentum again begins at 0, not at what was left."""
+    """An optimizer with momentum loads a state without. When momentum returns, its buffer starts at 0."""
     had, plain = run(build(momentum=0.9), 7, 8), run(build(), 1)
     had.load_state_dict(plain.state_dict())
     for p, q in zip(params_of(had), params_of(plain), strict=True):
@@ -240,7 +240,7 @@ ORDERS = {
 
 
 def by_its_bytes(x):
-    """What comes back of an array whose memory was written as it lies, without its strides."""
+    """What is read back if an array's memory was written in its own order, without its strides."""
     return x.ravel(order="K").reshape(x.shape)
 
 

@@ -1,4 +1,4 @@
-"""Streams, launches and memory of a device, for the tests of its steps."""
+"""Fixtures for steps on a device: streams, launches and memory."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def stream():
 
 @pytest.fixture
 def launched(monkeypatch):
-    """The kernels that steps launch, by what they say of themselves."""
+    """The kernels that steps launch, by their descriptions."""
     from rmsprop_gpu.steps import device
 
     said, run = [], device.DeviceSteps._run
@@ -27,7 +27,7 @@ def launched(monkeypatch):
 
 @pytest.fixture
 def pool():
-    """CuPy's pool in any case: it frees in the order of streams, wherever the current device is."""
+    """CuPy's memory pool, whatever the allocator was: it frees in stream order, wherever the current device is."""
     import cupy
 
     before = cupy.cuda.get_allocator()

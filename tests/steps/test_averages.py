@@ -1,4 +1,4 @@
-"""Averages of the parameters: when they begin, what they are after each step, and how they are reached."""
+"""Averages of the parameters: when they start, their values after each step, and how to reach them."""
 
 import math
 
@@ -13,18 +13,18 @@ from rmsprop_gpu import RMSProp
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_average_with_momentum_0_is_the_parameter(xp, dtype):
     if xp is not np and dtype is not F4:
-        pytest.skip("a device has the bits of the CPU (test_device_bits.py)")
+        pytest.skip("a device is bit-identical to the CPU (test_device_bits.py)")
     params = copies(xp, draw(0, 300, 4100, 0, dtype=dtype))
     opt = RMSProp(params, **AVERAGED, ema_momentum=0.0)
     for step in range(3):
         opt.step(copies(xp, draw(step, 300, 4100, 0, dtype=dtype)))
         for i, p in enumerate(params):
-            assert bits(host(opt.ema[i]).astype(dtype)) == bits(p)  # of a half it is of what was rounded
+            assert bits(host(opt.ema[i]).astype(dtype)) == bits(p)  # for halves, it averages the rounded values
 
 
 @pytest.mark.parametrize("dtype", [F4, F8])
 def test_the_average_is_that_of_the_parameters_and_the_first_step_sets_it(xp, dtype):
-    """A product and an fma: two roundings of half an ulp, of terms below the largest |p| so far, in each step."""
+    """Each step rounds a product and an fma by half an ulp each, of terms no larger than the largest |p| so far."""
     param = xp.array(draw(0, 300, dtype=dtype)[0])
     opt = RMSProp(param, **AVERAGED, ema_momentum=0.87, lr=0.3)
     assert bits(opt.ema[0]) == bits(param)
@@ -41,7 +41,7 @@ def test_the_average_is_that_of_the_parameters_and_the_first_step_sets_it(xp, dt
 
 
 def test_the_first_step_sets_the_average_whatever_stood_there(xp):
-    """Parameters that get their values after the optimizer was built: memory that was never written holds NaNs."""
+    """Parameters may get their values after the optimizer is built, and memory that was never written may hold NaNs."""
     param = xp.full(300, np.nan, F4)
     opt = RMSProp(param, **AVERAGED, ema_momentum=0.87)
     param[...] = xp.array(draw(0, 300)[0])
@@ -78,7 +78,7 @@ def test_an_average_that_is_switched_on_later_starts_from_the_parameter(xp):
     opt.step({"w": xp.array(draw(7, 300)[0])})
     twin.step({"w": xp.array(draw(7, 300)[0])})
     assert bits(w) == bits(params_of(twin)[0])
-    assert bits(opt.ema["w"]) == bits(F4(0.5) * before + F4(0.5) * host(w))  # exact products: one rounding each
+    assert bits(opt.ema["w"]) == bits(F4(0.5) * before + F4(0.5) * host(w))  # exact products, so one rounding each
     kept = bits(opt.ema["w"])
     opt.param_groups[0]["use_ema"] = False
     opt.step({"w": xp.array(draw(8, 300)[0])})

@@ -1,4 +1,4 @@
-"""CUDA graphs of steps that are told something beside their gradients: each replay reads it where it lies."""
+"""CUDA graphs of steps with arguments besides gradients: each replay reads them in place."""
 
 import math
 
@@ -16,7 +16,7 @@ F4 = np.float32
 
 
 def captured(opt, grads, stream, **told):
-    """A graph of this step, after the same one as a warm-up."""
+    """A graph of this step, after the same step as a warm-up."""
     opt.step(grads, **told)
     stream.begin_capture()
     try:
@@ -99,7 +99,7 @@ def test_numbers_and_other_arguments_cannot_be_captured(stream):
 
 
 def test_a_step_after_another_of_the_same_kernels_can_be_captured(stream):
-    """With a clip by the norm, grad_scale asks for no other kernel than found_inf alone."""
+    """With a clip by the norm, grad_scale needs no other kernel than found_inf alone."""
     with stream:
         opt, grads, found, scale = RMSProp(arrays(0), **ALL), arrays(1), scalar(0), scalar(2.0)
         opt.step(grads, found_inf=found)
@@ -112,7 +112,7 @@ def test_a_step_after_another_of_the_same_kernels_can_be_captured(stream):
 
 
 def test_a_graph_is_not_disturbed_by_eager_steps_with_other_arguments(stream):
-    """Between replays: other signals, zeros, none at all; and what is assigned reaches both."""
+    """Between replays come other signals, zeroing, or no arguments at all. Assignments reach both optimizers."""
     with stream:
         opt, eager = RMSProp(arrays(0), **ALL), RMSProp(arrays(0), **ALL)
         grads, scale, found = arrays(1), scalar(2.0), scalar(0)
@@ -143,8 +143,8 @@ def test_captured_signals_may_be_freed(stream):
         eager.step(grads, grad_scale=2.0, found_inf=False)
         told.clear()
         for x in (opt, eager):
-            x.step(grads, grad_scale=scalar(4.0), found_inf=scalar(0))  # what is told now is held in the place of it
-        others = [scalar(7.0) for _ in range(50)]  # take the memory if it was given back
+            x.step(grads, grad_scale=scalar(4.0), found_inf=scalar(0))  # the optimizer now holds these signals instead
+        others = [scalar(7.0) for _ in range(50)]  # would reuse the memory if it had been freed
         replay(graph, stream, 2)
         for _ in range(2):
             eager.step(grads, grad_scale=2.0, found_inf=False)

@@ -1,6 +1,6 @@
-"""Gradients that are scaled and clipped: a plain optimizer does the same with gradients that were multiplied before.
+"""Scaled and clipped gradients: they act like gradients multiplied beforehand in a plain optimizer.
 
-Each test runs on the CPU and, by the fixture `xp`, on a device. What it wants comes from NumPy and Python alone.
+Each test runs on the CPU and, through the fixture `xp`, on a device. Expected values come from NumPy and Python alone.
 """
 
 import math
@@ -16,7 +16,7 @@ from rmsprop_gpu.arrays.dtypes import compute_dtype
 
 
 def times(factor, grads):
-    """As the rule multiplies: the factor rounded once to the compute type, the product too."""
+    """Multiply as the rule does: the factor is rounded once to the compute dtype, and so is the product."""
     return [g if g is None else (compute_dtype(g.dtype).type(factor) * g).astype(g.dtype) for g in grads]
 
 
@@ -101,7 +101,7 @@ SCALED = {
 @pytest.mark.parametrize("dtype", [F4, F2])
 def test_gradients_and_grad_scale_by_a_power_of_two_change_no_bit(xp, dtype, name, k):
     if dtype is not F4 and name != "all":
-        pytest.skip("that of all says it too")
+        pytest.skip("covered by the case with all of them")
     shapes = [300, 4100, 1]
     one, other = (RMSProp(copies(xp, draw(0, *shapes, dtype=dtype)), **SCALED[name]) for _ in range(2))
     scale = xp.full((), 2.0**k, F4)
@@ -114,9 +114,9 @@ def test_gradients_and_grad_scale_by_a_power_of_two_change_no_bit(xp, dtype, nam
 
 
 def assert_multiplied(opt, grad, factor):
-    """The gradient that the rule saw, which a `grad_avg` of alpha 0 is, is the given one times this exact factor.
+    """The gradient that the rule saw is the given one times this exact factor. With alpha 0, it is `grad_avg`.
 
-    The factor and the product are rounded once each, and neither may be off by more than half of the least number.
+    The factor and the product are rounded once each, by at most half an ulp or half the smallest subnormal.
     """
     got, f = host(opt.state[0]["grad_avg"]), np.finfo(grad.dtype)
     for x, y in zip(got.tolist(), grad.tolist(), strict=True):
@@ -133,7 +133,7 @@ TINY = {F4: [1e-3, 1e-20, 1e-30, 1e-38, 1e-42], F8: [1e-160, 1e-300, 1e-320]}
 @pytest.mark.parametrize(("dtype", "clip"), [(T, clip) for T, clips in TINY.items() for clip in clips])
 @pytest.mark.parametrize("name", ["clipnorm", "global_clipnorm"])
 def test_a_factor_below_the_normal_numbers_is_as_exact_as_another(xp, dtype, clip, name):
-    """Gradients whose norm is 1e40 or 1e153, most of them large, some far smaller."""
+    """Gradients with a norm of 1e40 or 1e153, most of them large, some far smaller."""
     grad = np.concatenate([draw(0, 300)[0], draw(1, 20)[0] * 1e-20]).astype(dtype)
     grad *= dtype(1e37 if dtype is F4 else 1e151)
     norm = norm_of([grad])
@@ -154,7 +154,7 @@ def test_a_grad_scale_with_a_reciprocal_below_the_normal_numbers(xp, scale, sign
 
 @pytest.mark.parametrize("name", ["clipnorm", "global_clipnorm"])
 def test_what_is_shortened_is_as_exact_whatever_it_was_scaled_by(xp, name):
-    """Scaled alone, the norm would not be a number of float64 any more, nor would the gradients."""
+    """Scaled alone, neither the norm nor the gradients would fit into float64."""
     grad = draw(0, 300, dtype=F8)[0] * 1e9
     opt = RMSProp(xp.zeros(300, F8), alpha=0.0, centered=True, **{name: 0.3})
     opt.step(xp.array(grad), grad_scale=3e-301)

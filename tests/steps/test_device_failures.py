@@ -1,4 +1,4 @@
-"""Steps on a device that fail or are interrupted: done, not done, or said to be half done."""
+"""Steps on a device that fail or are interrupted: they are done, not done, or reported as half done."""
 
 import ctypes
 import functools
@@ -20,12 +20,12 @@ F4 = np.float32
 
 @pytest.fixture
 def ctrl_c(answers_ctrl_c):
-    """What comes with it."""
+    """A function that sends the signal of Ctrl-C."""
     return functools.partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)
 
 
 def test_ctrl_c_cannot_leave_a_step_half_done(ctrl_c):
-    """It comes between two launches, and is heard after the last."""
+    """The signal comes between two launches and takes effect after the last."""
     params = [cupy.ones(5, F4), cupy.ones(5, np.float64)]
     grads = [x.copy() for x in params]
     opt, want = RMSProp(params), RMSProp([x.copy() for x in params])
@@ -42,7 +42,7 @@ def test_ctrl_c_cannot_leave_a_step_half_done(ctrl_c):
 
 def _step_and_wait(opt, grads):
     opt.step(grads)
-    time.sleep(1)  # for a signal that is late
+    time.sleep(1)  # the signal may arrive late
 
 
 def test_a_launch_that_fails_is_one_error_and_nothing_happened(monkeypatch):
@@ -50,7 +50,7 @@ def test_a_launch_that_fails_is_one_error_and_nothing_happened(monkeypatch):
     opt.step(grads)
     before = everything(opt)
     with monkeypatch.context() as patch:
-        patch.setattr(cuda, "THREADS", 4096)  # a block so large that no device takes it
+        patch.setattr(cuda, "THREADS", 4096)  # too many threads for any device
         other = cupy.cuda.Stream()
         with other, pytest.raises(RuntimeError) as info:
             opt.step(grads)
@@ -59,7 +59,8 @@ def test_a_launch_that_fails_is_one_error_and_nothing_happened(monkeypatch):
     assert text.endswith("nothing was updated, and the optimizer can still be used")
     assert everything(opt) == before
     with other:
-        opt._planner._plan.steps._streams = {}  # the calls with the impossible block are kept for this stream
+        # drop the calls with the impossible block, which are kept for this stream
+        opt._planner._plan.steps._streams = {}
         opt.step(grads)
     assert opt.steps == 2
 
@@ -121,9 +122,9 @@ else:
 
 @pytest.mark.parametrize("then", [SAME, ANEW], ids=["same", "anew"])
 def test_after_a_reset_no_error_promises_that_the_optimizer_is_usable(then):
-    """The launch may fail by the kernel or by the memory, or what was launched later."""
+    """The launch may fail because of the kernel, the memory or later launches."""
     process = start(CLOSED.format(then=then))
-    out, complaints = process.communicate(timeout=120)  # of the device too
+    out, complaints = process.communicate(timeout=120)  # includes those of the device
     assert process.returncode == 0, complaints
     said = out.splitlines()
     assert not [line for line in said if "usable" in line]

@@ -1,4 +1,4 @@
-"""Norms, skips, zeros and averages on a device: the CPU's bits, launches, no wait, several devices."""
+"""Norms, skips, zeroing and averages on a device: bit-identical to the CPU. Launches, waits, several devices."""
 
 import math
 import threading
@@ -32,11 +32,11 @@ def launched(monkeypatch):
     return said
 
 
-# The same bits as on the CPU
+# Bit-identical to the CPU
 
 
 def follow(opt, twin, absent=(3,), specials=False):
-    """Steps of both that are told everything; the last two perhaps of what is no number."""
+    """Take steps with all arguments on both. The last two may have special values in their gradients."""
     rng = np.random.default_rng(5)
     for step in range(4):
         grads = mixed_grads(step, absent)
@@ -145,7 +145,7 @@ def test_signals_at_the_same_place_are_not_sent_again(monkeypatch):
 
 
 def test_a_step_with_all_of_it_does_not_wait(stream):
-    """Behind work that does not end it returns all the same; what it is told may still change until it runs."""
+    """It returns even though earlier work on the stream has not ended. Its arguments may still change until it runs."""
     grads, found, scale = arrays(1), scalar(0), scalar(2.0)
     opt, want = RMSProp(arrays(0), **ALL), RMSProp(arrays(0), **ALL)
     go, began, others = threading.Event(), [], arrays(2)
@@ -155,7 +155,7 @@ def test_a_step_with_all_of_it_does_not_wait(stream):
         stream.synchronize()
         stream.launch_host_func(lambda _: (began.append(1), go.wait(5)), None)
         if go.wait(0.2) or (began and stream.done):
-            pytest.skip("this device runs work when it is submitted")
+            pytest.skip("this device runs work as soon as it is submitted")
         for x, y in zip(grads, others, strict=True):
             x[...] = y
         found[...] = 1

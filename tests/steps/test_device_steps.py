@@ -1,4 +1,4 @@
-"""Steps on a device: what they launch, copy and allocate."""
+"""Steps on a device: their launches, copies and allocations."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def uploads(monkeypatch):
 
 
 class Allocations(cupy.cuda.MemoryHook):
-    """What CuPy allocates meanwhile."""
+    """Records the sizes of CuPy's allocations."""
 
     name = "allocations"
 
@@ -100,11 +100,11 @@ def test_an_odd_gradient_is_copied_into_a_buffer_that_is_kept(rng):
     opt.step(odd)
     plain.step(cupy.asarray(host))
     with Allocations() as allocations:
-        for k in range(3):  # the same array with other values: it is copied each time
+        for k in range(3):  # the same array with other values, copied each time
             odd *= 2
             opt.step(odd)
             plain.step(cupy.asarray(host * 2 ** (k + 1)))
-            allocations.sizes and allocations.sizes.pop()  # that of cupy.asarray
+            allocations.sizes and allocations.sizes.pop()  # drop the allocation of cupy.asarray
     assert allocations.sizes == []
     assert everything(opt) == everything(plain)
 
@@ -132,7 +132,7 @@ def _twin(p, g, name):
 
 
 def test_beyond_two_to_the_31_elements(rng):
-    """A chunk whose offset needs more than 32 bits: bases moved back so that base plus offset is the memory."""
+    """A chunk whose offset needs more than 32 bits. Bases are moved back, so that base plus offset is real memory."""
     for dtype, offset in ((F4, 2**31 + 8192), (np.float64, 2**33), (np.float16, 2**32 + 8)):
         n, size = 1003, np.dtype(dtype).itemsize
         host = [rng.standard_normal(n).astype(dtype) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Codes of 16 and 8 bits, remainders and stochastic rounding, against plain NumPy, to the bit, on both backends."""
+"""16-bit and 8-bit codes, remainders and stochastic rounding: bit-identical to plain NumPy, on both backends."""
 
 import importlib
 import itertools
@@ -43,7 +43,7 @@ def options(moment, store, seed=0):
 
 
 def moments(state, moment):
-    """The float32 that a state stands for."""
+    """The float32 values of a state."""
     codes = to_host(state["square_avg"])
     if moment == "uint8":
         return oracle.decode8(codes, to_host(state["square_avg_base"]))
@@ -51,12 +51,12 @@ def moments(state, moment):
 
 
 def same(x, y):
-    """Equal to the bit, whatever the payload of a NaN."""
+    """Bit-identical, whatever the payload of a NaN."""
     return np.array_equal(oracle.without_payload(x), oracle.without_payload(y))
 
 
 def check(opt, params, ref, plain, moment, store, step, seed=0):
-    """Is the state what the float32 step made, stored by the oracle?"""
+    """The state is what the float32 step computed, encoded by the oracle."""
     for name, x in params.items():
         w, v = oracle.words(name, seed, step, ref[name].size), plain.state[name]["square_avg"].reshape(-1)
         state, got = opt.state[name], to_host(x)
@@ -79,12 +79,12 @@ def check(opt, params, ref, plain, moment, store, step, seed=0):
             assert same(got.astype(F4), ref[name].astype(got.dtype).astype(F4)), name
 
 
-# Every format, and with the other switches each of its sides once.
+# Every format alone, and each kind of storage once with the other switches.
 SOME = [("uint16", "", F4), ("uint8", "rest", BF), ("float32", "round", BF), ("uint8", "", F4)]
 CASES = [(*x, "plain") for x in FORMATS] + [(*x, switches) for switches in ("buffers", "norm") for x in SOME]
 
 
-# On a device, where a kernel takes seconds, those of SOME; the rest in the exhaustive run.
+# A kernel takes seconds on a device: those of SOME here, the rest in the exhaustive run.
 PLACED = [("numpy", *case) for case in CASES]
 PLACED += [
     pytest.param("cupy", *case, marks=[pytest.mark.gpu] + [pytest.mark.exhaustive] * (case[:3] not in SOME))
@@ -94,7 +94,7 @@ PLACED += [
 
 @pytest.mark.parametrize(("module", "moment", "store", "dtype", "switches"), PLACED)
 def test_steps_are_float32_steps_stored_in_fewer_bytes(module, moment, store, dtype, switches):
-    """Over 42 decades with NaN, infinities, denormals and zeros; each step from the state of the last."""
+    """Over 42 decades, with NaN, infinities, subnormals and zeros. Each step starts from the state of the last one."""
     xp, rng, h = importlib.import_module(module), np.random.default_rng(3), SWITCHES[switches]
     start = {f"p{n}": rng.standard_normal(n).astype(F4).astype(dtype) for n in SIZES}
     params = {name: xp.asarray(x) for name, x in start.items()}
@@ -116,7 +116,7 @@ def test_steps_are_float32_steps_stored_in_fewer_bytes(module, moment, store, dt
 
 
 EVERY_FORMAT = [x for x in PLACED if getattr(x, "values", x)[-1] == "plain"]
-# More than two million elements; of each tensor also how far behind the start of its memory it lies.
+# More than two million elements. The second number is the offset of each tensor in its memory.
 LARGE = {"whole": (2_000_003, 0), "moved": (70_001, 3), "short": (130, 1)}
 PARTS = (2, 7, 100)
 
@@ -128,7 +128,7 @@ def large(step):
 
 
 def placed(xp, arrays, dtype):
-    """Each a slice of an array of its own."""
+    """Each is a slice of its own array."""
     found = {}
     for name, x in arrays.items():
         with np.errstate(over="ignore", invalid="ignore"):
@@ -139,7 +139,7 @@ def placed(xp, arrays, dtype):
 
 @pytest.mark.parametrize(("module", "moment", "store", "dtype", "switches"), EVERY_FORMAT)
 def test_two_million_elements_over_42_decades(module, moment, store, dtype, switches, monkeypatch):
-    """Parameters and gradients; on the CPU by parts that meet anywhere."""
+    """For parameters and gradients. On the CPU, the parts meet anywhere."""
     xp = importlib.import_module(module)
     params, gone = placed(xp, large(0), dtype), placed(np, large(0), dtype)
     ref = {name: x.astype(F4) for name, x in gone.items()}
@@ -160,7 +160,7 @@ def test_two_million_elements_over_42_decades(module, moment, store, dtype, swit
 
 @either
 def test_a_remainder_makes_float32_steps_of_bfloat16_parameters(module):
-    """A thousand steps that a bfloat16 parameter would not feel."""
+    """A thousand steps, each too small to move a bfloat16 parameter."""
     xp, rng = importlib.import_module(module), np.random.default_rng(0)
     count = 1000 if xp is np else 20
     p = xp.asarray(rng.standard_normal(300).astype(BF))
@@ -176,7 +176,7 @@ def test_a_remainder_makes_float32_steps_of_bfloat16_parameters(module):
 
 @either
 def test_an_average_that_begins_later_begins_with_the_master(module):
-    """As beside a float32 parameter, and where a state is loaded that has none."""
+    """As beside a float32 parameter. Also when loading a state that has no average."""
     xp, rng = importlib.import_module(module), np.random.default_rng(6)
     p = xp.asarray(rng.standard_normal((20, 15)).astype(BF))
     master = to_host(p).astype(F4)
@@ -203,7 +203,7 @@ def test_an_average_that_begins_later_begins_with_the_master(module):
 
 @either
 def test_a_parameter_written_between_steps_has_a_master_beside_it(module):
-    """Within half a unit in the last place of what was written, zeros too, as pruning writes them, and never a NaN."""
+    """It is within half an ulp of the value written, also for zeros as pruning writes them, and never a NaN."""
     xp, rng = importlib.import_module(module), np.random.default_rng(8)
     p = xp.asarray(rng.standard_normal(1000).astype(F4).astype(BF))
     opt = RMSProp({"w": p}, lr=1e-3, store_param_remainders=True)
@@ -242,7 +242,7 @@ def test_a_skipped_step_writes_no_code_and_advances_no_key(module, moment):
 
 @either
 def test_the_order_of_parameters_and_groups_changes_no_dither(module):
-    """It goes by name: so a run can be resumed in another order, and shards have that of the whole."""
+    """Dither depends on names. So runs can resume in another order, and shards are bit-identical to the whole."""
     xp, rng = importlib.import_module(module), np.random.default_rng(2)
     a = {"v": xp.ones(500, F4), "w": xp.ones(700, F4)}
     b = [{"params": {"w": xp.ones(700, F4)}}, {"params": {"v": xp.ones(500, F4)}}]
@@ -278,7 +278,7 @@ def test_every_finite_code_stores_to_itself_under_any_dither():
 
 
 def every_code(moment):
-    """Of those that are finite; of 8 bits above every base, which one half's block keeps and the other's does not."""
+    """All finite codes. 8-bit codes come over every base, in two blocks: one keeps its base, the other does not."""
     if moment == "uint16":
         return {"sum": np.arange(0xFF00, dtype=np.uint16)}
     codes = np.resize(np.arange(256, dtype=np.uint8), (LARGEST_BASE + 1) * 256)
@@ -289,7 +289,7 @@ def every_code(moment):
 @either
 @pytest.mark.parametrize("moment", ["uint16", "uint8"])
 def test_every_finite_code_stays_where_nothing_is_added(module, moment):
-    """A sum to which zeros are added, stored again in steps whose words of dither are others."""
+    """Adding zeros to a sum encodes it again in each step, with other words of dither."""
     xp = importlib.import_module(module)
     start = every_code(moment)
     opt = AdaGrad(xp.ones(start["sum"].size, F4), lr=1.0, sum_dtype=moment, seed=1)
@@ -318,7 +318,7 @@ def test_every_finite_bfloat16_stays_where_nothing_is_added(module):
 @pytest.mark.parametrize("moment", ["uint16", "uint8"])
 @pytest.mark.parametrize("alpha", [0.9, 0.999])
 def test_rounding_is_unbiased(moment, alpha):
-    """Over many steps of one gradient the mean of v is float32's; to nearest it would stick below."""
+    """Over many steps with one gradient, the mean of v matches float32's. Rounded to nearest, v would stick below."""
     count, size = 4000, 2048
     opt = RMSProp(np.ones(size, F4), lr=0.0, alpha=alpha, square_avg_dtype=moment)
     g, v, means = np.full(size, 0.7, F4), 0.0, []
@@ -327,7 +327,7 @@ def test_rounding_is_unbiased(moment, alpha):
         v = alpha * v + (1 - alpha) * 0.49
         if step >= count - 200:
             means.append(opt.decoded_state(0)["square_avg"].astype(np.float64).mean() / v)
-    # Each v wanders by about an ulp times the root of half the memory; 2,048 of them, and neighbours share a lattice.
+    # Each v wanders by about an ulp times the root of half the memory. There are 2,048, and neighbours share a lattice.
     ulp = 2.0**-8 if moment == "uint16" else 2.0**-3
     assert abs(np.mean(means) - 1) < 4 * ulp * np.sqrt(0.5 / (1 - alpha) * (1 - alpha)) / np.sqrt(size)
 
@@ -335,7 +335,7 @@ def test_rounding_is_unbiased(moment, alpha):
 @pytest.mark.parametrize("moment", ["uint16", "uint8"])
 @pytest.mark.parametrize("alpha", [0.9, 0.99])
 def test_steps_scatter_around_those_of_float32(moment, alpha):
-    """A step errs by half of what v does before it is stored: by alpha times what the steps before it have left."""
+    """A step errs by half the error of v before it is stored, which is alpha times what earlier steps left."""
     size, count = 1024, round(10 / (1 - alpha))
     grads = np.random.default_rng(5).standard_normal((count, size), dtype=F4)
     errors, lengths = [], {}
@@ -347,13 +347,13 @@ def test_steps_scatter_around_those_of_float32(moment, alpha):
             opts[name].step(g)
             lengths[name] = lengths.get(name, 0.0) + np.abs(p, dtype=np.float64).sum()
         errors.append(params[moment].astype(np.float64) / params["float32"] - 1)
-    # An ulp of v is at most 2**-8 or 2**-3 of it. Rounding up or down at random has a variance of at most a quarter of
-    # its square, and at most an ulp times the distance to where v was, (1 - alpha) |g**2 - v|: 0.97 (1 - alpha) v where
-    # g is normally distributed. Errors fade as v does, so that 1 / (1 - alpha**2) of them add up.
+    # An ulp of v is at most 2**-8 or 2**-3 of v. Rounding up or down at random has a variance of at most a quarter of
+    # its square, and at most an ulp times the distance to the previous v, (1 - alpha) |g**2 - v|. For normally
+    # distributed g, that is 0.97 (1 - alpha) v. Errors decay as v does, so 1 / (1 - alpha**2) of them add up.
     ulp = 2.0**-8 if moment == "uint16" else 2.0**-3
     bound = alpha / 2 * np.sqrt(ulp * min(ulp / 4, 0.97 * (1 - alpha)) / (1 - alpha**2))
     assert np.sqrt(np.mean(np.square(errors))) < bound
-    # 1 / sqrt(1 + x) is on average 1 + 3/8 x**2, and x is twice the step's error; noise is far below that here.
+    # 1 / sqrt(1 + x) is on average 1 + 3/8 x**2, and x is twice the step's error. The noise here is far smaller.
     assert abs(lengths[moment] / lengths["float32"] - 1) < 3 / 2 * bound**2 + 4 * bound / np.sqrt(
         count * size * (1 - alpha)
     )

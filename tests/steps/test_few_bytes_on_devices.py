@@ -1,4 +1,4 @@
-"""Fewer bytes on a device: the bits that NumPy's arrays get, whatever lies where, and however a step is launched."""
+"""Fewer bytes on a device: bit-identical to NumPy arrays, whatever the memory, and however a step is launched."""
 
 import few_bytes as oracle
 import ml_dtypes
@@ -15,7 +15,7 @@ cupy = pytest.importorskip("cupy", exc_type=ImportError)
 
 BF, F2, F4 = ml_dtypes.bfloat16, np.float16, np.float32
 SIZES = (1, 127, 128, 1024, 1025, 4097)
-# Parameters, and how they and their second moment are stored.
+# Parameters, and how they and their second moments are stored.
 FORMATS = {
     "uint16": (F4, {"square_avg_dtype": "uint16"}),
     "uint8": (F4, {"square_avg_dtype": "uint8"}),
@@ -24,7 +24,7 @@ FORMATS = {
     "uint8, remainder": (BF, {"square_avg_dtype": "uint8", "store_param_remainders": True}),
 }
 every_format = pytest.mark.parametrize("stored", FORMATS)
-codes = pytest.mark.parametrize("stored", ["uint16", "uint8, remainder"])  # where one of each kind says enough
+codes = pytest.mark.parametrize("stored", ["uint16", "uint8, remainder"])  # where one of each kind is enough
 
 
 def draw(seed, dtype, sizes=SIZES):
@@ -36,14 +36,14 @@ def nasty(seed, dtype, sizes=SIZES):
 
 
 def shifted(x, by):
-    """On the device, so many elements into its allocation."""
+    """A copy on the device, `by` elements into its allocation."""
     whole = cupy.zeros(x.size + by, x.dtype)
     whole[by:] = cupy.asarray(x)
     return whole[by:]
 
 
 def pair(stored, move=cupy.asarray, sizes=SIZES, **given):
-    """The same on the device and on the host."""
+    """The same optimizer on the device and on the host."""
     dtype, options = FORMATS[stored]
     start = draw(0, dtype, sizes)
     return [
@@ -63,7 +63,7 @@ def assert_same(opt, twin):
 @pytest.mark.parametrize("by", [1, *(pytest.param(by, marks=pytest.mark.exhaustive) for by in (2, 4))])
 @every_format
 def test_arrays_that_are_not_aligned(stored, by):
-    """Parameters by themselves, gradients by themselves, both: in single accesses, in vectors where they are even."""
+    """Parameters alone, gradients alone, or both: single accesses, and vectors where the offset is even."""
     dtype = FORMATS[stored][0]
     for params_by, grads_by in ((by, 0), (0, by), (by, by)):
         opt, twin = pair(stored, lambda x, by=params_by: shifted(x, by))
@@ -128,7 +128,7 @@ def test_parameters_on_two_devices(stored):
 
 @every_format
 def test_gradients_are_zeroed_in_the_same_pass(stored):
-    """Those of a skipped step too, of which nothing else is written."""
+    """Also if a step is skipped and writes nothing else."""
     dtype = FORMATS[stored][0]
     opt, twin = pair(stored)
     for step, found in enumerate([0.0, 1.0, 0.0]):
@@ -143,7 +143,7 @@ def test_gradients_are_zeroed_in_the_same_pass(stored):
 
 @codes
 def test_a_step_that_the_device_skips_advances_no_key(stored, stream):
-    """Though the graph that holds it is replayed."""
+    """Even when a replayed graph contains the step."""
     dtype = FORMATS[stored][0]
     grads = draw(1, dtype)
     with stream:

@@ -1,4 +1,4 @@
-"""Gradients of other dtypes than the last step's: another plan, made once; the same step otherwise."""
+"""Gradients with other dtypes than in the last step: they need another plan, made once, and change nothing else."""
 
 import importlib
 
@@ -49,7 +49,7 @@ def pair(xp, **given):
 @either
 @pytest.mark.parametrize("given", [{}, ALL], ids=["plain", "all"])
 def test_patterns_that_alternate_have_a_plan_each(module, given, made):
-    """Whatever was assigned between, and a schedule is asked once a step."""
+    """Whatever was assigned in between. A schedule is called once per step."""
     xp = importlib.import_module(module)
     asked = []
 
@@ -72,7 +72,7 @@ def test_patterns_that_alternate_have_a_plan_each(module, given, made):
             if step == 4:
                 o.param_groups[0]["weight_decay"] = 0.0
                 o.param_groups[0]["alpha"] = 0.7
-    assert made[: made.index([F4] * 3)] + made[made.index([F4] * 3) + 1 :] == PATTERNS  # and the twin's
+    assert made[: made.index([F4] * 3)] + made[made.index([F4] * 3) + 1 :] == PATTERNS  # and the twin's plan
 
 
 @either
@@ -80,7 +80,7 @@ def test_assigned_rates_follow_into_the_other_plan(module):
     xp = importlib.import_module(module)
     opt, twin = pair(xp, lr=0.1)
     for step in range(6):
-        opt.lr = twin.lr = 0.1 / (step // 2 + 1)  # the plan that is not taken next hears of it too
+        opt.lr = twin.lr = 0.1 / (step // 2 + 1)  # also reaches the plan that is not used next
         grads = grads_of(step, PATTERNS[step % 2])
         opt.step(copies(xp, grads))
         twin.step(wide(grads))
@@ -89,7 +89,7 @@ def test_assigned_rates_follow_into_the_other_plan(module):
 
 @either
 def test_a_first_step_compiles_for_what_comes(module, made, monkeypatch):
-    """Neither a plan nor a kernel of gradients in the parameters' own dtype."""
+    """It makes no plan or kernel for gradients in the parameters' own dtype."""
     xp = importlib.import_module(module)
     opt = RMSProp(copies(xp, draw(0, *SIZES)))
     monkeypatch.setattr(compiling, "_compiled", {})
@@ -113,7 +113,7 @@ def test_none_is_of_no_dtype(module, made):
 
 
 def test_the_compiled_check_knows_them(monkeypatch):
-    """A step over halves in memory like its parameters' is looked at in Python once, not in every step."""
+    """A step over halves with their parameters' layout is checked in Python once, not in every step."""
     examined, examine = [], HostGradients._examine
 
     def counted(self, grads, odd):
@@ -136,7 +136,7 @@ def test_the_compiled_check_knows_them(monkeypatch):
 
 @either
 def test_a_refusal_after_the_change_of_plans_changes_nothing(module):
-    """Gradients that share memory are found by the plan that would zero them."""
+    """The plan that would zero the gradients finds those that share memory."""
     xp = importlib.import_module(module)
     opt, twin = pair(xp)
     grads = grads_of(0, [F4] * 3)
@@ -156,7 +156,7 @@ def test_a_refusal_after_the_change_of_plans_changes_nothing(module):
 
 @either
 def test_an_overlap_with_what_a_step_writes_is_found(module):
-    """Half as many bytes: behind the middle of the parameter's own there is nothing."""
+    """A half gradient has half the bytes of its parameter, and must be checked at its own length."""
     xp = importlib.import_module(module)
     memory = xp.zeros(1024 + 512, xp.uint8)
     param, grad = memory[512:].view(F4), memory[: 512 + 2].view(F2)[-256:]
@@ -171,7 +171,7 @@ def test_an_overlap_with_what_a_step_writes_is_found(module):
 
 @either
 def test_groups_of_many_dtypes(module):
-    """Halves beside them, and float64: only float32 parameters have gradients of another."""
+    """With halves and float64 in between: only float32 parameters can have gradients of another dtype."""
     xp = importlib.import_module(module)
     opt, twin = mixed(xp, 0), mixed(np, 0)
     for seed in range(3):

@@ -1,4 +1,4 @@
-"""CUDA graphs: a captured step replayed equals an eager one, and keeps what it captured."""
+"""CUDA graphs: replaying a captured step equals an eager one, and the graph keeps alive what it captured."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_replays_equal_eager_steps(given, dtype, stream):
             replay(graph, stream)
             eager.step(grads)
         assert everything(replayed) == everything(eager)
-    assert (replayed.steps, eager.steps) == (1, 101)  # the host counts calls that run
+    assert (replayed.steps, eager.steps) == (1, 101)  # the host counts only calls that run eagerly
     assert int(replayed.state[0]["step"]) == int(eager.state[0]["step"]) == 101
 
 
@@ -64,7 +64,7 @@ def test_a_graph_keeps_the_gradients_that_it_captured(stream):
         opt, eager = RMSProp(arrays(0)), RMSProp(arrays(0))
         opt.step(first)
         graph = capture(opt, first, stream)
-        for _ in range(3):  # another column, written anew each time
+        for _ in range(3):  # rewrites the column each time
             opt.step(second)
             opt.step(arrays(3))
             replay(graph, stream)
@@ -80,7 +80,7 @@ def test_captured_gradients_may_be_freed(stream):
         opt.step(grads)
         graph = capture(opt, grads, stream)
         del grads
-        other = [arrays(i) for i in range(2, 8)]  # takes the memory if it was given back
+        other = [arrays(i) for i in range(2, 8)]  # would reuse the memory if it had been freed
         replay(graph, stream, 2)
         for _ in range(3):
             eager.step(arrays(1))
@@ -100,7 +100,7 @@ def test_a_captured_odd_gradient_is_copied_in_each_replay(stream):
         replay(graph, stream)
         eager.step(grad)
         assert everything(opt) == everything(eager)
-        opt.step(cupy.ones((4, 3), np.float32).T)  # takes the same dense buffer
+        opt.step(cupy.ones((4, 3), np.float32).T)  # uses the same dense buffer
         eager.step(cupy.ones((4, 3), np.float32).T)
         replay(graph, stream)
         eager.step(grad)
@@ -116,7 +116,7 @@ def test_an_eager_step_waits_for_replays_that_nobody_told_of(stream):
         graph = capture(opt, first, stream)
     with here:
         opt.step(second)
-    stream.wait_event(here.record())  # the order of the replay is the caller's
+    stream.wait_event(here.record())  # ordering the replay is up to the caller
     graph.launch(stream)
     with here:
         opt.step(second)
@@ -251,7 +251,7 @@ def test_another_layout_at_an_address_that_is_known_is_refused_too(stream):
 
 
 def test_gradients_of_other_dtypes_are_warmed_up_by_themselves(stream):
-    """A graph holds the plan that is for them; eager steps of others, and what is assigned, go on beside it."""
+    """A graph keeps the plan for its dtypes. Eager steps with other dtypes, and assignments, still work."""
     with stream:
         halves = arrays(1, np.float16)
         singles = [x.astype(np.float32) for x in halves]

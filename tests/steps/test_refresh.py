@@ -1,4 +1,4 @@
-"""What reaches a captured step: an lr or another hyperparameter, assigned, loaded, or of a schedule by refresh()."""
+"""What reaches a captured step: lr or another hyperparameter, assigned, loaded, or by refresh() from a schedule."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_lr_reaches_a_graph_while_groups_differ(stream):
 
 
 def test_refresh_reaches_every_graph_whatever_its_step_was_told():
-    """Two graphs of the same hyperparameters: with zeros written into the gradient, and without."""
+    """Two graphs with the same hyperparameters, one zeroing gradients and one not."""
     param, grad = cupy.zeros(4, np.float32), cupy.ones(4, np.float32)
     opt = RMSProp(param, lr=lambda step: 1.0 if step < 4 else 0.125, alpha=0.0, eps=0.0)
     stream, graphs = cupy.cuda.Stream(non_blocking=True), []
@@ -151,7 +151,7 @@ BEFORE_LR = {
 
 @pytest.mark.parametrize("before", BEFORE_LR)
 def test_lr_reaches_a_graph_whatever_came_before(before, stream):
-    """An lr of 0 moves nothing; the graph's kernel knows no momentum."""
+    """With an lr of 0 nothing moves. The kernel in the graph has no momentum."""
     with stream:
         opt, grads = RMSProp(arrays(0)), arrays(1)
         opt.step(grads)

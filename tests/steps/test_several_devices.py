@@ -1,4 +1,4 @@
-"""Parameters on several devices, and a current device that is another."""
+"""Parameters on several devices, and a different current device."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_parameters_on_two_devices(launched):
     held = []
     for k in range(4):
         grads = [x * (k + 1) for x in host]
-        held.append(on_devices(grads))  # at addresses of their own
+        held.append(on_devices(grads))  # at new addresses
         opt.step(held[-1])
         twin.step(grads)
         assert cupy.cuda.runtime.getDevice() == 0

@@ -1,4 +1,4 @@
-"""What a step is told beside its gradients: which numbers and arrays are refused, in which words."""
+"""A step's arguments besides gradients: which numbers and arrays are refused, and the errors."""
 
 import gc
 import math
@@ -77,7 +77,7 @@ WRONG_TEXTS = ["grad_scale is -1", "found_inf is a str", "zero_grads is 1"]
 
 
 def test_a_refused_step_names_all_that_is_wrong(xp):
-    """The arguments beside the gradients, and every gradient."""
+    """In the other arguments and in every gradient."""
     params = {"w": xp.ones(5, F4), "b": xp.ones(3, F4)}
     opt = RMSProp(params)
     wrong, right = {"w": xp.ones(4, F4), "b": xp.ones(3, F8)}, {name: xp.ones_like(x) for name, x in params.items()}
@@ -129,7 +129,7 @@ def test_an_error_of_a_schedule_is_its_own(xp):
 
 
 def test_a_refused_step_names_overlaps_beside_the_rest(xp):
-    """Of gradients that are written to, and of what the step is told with what it writes."""
+    """Between gradients that are zeroed, and between the other arguments and what the step writes."""
     memory, params = xp.ones(9, F4), [xp.ones(5, F4), xp.ones(5, F4), xp.ones(5, F4)]
     opt = RMSProp(params)
     grads = [memory[:5], memory[4:], xp.ones(4, F4)]
@@ -145,7 +145,7 @@ def test_a_refused_step_names_overlaps_beside_the_rest(xp):
 
 @pytest.fixture
 def no_collection():
-    """The garbage collector, which also frees what lies in a cycle, does not run."""
+    """The garbage collector, which would free cycles, does not run."""
     gc.disable()
     yield
     gc.enable()
@@ -172,7 +172,7 @@ def test_under_capture_too_a_refused_step_names_all_that_is_wrong(stream):
         stream.begin_capture()
         with pytest.raises(TypeError, match="2 problems") as info:
             opt.step(cupy.ones_like(grad)[:4], grad_scale="2")
-        with pytest.raises(TypeError, match="found_inf is a str"):  # the step before had other arguments
+        with pytest.raises(TypeError, match="found_inf is a str"):  # the previous step had other arguments
             opt.step(grad, found_inf="2")
         opt.step(grad, grad_scale=scale)
         graph = stream.end_capture()
@@ -220,7 +220,7 @@ def test_a_scale_whose_reciprocal_the_dtype_cannot_hold_is_refused(scale):
     with pytest.raises(ValueError, match=r"grad_scale is .*, whose reciprocal is (inf|0.0) in float32"):
         RMSProp(param).step(np.ones(3, np.float32), grad_scale=scale)
     assert np.array_equal(param, np.ones(3, np.float32))
-    RMSProp(np.ones(3)).step(np.ones(3), grad_scale=scale)  # float64 holds it
+    RMSProp(np.ones(3)).step(np.ones(3), grad_scale=scale)  # float64 can hold it
 
 
 def test_steps_that_take_turns_keep_their_plans():
@@ -234,7 +234,7 @@ def test_steps_that_take_turns_keep_their_plans():
 
 @pytest.mark.parametrize("what", ["step", "bias_weight", "param", "square_avg"])
 def test_a_signal_that_the_step_itself_writes_is_refused(xp, what):
-    """Its own counter, say: one batch counts before the next reads it, and half of the model is skipped."""
+    """Take its own counter: one batch advances it before the next reads it, so half of the model would be skipped."""
     params = [xp.ones(3, F4), xp.ones(3, np.float64)]
     opt = RMSProp(params, bias_correction=True)
     grads = [xp.ones(3, F4), xp.ones(3, np.float64)]

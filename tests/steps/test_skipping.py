@@ -1,4 +1,4 @@
-"""Steps that are skipped, by found_inf or skip_nonfinite: no byte changes, and the next step is right."""
+"""Steps skipped by found_inf or skip_nonfinite: no byte changes, and the next step is right."""
 
 import math
 
@@ -25,13 +25,13 @@ from rmsprop_gpu import RMSProp
 
 
 def skipped_and_then_right(opt, twin, grads, again, **told):
-    """A step that is skipped changes no byte, and the next is right."""
+    """A skipped step changes no byte, and the next one is right."""
     before, count, steps = everything(opt), opt.skipped_steps, opt.steps
     opt.step(grads, **told)
     assert everything(opt) == before
     assert (opt.skipped_steps, opt.steps) == (count + 1, steps + 1)
     for x in (opt, twin):
-        x.step(again, found_inf=False)  # by the kernels of the other
+        x.step(again, found_inf=False)  # with the same kernels for both
     assert_same(opt, twin)
     assert opt.skipped_steps == count + 1
     assert everything(opt) != before
@@ -98,7 +98,7 @@ def test_skip_nonfinite_finds_one_element_anywhere(xp, value):
 
 
 def test_the_first_step_may_be_skipped(xp):
-    """Counters, bias correction and averages begin with the first step that is taken."""
+    """Counters, bias correction and averages start with the first step that is not skipped."""
     opt, twin = (mixed(xp, 0) for _ in range(2))
     grads = on(xp, mixed_grads(1))
     skipped_and_then_right(opt, twin, grads, grads, found_inf=True)
@@ -118,7 +118,7 @@ def test_a_gradient_that_is_not_there_cannot_stop_a_step(xp):
 
 @pytest.mark.parametrize("scale", [0.0, -0.0, -2.0, math.nan, math.inf, -math.inf])
 def test_a_scale_that_is_no_scale_is_as_a_gradient_that_is_not_finite(xp, scale):
-    """Such a number is refused; in an array it is seen where the step runs, by skip_nonfinite."""
+    """As a number it is refused. In an array, skip_nonfinite sees it when the step runs."""
     opt = RMSProp(xp.array(draw(0, 30)[0]), skip_nonfinite=True)
     before = everything(opt)
     opt.step(xp.ones(30, F4), grad_scale=xp.full((), scale, F4))
@@ -131,7 +131,7 @@ def test_a_scale_that_is_no_scale_is_as_a_gradient_that_is_not_finite(xp, scale)
 @pytest.mark.parametrize("scale", [1e-40, 1e46, 1e-310])
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_scale_that_one_dtype_cannot_hold_skips_the_step_for_all(xp, scale, order):
-    """Its reciprocal is infinite or 0 in float32, and in float64 only that of the last: half of a step is none."""
+    """In float32 the reciprocal is infinite or 0, in float64 only for one of these scales. No step is half skipped."""
     dtypes = [F4, F8][::order]
     opt = RMSProp([xp.ones(30, T) for T in dtypes], skip_nonfinite=True)
     before, grads = everything(opt), [xp.full(30, 1e-9, T) for T in dtypes]
@@ -143,13 +143,13 @@ def test_a_scale_that_one_dtype_cannot_hold_skips_the_step_for_all(xp, scale, or
     assert alone.skipped_steps == (scale == 1e-310)
 
 
-LARGE = {F4: 1e20, F8: 1e160}  # finite, and their squares are not
+LARGE = {F4: 1e20, F8: 1e160}  # finite, but their squares are not
 
 
 @pytest.mark.parametrize("dtype", [F4, F8])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_gradient_whose_square_is_too_large_skips_the_step_for_all(xp, dtype, sign):
-    """Infinite in the average, it would be there for good, and the element would not move again."""
+    """Its square would stay infinite in the average, and the element would never move again."""
     opt = RMSProp([xp.ones(n, T) for n, T in ((30, F4), (9000, dtype), (30, F8))], skip_nonfinite=True)
     grads = [xp.ones(n, T) for n, T in ((30, F4), (9000, dtype), (30, F8))]
     before = everything(opt)
@@ -165,7 +165,7 @@ def test_a_gradient_whose_square_is_too_large_skips_the_step_for_all(xp, dtype, 
 
 @pytest.mark.parametrize("dtype", [F4, F8])
 def test_the_largest_gradient_that_is_taken(xp, dtype):
-    """Some roundings below the root of the largest number; from that root on none is."""
+    """It is a few roundings below the square root of the largest number. From that root on, all are refused."""
     root = 2.0 ** (np.finfo(dtype).maxexp // 2)
     opt = RMSProp(xp.ones(300, dtype), skip_nonfinite=True)
     for below, skipped in ((1e-5 if dtype is F4 else 1e-13, 0), (0, 1)):
@@ -191,14 +191,14 @@ def test_what_clip_or_scale_make_harmless_is_no_reason_to_skip(xp, name, dtype):
     opt.step(grads, **told)
     assert opt.skipped_steps == 0
     assert np.isfinite(np.frombuffer(everything(opt)[1][0]["square_avg"], F4)).all()
-    grads[0][3] = math.inf  # which no clip makes harmless
+    grads[0][3] = math.inf  # no clip makes this harmless
     opt.step(grads, **told)
     assert opt.skipped_steps == 1
 
 
 @pytest.mark.parametrize("clip", ["clipvalue", "clipnorm"])
 def test_only_the_clip_of_its_own_group_makes_a_gradient_harmless(xp, clip):
-    """The groups are batches of their own, of which one takes no norms: they come to one decision."""
+    """Each group is its own batch, and one takes no norm. They still decide alike."""
     groups = [{"params": [xp.ones(30, F4)]}, {"params": [xp.ones(30, F4)], clip: 0.5}]
     opt, good, large = RMSProp(groups, skip_nonfinite=True), xp.ones(30, F4), xp.full(30, 1e20, F4)
 
@@ -246,7 +246,7 @@ def test_groups_cannot_differ_in_what_is_decided_for_the_step(xp, name):
     for _ in range(2):
         with refusing(opt, ValueError, f"the groups differ in {name}"):
             opt.step(grads)
-    opt.lr = 0.5  # of another matter
+    opt.lr = 0.5  # unrelated, so accepted
     assert opt.lr == 0.5
     opt.param_groups[1][name] = own[1]
     opt.step(grads)

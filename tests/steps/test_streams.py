@@ -1,4 +1,4 @@
-"""Steps on streams: they wait for each other and not for the device, and memory stays as long as it is used."""
+"""Steps on streams: they wait for each other but not for the device, and memory lives as long as it is used."""
 
 import gc
 import threading
@@ -53,7 +53,7 @@ def test_streams_may_change_between_building_and_steps(streams):
 
 
 def test_a_step_does_not_wait_for_the_device():
-    """Behind work that does not end, a step with new gradients and a new lr returns all the same."""
+    """A step with new gradients and a new lr returns even though earlier work on the stream has not ended."""
     opt, grads, others = RMSProp(arrays(0)), arrays(1), arrays(2)
     stream, go, began = cupy.cuda.Stream(non_blocking=True), threading.Event(), []
     cupy.cuda.Device().synchronize()
@@ -63,7 +63,7 @@ def test_a_step_does_not_wait_for_the_device():
         stream.synchronize()
         stream.launch_host_func(lambda _: (began.append(1), go.wait(5)), None)
         if go.wait(0.2) or (began and not _is_busy(stream)):
-            pytest.skip("this device runs work when it is submitted")
+            pytest.skip("this device runs work as soon as it is submitted")
         for x in (grads, others, grads):
             opt.lr = 0.5
             opt.step(x)
@@ -86,7 +86,7 @@ def test_a_stream_that_others_own_may_be_gone_the_next_time():
     cupy.cuda.Device().synchronize()
     with cupy.cuda.ExternalStream(raw):
         opt.step(grads)
-    opt.step(others)  # after the other's, though nobody waited for that
+    opt.step(others)  # ordered after the other stream's step, though nobody waited for that
     cupy.cuda.get_current_stream().synchronize()
     want = RMSProp(arrays(0))
     for x in (grads, others, grads, others):
@@ -104,7 +104,7 @@ def test_parameters_that_only_the_optimizer_holds_are_updated():
     grads = arrays(1)
     opt = RMSProp(arrays(0))
     gc.collect()
-    taken = [arrays(i) for i in range(5)]  # the memory, if it had been freed
+    taken = [arrays(i) for i in range(5)]  # would reuse the memory if it had been freed
     for _ in range(3):
         opt.step(grads)
     want = RMSProp(arrays(0))
@@ -115,7 +115,7 @@ def test_parameters_that_only_the_optimizer_holds_are_updated():
 
 
 def test_a_thousand_steps_with_changing_gradients_and_streams(streams):
-    """Without the pool, so that each array has memory of its own and a use after free is one."""
+    """Without the pool each array has its own memory, so that a use after free shows."""
     pool = cupy.cuda.get_allocator()
     cupy.cuda.set_allocator(None)
     try:
@@ -139,7 +139,7 @@ def test_a_thousand_steps_with_changing_gradients_and_streams(streams):
 
 
 def test_an_optimizer_that_goes_leaves_its_memory_to_nobody_too_early(streams):
-    """Built on one stream, stepped on another: what the first gets next waits for the second."""
+    """Built on one stream, stepped on another: memory reused on the first has to wait for the second."""
     with streams[1]:
         opt, grads = RMSProp(arrays(0)), arrays(1)
         opt.step(grads)
@@ -148,8 +148,9 @@ def test_an_optimizer_that_goes_leaves_its_memory_to_nobody_too_early(streams):
     with streams[2]:
         opt.step(grads)
     del opt
-    with streams[1]:  # the size of the tables, which lay there
-        other = [cupy.full(64, 7, np.int64) for _ in range(5)]  # as many: more would be allocated, which waits
+    with streams[1]:  # allocations of the size of the tables, in their place
+        # not more than were freed: allocating new memory would wait
+        other = [cupy.full(64, 7, np.int64) for _ in range(5)]
         streams[1].synchronize()
     streams[2].synchronize()
     assert len(other) == 5

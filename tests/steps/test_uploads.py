@@ -1,4 +1,4 @@
-"""Copies from the host that are read later: what was copied is what stood there at the call."""
+"""Copies from the host that run later: they copy the values at the time of the call."""
 
 import os
 import threading
@@ -39,7 +39,7 @@ def test_the_source_may_change_at_once(size, uploads):
 
 
 class Event:
-    """An event that has passed or not, as a test says."""
+    """An event whose state a test sets."""
 
     done = False
 
@@ -57,7 +57,7 @@ def test_memory_is_used_again_when_its_copy_was_made(uploads, monkeypatch):
     target, stream = cupy.empty(8, np.int64), cupy.cuda.get_current_stream()
     for count in (1, 2, 3):
         uploads.upload(target, np.zeros(8, np.int64), stream)
-        assert len(slots(uploads)) == count  # none of them may be written to yet
+        assert len(slots(uploads)) == count  # none of them can be reused yet
     first = slots(uploads)[0]
     monkeypatch.setattr(Event, "done", True)
     for _ in range(6):
@@ -94,7 +94,7 @@ def test_a_step_uploads_from_pinned_memory(uploads):
 
 
 def test_a_busy_stream_does_not_keep_another_from_memory_that_is_free(uploads, monkeypatch):
-    """One slot waits for a stream that is busy, and stands first: those behind it are used again all the same."""
+    """The first slot waits for a busy stream. The slots after it are reused all the same."""
     import cupy
 
     monkeypatch.setattr(uploads, "Event", Event)
@@ -108,7 +108,7 @@ def test_a_busy_stream_does_not_keep_another_from_memory_that_is_free(uploads, m
     assert len(slots(uploads)) == 2
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_that_was_forked_during_an_upload_does_not_wait_for_ever(uploads):
     taken, go = threading.Event(), threading.Event()
 
@@ -120,9 +120,9 @@ def test_a_child_that_was_forked_during_an_upload_does_not_wait_for_ever(uploads
     thread = threading.Thread(target=hold)
     thread.start()
     assert taken.wait(60)
-    threading.Timer(0.2, go.set).start()  # the fork waits for the lock
+    threading.Timer(0.2, go.set).start()  # until then, the fork waits for the lock
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python's own, of threads and forks
+        warnings.simplefilter("ignore")  # Python warns about forks beside running threads
         child = os.fork()
     if child == 0:
         os._exit(0 if uploads._lock.acquire(timeout=5) else 1)
@@ -132,7 +132,7 @@ def test_a_child_that_was_forked_during_an_upload_does_not_wait_for_ever(uploads
 
 
 def test_a_handler_may_copy_in_the_middle_of_a_copy(uploads, monkeypatch):
-    """As a signal handler that steps another optimizer: in the same thread it waited for itself, for ever."""
+    """Such as a signal handler that steps another optimizer. The thread once deadlocked, waiting for itself."""
     import cupy
 
     stream, inner = cupy.cuda.get_current_stream(), cupy.empty(8, np.int64)
@@ -147,7 +147,7 @@ def test_a_handler_may_copy_in_the_middle_of_a_copy(uploads, monkeypatch):
             return True
 
     monkeypatch.setattr(uploads, "Event", Interrupted)
-    for _ in range(2):  # the second asks whether the first has been made
+    for _ in range(2):  # the second one asks whether the first has finished
         uploads.upload(outer, np.arange(8) + 8, stream)
     stream.synchronize()
     assert handled

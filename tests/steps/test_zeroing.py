@@ -1,4 +1,4 @@
-"""Gradients that a step zeroes where they lie, and those that it refuses to."""
+"""Gradients that a step zeroes in place, and those that it refuses to zero."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_zero_grads_writes_zeros_and_nothing_else_changes(xp, found):
         twin.step(same, found_inf=found)
         assert_same(opt, twin)
         for zeroed, kept, x in zip(flat(grads), flat(same), flat(want), strict=True):
-            assert x is None or (bits(kept) == bits(x) and not any(bits(zeroed)))  # +0, to the bit
+            assert x is None or (bits(kept) == bits(x) and not any(bits(zeroed)))  # +0, bit-exact
     assert opt.skipped_steps == twin.skipped_steps == 2 * found
 
 
@@ -48,7 +48,7 @@ def test_a_plain_step_zeroes_too(xp, dtype):
 
 
 def layouts(xp):
-    """Gradients of shape (6, 8) that lie as no parameter of C's order does, and the whole memory of each."""
+    """Gradients of shape (6, 8) whose layout differs from C-ordered parameters', and the whole memory of each."""
     whole = [xp.array(draw(i, shape)[0]) for i, shape in enumerate([(8, 6), (12, 8), (6, 17), (6, 8)])]
     return {
         "transposed": (whole[0].T, whole[0]),
@@ -62,7 +62,7 @@ def layouts(xp):
 @pytest.mark.parametrize("found", [False, True])
 def test_a_gradient_that_is_copied_is_zeroed_where_it_lies(xp, name, found):
     opt, twin = (RMSProp([xp.ones((6, 8), F4), xp.ones(5, F4)]) for _ in range(2))
-    for _ in range(3):  # the copy is another each time
+    for _ in range(3):  # a new copy each time
         odd, whole = layouts(xp)[name]
         was, at = host(whole).copy(), host(odd).copy()
         opt.step([odd, xp.ones(5, F4)], zero_grads=True, found_inf=found)
@@ -109,13 +109,13 @@ def test_gradients_that_overlap_cannot_be_zeroed(xp, case):
             opt.step(grads, zero_grads=True)
         assert bits(memory) == was
     for x in (opt, twin):
-        x.step(grads)  # which is right without
+        x.step(grads)  # fine without zeroing
     good = {"a": xp.ones(5, F4), "b": xp.ones(5, F4)}
     opt.step(good, zero_grads=True)
     assert not host(good["b"]).any()
     twin.step({"a": xp.ones(5, F4), "b": xp.ones(5, F4)})
     assert_same(opt, twin)
-    with refusing(opt, ValueError, "overlaps"):  # after a right one too
+    with refusing(opt, ValueError, "overlaps"):  # also after a valid step
         opt.step(grads, zero_grads=True)
 
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_written_to_cannot_be_zeroed():
     assert (whole, opt.steps) == (0, 2)
     right = np.ones(5, F4)
     opt.step({"a": whole, "b": right}, zero_grads=True)
-    right.flags.writeable = False  # the same array, closed since
+    right.flags.writeable = False  # the same array, made read-only since
     with refusing(opt, ValueError, "read-only"):
         opt.step({"a": whole, "b": right}, zero_grads=True)
 

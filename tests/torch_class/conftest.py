@@ -1,11 +1,11 @@
-"""Who updated a parameter: seen where torch's function does it, whichever class called it."""
+"""Records which parameters torch's own function updates, whichever class calls it."""
 
 import pytest
 
 
 @pytest.fixture
 def left(monkeypatch):
-    """The ids of the parameters that torch's own function has updated, to be cleared at will."""
+    """The ids of the parameters that torch's own function has updated. Clear it at will."""
     rmsprop = pytest.importorskip("torch.optim.rmsprop")
     seen = set()
 

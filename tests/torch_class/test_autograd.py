@@ -1,4 +1,4 @@
-"""What autograd, threads and memory see of a step."""
+"""How a step looks to autograd, threads and memory."""
 
 import gc
 import weakref
@@ -22,7 +22,7 @@ GIVEN = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
 
 @CLASSES
 def test_backward_refuses_a_tensor_that_a_step_has_changed(cls):
-    """What was saved before the step is stale: without the count, gradients would be wrong without a word."""
+    """What autograd saved before the step is stale: without the version count, gradients would be silently wrong."""
     run = Run(cls, **GIVEN).step()
     loss = sum((p * p * p).sum() for p in run.params.values())
     run.step()
@@ -65,13 +65,13 @@ def test_a_step_leaves_no_graph(cls):
 def test_a_differentiable_step_is_torchs(given, start, left):
     """PyTorch's TestDifferentiableOptimizer: the updated parameter is a function of gradient and state.
 
-    Its gradient with respect to both is that of torch's class.
+    Its gradients with respect to both equal those of torch's class.
     """
     found = []
     for cls in (torch.optim.RMSprop, RMSprop):
         p, grad = (spread(i, 6, low=-2, high=0).requires_grad_() for i in range(2))
         square_avg = (spread(2, 6, low=-2, high=0).abs() + 1).requires_grad_()
-        leaf = p.clone()  # no leaf, so that it may be written in place
+        leaf = p.clone()  # a clone is no leaf, so it can be written in place
         opt = cls([torch.nn.Parameter(p.detach())], differentiable=True, **given)
         opt.param_groups[0]["params"] = [leaf]
         leaf.retain_grad()
@@ -99,7 +99,7 @@ def test_a_differentiable_step_needs_torchs_and_says_so():
 
 @CLASSES
 def test_steps_inside_inference_mode_are_torchs(cls):
-    """Parameters that were made there are inference tensors, which have no version."""
+    """Parameters made there are inference tensors, which have no version."""
     with torch.inference_mode():
         p = torch.ones(3, dtype=torch.float64)
         opt = cls([p], lr=0.5, alpha=0.75)
@@ -125,7 +125,7 @@ def test_any_number_of_threads_gives_the_same(threads):
 
 
 def test_a_step_is_shared_among_as_many_threads_as_torch_has_at_that_moment(monkeypatch):
-    """Workers call torch.set_num_threads(1), and whoever loads a model may have set another number before."""
+    """Workers call torch.set_num_threads(1), and a model may be loaded under another number."""
     asked, shares, before = [], cpu_drive.shares, torch.get_num_threads()
     monkeypatch.setattr(cpu_drive, "shares", lambda *a: asked.append(a[1]) or shares(*a))
     run = Run(RMSprop, dtype=torch.float32, shapes={"large": (cpu_drive.SERIAL_BELOW,)}, **GIVEN)
@@ -141,7 +141,7 @@ def test_a_step_is_shared_among_as_many_threads_as_torch_has_at_that_moment(monk
 @pytest.mark.parametrize("n", [1, 200])
 @pytest.mark.parametrize("given", [{}, {"momentum": 0.9, "centered": True}], ids=["plain", "all"])
 def test_no_step_allocates_as_much_as_a_mebibyte(given, n):
-    """8 MiB of parameters in one tensor or many; torch's foreach form has a temporary as large."""
+    """8 MiB of parameters in one tensor or many. torch's foreach form needs a temporary that large."""
     size = (1 << 21) // n
     params = [Parameter(torch.ones(size)) for _ in range(n)]
     opt = RMSprop(params, **given)
@@ -157,7 +157,7 @@ def test_no_step_allocates_as_much_as_a_mebibyte(given, n):
 
 
 def test_the_bytes_of_the_process_do_not_grow_by_a_mebibyte_in_a_step():
-    """Of all allocators, NumPy's too."""
+    """Counts all allocators, NumPy's too."""
     code = """
 import resource, tracemalloc
 import torch
@@ -179,7 +179,7 @@ print(tracemalloc.get_traced_memory()[1] < 1 << 20, resource.getrusage(resource.
 
 @CLASSES
 def test_nothing_is_kept_alive(cls):
-    """PyTorch's tests of leaks: an optimizer, its parameters and gradients go when the last name for them goes."""
+    """As in PyTorch's leak tests: an optimizer, its parameters and gradients are freed with the last reference."""
     run = Run(cls, **GIVEN).step(3)
     run.opt.zero_grad()
     grads = [weakref.ref(p.grad) for p in run.params.values() if p.grad is not None]
@@ -211,7 +211,7 @@ def test_two_optimizers_may_take_turns_over_the_same_parameters():
 
 
 def test_a_model_that_trains_takes_the_same_course():
-    """With gradients of autograd, which accumulate, and of new addresses: 30 steps of a small network."""
+    """30 steps of a small network. Gradients from autograd accumulate, and come at new addresses."""
     ends = []
     for cls in (torch.optim.RMSprop, RMSprop):
         torch.manual_seed(0)
@@ -225,4 +225,4 @@ def test_a_model_that_trains_takes_the_same_course():
             opt.step()
         ends.append(list(model.parameters()))
     for got, want in zip(ends[1], ends[0], strict=True):
-        assert_same_numbers(got, want, 1e-9)  # each step's rounding goes through the next gradient
+        assert_same_numbers(got, want, 1e-9)  # rounding in one step affects the next gradient

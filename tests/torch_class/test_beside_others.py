@@ -1,6 +1,6 @@
-"""Under the libraries that hold models and optimizers for others: the parameters end where torch's class leaves them.
+"""Under libraries that wrap models and optimizers, parameters end up the same as with torch's class.
 
-What is distributed runs in two processes over gloo. A library that is not installed is skipped.
+Distributed cases run in two processes over gloo. A library that is not installed is skipped.
 """
 
 import pytest
@@ -38,7 +38,7 @@ def compare(ends):
     for got, want in zip(ends[1], ends[0], strict=True):
         torch.testing.assert_close(got.detach(), want.detach(), rtol=1e-10, atol=1e-12)
 """
-# Threads of gloo may end an interpreter that ends before them: what they do then is not looked at.
+# gloo's threads may crash an interpreter that exits before they do. What happens then is ignored.
 END = """
 dist.barrier()
 dist.destroy_process_group()
@@ -104,7 +104,7 @@ print(type(opt.optim).__module__.split(".")[0], opt.optim.why_not_fused())
 
 
 def test_fsdp2(tmp_path):
-    """Its parameters are DTensors, which torch's step updates."""
+    """Its parameters are DTensors, so torch's step updates them."""
     code = """
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -125,9 +125,9 @@ print(sorted(opt.why_not_fused()) == sorted(name for name, _ in model.named_para
 
 
 def test_state_dicts_of_distributed_checkpoints(tmp_path):
-    """Written from torch's class, read into ours, and the other way around; it takes a step with a rate of 0 itself.
+    """Saved from torch's class and loaded into ours, and the other way around. Loading itself takes a step with lr 0.
 
-    A checkpoint of torch's lacks our arguments, which the planner has to be told to leave as they are.
+    A checkpoint of torch's class lacks our arguments, so the planner has to allow missing keys.
     """
     code = """
 import torch.distributed.checkpoint as checkpoint
@@ -172,10 +172,10 @@ def network():
 
 def assert_same_end(ends):
     for got, want in zip(ends[1].parameters(), ends[0].parameters(), strict=True):
-        assert_same_numbers(got, want, 1e-10)  # each step's rounding goes through the next gradient
+        assert_same_numbers(got, want, 1e-10)  # rounding in one step affects the next gradient
 
 
-@pytest.mark.filterwarnings("ignore")  # of theirs
+@pytest.mark.filterwarnings("ignore")  # their own warnings
 def test_accelerate(tmp_path, left):
     accelerate = pytest.importorskip("accelerate")
     ends = []
@@ -201,10 +201,10 @@ def test_accelerate(tmp_path, left):
     assert_same_end(ends)
 
 
-@pytest.mark.filterwarnings("ignore")  # of theirs
+@pytest.mark.filterwarnings("ignore")  # their own warnings
 @pytest.mark.parametrize("precision", ["64-true", "32-true"])
 def test_lightning(precision, tmp_path, left):
-    """It clips gradients only for optimizers that do not say that they take the scale."""
+    """It clips gradients only for optimizers that do not claim to handle the scale."""
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):

@@ -1,4 +1,4 @@
-"""Whatever a user does between two steps, the result is that of torch's class for the same program."""
+"""Whatever a user does between two steps, the result is the same as with torch's class."""
 
 from collections import defaultdict
 from copy import deepcopy
@@ -12,14 +12,14 @@ from torch_twins import PART, Run, assert_same_run, spread  # noqa: E402
 
 from rmsprop_gpu.torch import RMSprop, side  # noqa: E402
 
-# With all state there is, but not centered: what it cancels to has another bound, see test_numbers.py.
+# With all state except centered mode: cancellation needs its own bound, see test_numbers.py.
 GIVEN = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
 EVERY = frozenset(("weight", "bias", "scale", "empty"))
 
 
 @dataclass(frozen=True)
 class Case:
-    """What happens, which parameters torch's step then has to take, and whether it takes state to do it."""
+    """A change, the parameters that torch's step has to update afterwards, and whether the change needs state."""
 
     change: object
     left: frozenset
@@ -167,7 +167,7 @@ def a_parameter_is_removed(run):
 
 @case(stateful=True)
 def a_parameter_is_replaced_with_its_state_moved(run):
-    """As Gaussian splatting grows: more rows, and zeros for their state."""
+    """As Gaussian splatting grows: more rows, with zero state."""
     old = run.params["weight"]
     more = spread(12, 2, 3, low=-2, high=-1)
     run.params["weight"] = new = torch.nn.Parameter(torch.cat([old.detach(), more]))
@@ -334,7 +334,7 @@ def test_before_there_is_any_state_too(name):
 
 @pytest.mark.parametrize(("switch", "name"), [({"momentum": 0.9}, "momentum_buffer"), ({"centered": True}, "grad_avg")])
 def test_a_buffer_that_a_switch_wants_later_is_made(switch, name):
-    """torch raises KeyError there; ours is its step with a buffer of zeros."""
+    """torch raises KeyError here. Ours equals its step with a buffer of zeros."""
     torchs, ours = (Run(cls, lr=0.05, eps=0.1) for cls in (torch.optim.RMSprop, RMSprop))
     for run in (torchs, ours):
         run.step(2).group.update(switch)
@@ -347,7 +347,7 @@ def test_a_buffer_that_a_switch_wants_later_is_made(switch, name):
 
 
 def test_float32_that_goes_to_float64_keeps_what_its_state_knew(left):
-    """Its state, of float32 for torch, may be kept or widened: the update is torch's within float32's rounding."""
+    """torch's state stays float32, ours may be kept or widened. The update is torch's, within float32 rounding."""
     torchs, ours = (Run(cls, dtype=torch.float32, **GIVEN) for cls in (torch.optim.RMSprop, RMSprop))
     for run in (torchs, ours):
         run.step(2)
@@ -386,7 +386,7 @@ def test_the_same_parameter_in_a_second_group_by_hand(left):
 
 
 def test_memory_that_was_given_up_is_an_error_before_anything_is_written():
-    """FSDP resizes storages to nothing; torch's own step ends the process there."""
+    """FSDP resizes storages to zero. torch's own step crashes the process then."""
     run = Run(RMSprop, **GIVEN).step(2)
     run.give()
     kept = {name: p.detach().clone() for name, p in run.params.items()}
@@ -405,7 +405,7 @@ def test_memory_that_was_given_up_is_an_error_before_anything_is_written():
 
 
 def test_a_first_step_that_was_cut_off_leaves_no_numbers_behind(monkeypatch):
-    """Ctrl-C while it compiles, say; what is assigned then counts."""
+    """For example, Ctrl-C during compilation. Later assignments must count."""
 
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What torch's tensors say of themselves: whatever differs from what was bound is seen, and nothing else."""
+"""What torch's tensors report about themselves: any change since binding is seen, and nothing else is."""
 
 import ctypes
 import math
@@ -57,7 +57,7 @@ def intervals(rows):
 
 
 class Bound:
-    """Rows, and the reader that was made for them."""
+    """Rows, and the reader made for them."""
 
     def __init__(self, rows, library=TORCH):
         self.rows, self.column = rows, np.zeros(len(rows), np.int64)
@@ -113,7 +113,7 @@ def freed(x):
 
 
 def inside_freed(x):
-    """A tensor that begins behind the start of a storage without memory: its offset is all the address it has."""
+    """A tensor that starts at an offset into a storage without memory, so that the offset is its whole address."""
     base = torch.zeros(x.numel() + 5, dtype=x.dtype)
     part = base[5:].view(x.shape)
     freed(base)
@@ -130,7 +130,7 @@ def grown(x):
     assert x.data_ptr() != before
 
 
-# What happens to a row, and the verdict on it.
+# What happens to a row, and the resulting verdict.
 EVERYWHERE = {
     "data": (set_data, torch.clone),
     "data of another dtype": (set_data, torch.Tensor.double),
@@ -188,13 +188,13 @@ CASES += [
 
 
 @pytest.mark.parametrize(("change", "verdict"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of what it calls beta
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, about a beta feature
 def test_whatever_differs_is_seen(change, verdict):
     made = bound(Row())
     before = made.column.copy()
     row = made.rows[1]
     change(row)
-    for _ in range(2):  # what is odd stays odd
+    for _ in range(2):  # an odd tensor stays odd
         assert made.bind() == verdict
         assert made.reader.verdicts.tolist() == [WELL, verdict, WELL]
         address = 0 if row.g is None else UNCHECKED if verdict & GRAD_ODD else row.g.data_ptr()
@@ -271,7 +271,7 @@ def test_a_gradient_that_comes_goes_and_comes_back():
 )
 @pytest.mark.parametrize("grad_dtype", [F4, F2])
 def test_a_gradient_that_overlaps_what_is_written(start, nbytes, overlap, grad_dtype):
-    """A parameter is bytes 64 to 128 of a block, its state 192 to 256."""
+    """The parameter has bytes 64 to 128 of the block, and its state 192 to 256."""
     block = torch.zeros(80)
     other = Row((16,), cls=torch.Tensor)
     other.p, other.s = block[16:32], block[48:64]
@@ -279,7 +279,7 @@ def test_a_gradient_that_overlaps_what_is_written(start, nbytes, overlap, grad_d
     made = Bound([row, other])
     assert made.bind() == WELL
     row.g = block.view(torch.uint8)[start : start + nbytes].view(grad_dtype)
-    for _ in range(2):  # again, though the address is the same
+    for _ in range(2):  # again at the same address
         assert made.bind() == (GRAD_OVERLAPS if overlap else WELL)
         assert made.column[0] == (UNCHECKED if overlap else row.g.data_ptr())
 
@@ -289,14 +289,14 @@ def test_an_address_that_the_caller_wrote_is_looked_at_again():
     row, fine = made.rows[1], made.rows[1].g
     row.g = torch.zeros(4, 4).t()
     assert made.bind() == GRAD_ODD
-    made.column[1] = fine.data_ptr() + 4096  # of a copy
+    made.column[1] = fine.data_ptr() + 4096  # the address of a copy
     row.g = fine
     assert made.bind() == WELL
     assert made.column[1] == fine.data_ptr()
 
 
 def test_nothing_in_the_column_counts_as_checked_for_a_new_reader():
-    """Else a gradient that overlaps what only the new one writes would be taken."""
+    """Otherwise a gradient that overlaps memory only the new reader writes would be accepted."""
     made = bound(Row())
     grad = made.rows[1].g
     late = Row(cls=torch.Tensor)
@@ -313,7 +313,7 @@ LAZY = [
     ("g", F4, (), put("g", lambda x: torch.ones((), dtype=C8).conj().imag), GRAD_ODD),
     ("g", F4, (1, 1), put("g", lambda x: torch.ones((1, 1), dtype=C8).conj().imag), GRAD_ODD),
     ("g", F4, (1,), put("g", lambda x: torch.ones((1,), dtype=C8).imag), WELL),
-    ("g", F4, (2,), put("g", lambda x: torch.ones((2,), dtype=C8).conj().imag), GRAD_ODD),  # it is not dense
+    ("g", F4, (2,), put("g", lambda x: torch.ones((2,), dtype=C8).conj().imag), GRAD_ODD),  # not dense
 ]
 
 
@@ -352,7 +352,7 @@ def test_no_rows():
 @pytest.mark.parametrize("dtypes", [[F4] * 4, [F8] * 4, [F4, F8, F8, F4]], ids=["float32", "float64", "both"])
 def test_counters_of_rows_with_a_gradient_count(dtypes):
     steps = [torch.tensor(float(i), dtype=dtype) for i, dtype in enumerate(dtypes)]
-    steps[3].fill_(2**24 if dtypes[3] == F4 else 2**53)  # one more is the same number
+    steps[3].fill_(2**24 if dtypes[3] == F4 else 2**53)  # adding one leaves it unchanged
     column = np.array([NO_ELEMENTS, 0, 4096, 4096], np.int64)
     count = exchange.counter(steps, column)
     count()
@@ -383,7 +383,7 @@ def test_the_next_process_finds_the_check_on_disk_and_gives_it_addresses_of_its_
         assert run(KEPT, RMSPROP_GPU_CACHE_DIR=str(tmp_path)) == f"{compiles} 0 True 1.0"
 
 
-# The table itself.
+# The table itself
 
 
 def capsule_of(table, name=b"dlpack_exchange_api"):
@@ -393,7 +393,7 @@ def capsule_of(table, name=b"dlpack_exchange_api"):
 
 
 def changed(**fields):
-    """torch's table with other fields."""
+    """torch's table with other values in some fields."""
     table = exchange._Table.from_buffer_copy(exchange._table())
     for name, value in fields.items():
         setattr(table, name, value)
@@ -402,7 +402,7 @@ def changed(**fields):
 
 @pytest.fixture
 def offered(monkeypatch):
-    """Let torch offer this table."""
+    """Make torch offer this table."""
 
     def offer(table, **options):
         monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", capsule_of(table, **options))
@@ -444,7 +444,7 @@ def test_a_capsule_of_another_name_is_refused(offered):
 
 
 def test_objects_that_begin_otherwise_are_refused(monkeypatch):
-    monkeypatch.setattr(exchange, "object", type("o", (), {"__slots__": ("a", "b")}), raising=False)  # of 32 bytes
+    monkeypatch.setattr(exchange, "object", type("o", (), {"__slots__": ("a", "b")}), raising=False)  # 32 bytes
     with pytest.raises(ImportError, match="64-bit CPython with a GIL"):
         exchange._table()
 
@@ -508,11 +508,11 @@ def test_the_stream_of_the_host_is_the_default_one():
     assert exchange.current_stream(exchange.DEVICES["cpu"], 0) == 0
 
 
-# Arrays of a device, through a table of our own: this torch need not know it.
+# Arrays on a device, through a table of our own: torch itself need not support the device
 
 
 class Devices:
-    """A function that fills a DLTensor from a CuPy array, as a table of C functions has it."""
+    """A function that fills a DLTensor from a CuPy array, like the one in a table of C functions."""
 
     def __init__(self):
         self._kept = {}
@@ -524,7 +524,7 @@ class Devices:
         strides = (ctypes.c_int64 * nd)(*(stride // array.itemsize for stride in array.strides))
         self._kept[id(array)] = shape, strides
         t = out.contents
-        # Not the address of the first element: the offset has to be added.
+        # This is not the address of the first element: the offset has to be added.
         t.data, t.offset = array.data.mem.ptr, array.data.ptr - array.data.mem.ptr
         t.device, t.ndim, t.dtype = self._device(array), nd, self._dtype(array.dtype)
         t.shape, t.strides = ctypes.addressof(shape), ctypes.addressof(strides)
@@ -551,11 +551,11 @@ class Devices:
 
 @pytest.fixture
 def on_device():
-    """A parameter, its gradient and its state on a device, among others, and what binds them."""
+    """Rows on a device, bound to a reader. Yields a function that binds them again with some tensors replaced."""
     import cupy
 
     devices = Devices()
-    # The second begins behind the start of its memory: its DLTensor has an offset.
+    # The second parameter has an offset into its memory, and so does its DLTensor.
     params = [cupy.zeros((3, 4), np.float32), cupy.zeros((5, 4), np.float32)[1:], cupy.zeros(0, np.float32)]
     states = [[cupy.zeros_like(p) for p in params]]
     grads = [cupy.ones_like(p) for p in params]
@@ -566,7 +566,7 @@ def on_device():
     assert reader.bind(params, grads, states) == WELL
     assert column.tolist() == [grads[0].data.ptr, grads[1].data.ptr, NO_ELEMENTS]
     yield lambda p=None, g=None, s=None: _bind(reader, column, params, grads, states, p, g, s)
-    assert devices  # the function has to live
+    assert devices  # keep the function alive until here
 
 
 def _bind(reader, column, params, grads, states, p, g, s):

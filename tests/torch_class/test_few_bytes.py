@@ -1,4 +1,4 @@
-"""The class for torch with codes, remainders and rounding at random: the bits of the class for arrays, its state."""
+"""The class for torch with codes, remainders and stochastic rounding: bit-identical to the class for arrays."""
 
 import io
 import itertools
@@ -33,7 +33,7 @@ def options(moment, store="", **more):
 
 
 def array(t):
-    """A copy of a tensor for NumPy, laid out as it is."""
+    """A copy of a tensor for NumPy, in the same layout."""
     t = t.detach()
     return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy("K") if t.dtype == BF else t.numpy().copy("K")
 
@@ -47,7 +47,7 @@ def parameters(seed=0, sizes=SIZES, dtype=F4):
 
 
 def step(opt, seed, make=drawn):
-    """A step with gradients from this seed, which come back."""
+    """Take a step with gradients from this seed, and return them."""
     params = [p for group in opt.param_groups for p in group["params"]]
     rng = np.random.default_rng([9, seed])
     for p in params:
@@ -74,14 +74,14 @@ def assert_same_state(mine, other):
 
 
 def equal(x, y):
-    """To the bit, whatever the payload of a NaN."""
+    """Bit-identical, whatever the payload of a NaN."""
     if x.dtype.kind in "iu":
         return np.array_equal(x, y)
     return np.array_equal(oracle.without_payload(x.astype(np.float32)), oracle.without_payload(y.astype(np.float32)))
 
 
 def assert_like_arrays(opt, params, arrays, like, keys):
-    """Are parameters and state those of the optimizer over arrays?"""
+    """Parameters and state match those of the optimizer over arrays."""
     for p, x, key in zip(params, arrays, keys, strict=True):
         assert equal(array(p), x)
         theirs = like.state[key]
@@ -116,7 +116,7 @@ def test_steps_have_the_bits_of_arrays(moment, store, dtype, more):
 
 
 def test_codes_are_those_of_the_formula():
-    """Against plain NumPy, not against the other class: parameters without names are called by their numbers."""
+    """Against plain NumPy, not the other class. Parameters without names are named by their index."""
     (p,) = parameters(sizes=[1000])
     ref = torch.nn.Parameter(p.detach().clone())
     opt, plain = RMSprop([p], square_avg_dtype="uint16", seed=7), RMSprop([ref])
@@ -355,7 +355,7 @@ BAD = {
 
 
 def refused(opt, saved, match):
-    """Is this state refused, and nothing changed?"""
+    """This state is refused, and nothing changes."""
     groups, kept = deepcopy(opt.state_dict()["param_groups"]), deepcopy(opt.state_dict()["state"])
     with pytest.raises(ValueError, match=match):
         opt.load_state_dict(saved)
@@ -372,14 +372,14 @@ def test_codes_that_do_not_fit_are_refused(change):
     saved = deepcopy(opt.state_dict())
     change(saved["state"][1])
     step(opt, 1)
-    if change is reshape:  # or the bases would be too many
+    if change is reshape:  # or there would be too many bases
         saved["state"][1]["square_avg"] = saved["state"][1]["square_avg"].clone()
     refused(opt, saved, r"the loaded state of param_groups\[0\]\['params'\]\[1\] does not fit .*: its " + BAD[change])
 
 
 @pytest.mark.parametrize("moment", ["float32", "uint16", "uint8"])
 def test_bases_without_their_codes_go(moment):
-    """torch would have cast them to the parameter's dtype."""
+    """torch would cast them to the parameter's dtype."""
     opt, other = (RMSprop(parameters(), square_avg_dtype=moment) for _ in range(2))
     step(opt, 0)
     saved = deepcopy(opt.state_dict())
@@ -410,7 +410,7 @@ def test_a_state_whose_rule_does_not_go_with_the_format_is_refused():
 
 @pytest.mark.parametrize("moment", ["uint16", "uint8"])
 def test_averages_below_zero_are_refused_before_they_are_codes(moment):
-    """A code has no sign: it would be a NaN. -0.0 is 0."""
+    """A code has no sign, so a negative value would become NaN. -0.0 loads as 0."""
     p, q = (torch.nn.Parameter(torch.ones(300)) for _ in range(2))
     p.grad, q.grad = torch.ones(300), torch.ones(300)
     opt, plain = RMSprop([p], square_avg_dtype=moment), RMSprop([q])
@@ -423,7 +423,7 @@ def test_averages_below_zero_are_refused_before_they_are_codes(moment):
     assert (opt.decoded_state(p)["square_avg"] == 0).all()
 
 
-# What is refused, and what it says
+# Refusals and their messages
 
 
 @pytest.mark.parametrize(

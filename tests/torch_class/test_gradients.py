@@ -1,4 +1,4 @@
-"""Gradients and parameters in every form that torch takes: the result is its own, and no row goes there for nothing."""
+"""Gradients and parameters in every form that torch accepts: same result, and no row goes to torch needlessly."""
 
 import pytest
 
@@ -13,7 +13,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def both(make, grad_of, left, steps=3, **given):
-    """Two runs of steps with such a gradient for the parameter "x" beside a plain one; which are torch's, by name."""
+    """Compare two runs that give the parameter "x" such gradients. Returns the names that torch's step updated."""
     runs = []
     for cls in (torch.optim.RMSprop, RMSprop):
         run = Run(cls, **(GIVEN | given))
@@ -35,7 +35,7 @@ def matrix(dtype=torch.float64):
 
 
 def give(grad):
-    """A gradient that is made from the dense one of this step."""
+    """A gradient made from this step's dense one."""
 
     def change(run, p):
         p.grad = grad(run.grad("x"))
@@ -44,7 +44,7 @@ def give(grad):
 
 
 def _wide(g):
-    """The same numbers in every other element of a wider memory."""
+    """The same values in every other element of twice the memory."""
     wide = torch.full((*g.shape[:-1], 2 * g.shape[-1]), torch.nan, dtype=g.dtype)
     wide[..., ::2] = g
     return wide[..., ::2]
@@ -97,7 +97,7 @@ def test_a_parameter_that_is_not_dense_is_torchs(name, left):
     assert both(NOT_DENSE[name], give(lambda g: g), left) == {"x"}
 
 
-# A gradient that is memory which the step writes: what counts is what stood there before.
+# The gradient is memory that the step writes. Its values before the step count.
 OVERLAPS = {
     "its parameter": lambda run, p: p.detach(),
     "its parameter in another order": lambda run, p: p.detach().flatten()[: p.numel()].view(6, 4).t(),
@@ -124,7 +124,7 @@ OTHERS_MEMORY = {
 
 @pytest.mark.parametrize("name", OTHERS_MEMORY)
 def test_a_gradient_may_be_what_the_step_writes_at_another_time(name):
-    """torch reads it when it comes to it, at a time that differs between its forms: here it counts as it was before."""
+    """torch reads it in its turn, which differs between the forms of a step. Here its values before the step count."""
 
     def run_of(copy):
         run = Run(RMSprop, shapes=dict.fromkeys(("first", "weight", "last"), (4, 3)), **GIVEN).step()
@@ -219,7 +219,7 @@ def test_a_sparse_gradient_is_torchs_error_before_anything_is_written(steps, whi
 
 
 class Own(torch.Tensor):
-    """A class of a user's own, without words of its own."""
+    """A user's subclass that overrides nothing."""
 
 
 def test_a_parameter_of_a_class_of_its_own_is_torchs(left):
@@ -253,7 +253,7 @@ def test_parameters_on_the_meta_device_take_torchs_step(given, left):
 
 
 def test_new_addresses_at_each_step_are_seen(left):
-    """zero_grad() lets go of gradients, so that the next lie elsewhere, or where others lay."""
+    """zero_grad() drops gradients, so the next ones are at new addresses, or at those of earlier ones."""
     runs = []
     for cls in (torch.optim.RMSprop, RMSprop):
         run = Run(cls, **GIVEN)
@@ -268,7 +268,7 @@ def test_new_addresses_at_each_step_are_seen(left):
 
 
 def test_gradients_may_change_places():
-    """Each at an address that was another's in the step before."""
+    """Each gets an address that was another's in the step before."""
     runs = []
     for cls in (torch.optim.RMSprop, RMSprop):
         run = Run(cls, shapes={"a": (5,), "b": (5,)}, **GIVEN).step()

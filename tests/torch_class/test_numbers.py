@@ -1,4 +1,4 @@
-"""Each step from the same start is torch's, in every configuration that PyTorch tests, and within a derived bound."""
+"""From the same start, each step equals torch's within a derived bound, in every configuration that PyTorch tests."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from torch_twins import PART, Twins, assert_same_numbers, assert_same_update, re
 from rmsprop_gpu.torch import RMSprop  # noqa: E402
 
 SHAPES = [(7, 5), (33,), (), (1,), (0,), (3, 2, 4)]
-# Beside PyTorch's: what none of those has.
+# In addition to PyTorch's configurations: what none of them covers.
 MORE = {
     "momentum alone": {"momentum": 0.9},
     "momentum, weight_decay, maximize": {"momentum": 0.5, "weight_decay": 0.1, "maximize": True},
@@ -28,12 +28,12 @@ STEPS = 6
 
 
 def start(dtype, shapes=SHAPES):
-    """Parameters of the size of an update."""
+    """Parameters about as large as an update."""
     return [spread(i, *shape, dtype=dtype, low=-2.5, high=-1.5) for i, shape in enumerate(shapes)]
 
 
 def grads(step, dtype, shapes=SHAPES):
-    """Over eight decades; those of one element near 1, or the one update would be below its parameter's rounding."""
+    """Over eight decades. Single elements stay near 1, or their update would be below their parameter's rounding."""
     drawn = [spread(100 * step + i, *shape, dtype=dtype) for i, shape in enumerate(shapes, 1)]
     return [1 + 1e-3 * g.clamp(-1, 1) if g.numel() == 1 and not dtype.is_complex else g for g in drawn]
 
@@ -43,7 +43,7 @@ def one_group(given):
 
 
 def two_groups(given):
-    """The second half has words of its own; which they are does not matter to the first."""
+    """The second half has options of its own, whose values do not matter to the first half."""
     own = {"lr": 0.003, "weight_decay": 0.2, "alpha": 0.9, "eps": 1e-5}
     return lambda cls, params: cls([{"params": params[:3]}, {"params": params[3:], **own}], **given)
 
@@ -56,7 +56,7 @@ MAKERS = {"one group": one_group, "two groups": two_groups, "named": named}
 
 
 def assert_same_step(twins, before, bound=None):
-    """Parameters by their update or a bound, state by its largest element, counts exactly."""
+    """Parameters are compared by update or bound, state relative to its largest element, counts exactly."""
     for (p, q), old in zip(twins.pairs(), before, strict=True):
         if bound:
             bound(twins, p, q, old)
@@ -69,7 +69,7 @@ def assert_same_step(twins, before, bound=None):
         assert own["step"].dtype == state["step"].dtype
         for name, x in state.items():
             assert (own[name].dtype, own[name].stride()) == (x.dtype, x.stride())
-            if not (bound and name == "momentum_buffer"):  # of which the bound is that of the update
+            if not (bound and name == "momentum_buffer"):  # the update's bound covers this buffer
                 assert_same_numbers(own[name], x, PART[x.dtype])
 
 
@@ -95,7 +95,7 @@ def test_each_centered_step_is_torchs_within_what_cancellation_leaves(given, dty
 
 @pytest.mark.parametrize(("dtype", "noise"), [(torch.float64, 1e-5), (torch.float32, 0.02)], ids=str)
 def test_gradients_that_hardly_change_leave_as_much_as_cancellation_does(dtype, noise):
-    """All but a small part of the average of squares cancels."""
+    """Almost all of the average of squares cancels."""
     twins = Twins(RMSprop, one_group({"centered": True, "alpha": 0.5}), [torch.full((1000,), 0.01, dtype=dtype)])
     for step in range(40):
         drawn = torch.randn(1000, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
@@ -107,16 +107,16 @@ def test_gradients_that_hardly_change_leave_as_much_as_cancellation_does(dtype, 
 
 
 def assert_within_cancellation(twins, p, q, old):
-    """Where v - m^2 cancels. With u the unit roundoff, ours and torch's are off the exact values by, at most:
+    """The bound where v - m^2 cancels. With u the unit roundoff, ours and torch's are off by at most:
 
-    * g (decay is one fma, or a product and a sum): 3 u (|weight_decay p| + |g|) both together.
-    * v: 3 u v each, and what g is off, twice times |g|.
-    * m: torch takes it by lerp, m + w (g - m): a difference, a product, a sum. We round alpha, a product and an fma; w
-      and alpha, both rounded, add up to 1 within u. Together u (3 |m| + 2 |m'| + 2 w |g - m|), and w times what g is.
-    * d = v - m'^2: what v is off, 2 |m'| times what m is off, torch's square u m'^2, and 2 u d.
-    * the root, eps, the quotient and lr round four times each, which are 8 u of the update.
+    * g (decay is one fma, or a product and a sum): 3 u (|weight_decay p| + |g|), for both together.
+    * v: 3 u v each, plus 2 |g| times the error of g.
+    * m: torch uses lerp, m + w (g - m): a difference, a product, a sum. We round alpha, a product and an fma; w and
+      alpha, both rounded, add up to 1 within u. Together u (3 |m| + 2 |m'| + 2 w |g - m|), plus w times the error of g.
+    * d = v - m'^2: the error of v, 2 |m'| times the error of m, torch's square u m'^2, and 2 u d.
+    * the root, eps, the quotient and lr round four times each, in total 8 u of the update.
 
-    Where d may be 0, torch's root may be NaN, and the quotient may be anything: such an element is not held. Most are.
+    Where d may be 0, torch's root may be NaN and the quotient anything. Such elements, a minority, are not compared.
     """
     if not q.numel():
         return
@@ -142,7 +142,7 @@ def assert_within_cancellation(twins, p, q, old):
     update_off = (g.abs() + g_off) / least - g.abs() / most + 8 * u * update
     b = momentum * b_old
     step_off = lr * (update_off + 2 * u * (b.abs() + update))
-    # Each rounds the parameter once.
+    # Each side rounds the parameter once.
     bound = step_off + 2 * u * (before.abs() + lr * (b.abs() + update))
     off = (reals(p) - reals(q)).abs()
     assert (off <= bound)[held].all(), f"off by {(off / bound)[held].max():.3g} of the bound"
@@ -171,7 +171,7 @@ def test_some_parameters_have_no_gradient_now_and_then(given):
 
 @pytest.mark.parametrize("given", PLAIN.values(), ids=PLAIN)
 def test_all_dtypes_stand_in_one_group(given):
-    """PyTorch's test_mixed_device_dtype, but for the devices."""
+    """PyTorch's test_mixed_device_dtype, except for the devices."""
     tensors = [spread(i, 5, 3, dtype=dtype, low=-2.5, high=-1.5) for i, dtype in enumerate(DTYPES)]
     twins = Twins(RMSprop, one_group(given), tensors)
     for step in range(STEPS):
@@ -201,12 +201,12 @@ SCHEDULES = {
 @pytest.mark.parametrize("schedulers", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("given", [{}, {"momentum": 0.9, "weight_decay": 0.1}], ids=["plain", "momentum"])
 def test_schedulers_change_what_the_next_step_takes(given, schedulers, tensor_lr):
-    """PyTorch's test_param_group_with_lrscheduler_goes_right_direction, in numbers."""
+    """PyTorch's test_param_group_with_lrscheduler_goes_right_direction, with exact values."""
     if any("OneCycle" in str(make.__code__.co_names) for make in schedulers) and not given:
-        given = {"momentum": 0.1}  # it wants one to cycle
+        given = {"momentum": 0.1}  # OneCycleLR cycles momentum
     lr = torch.tensor(0.05, dtype=torch.float64) if tensor_lr else 0.05
 
-    def make(cls, params):  # a tensor of its own for each optimizer: schedulers write into it
+    def make(cls, params):  # each optimizer needs its own tensor: schedulers write to it
         return two_groups({**given, "lr": lr.clone() if tensor_lr else lr})(cls, params)
 
     twins = Twins(RMSprop, make, start(torch.float64))

@@ -1,6 +1,6 @@
-"""The class over torch's tensors on a real card: the bits of the host, streams, graphs, and what the host waits for.
+"""The class over torch's tensors on a real card: bit-identical to the host, streams, graphs, and when the host waits.
 
-Beside test_on_devices.py, where torch is faked; here nothing is. Skipped where torch itself finds no CUDA device.
+test_on_devices.py fakes torch's part, this file fakes nothing. Skipped if torch finds no CUDA device.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from rmsprop_gpu.torch import RMSprop  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
-    # A string is evaluated when a test runs: torch is asked for devices where such a test was chosen.
+    # A string is evaluated when a test runs, so torch looks for devices only if such a test was chosen.
     pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="torch finds no CUDA device"),
     pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True:UserWarning"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
@@ -30,7 +30,7 @@ F4, F8, F2, B2, C8, C16 = (
     *(torch.complex64, torch.complex128),
 )
 SHAPES = (7, 5), (1000,), (), (3, 0), (2, 3, 4), (70_001,)
-SPIN = 1_000_000_000  # cycles of a card's clock, about half a second
+SPIN = 1_000_000_000  # clock cycles of the card, about half a second
 
 ALL_ON = {"momentum": 0.9, "weight_decay": 0.1, "centered": True, "nesterov": True, "bias_correction": True}
 SKIPPING = {"global_clipnorm": 1.0, "skip_nonfinite": True, "bias_correction": True}
@@ -48,18 +48,18 @@ CASES += [(given, F4) for given in RULES] + [(SKIPPING, dtype) for dtype in (F8,
 
 
 def on_card(x):
-    """A copy there, laid out as it is."""
+    """A copy on the card, in the same layout."""
     return x.detach().to(CARD, copy=True)
 
 
 def wait():
-    """Until the card is through."""
+    """Wait until the card has finished."""
     torch.cuda.synchronize(CARD)
 
 
 @contextlib.contextmanager
 def no_waiting():
-    """Where torch sees the host wait for the card, it is an error."""
+    """Raise an error where torch sees the host wait for the card."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -68,19 +68,19 @@ def no_waiting():
 
 
 def draw(seed, dtype=F4, shapes=SHAPES):
-    """Numbers over decades, for a step."""
+    """Values over several decades, for one step."""
     return [spread(100 * seed + i, *shape, dtype=dtype, low=-5, high=2) for i, shape in enumerate(shapes)]
 
 
 def same(a, b):
-    """The same bits, dtype and shape, wherever they are."""
+    """Bit-identical, with the same dtype and shape, on whichever device."""
     assert (a.dtype, a.shape) == (b.dtype, b.shape)
     a, b = (x.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for x in (a, b))
     assert torch.equal(a, b)
 
 
 class Twins:
-    """The same optimizer over equal tensors on the host and on the card."""
+    """The same optimizer over equal tensors, on the host and on the card."""
 
     def __init__(self, given, dtype=F4, shapes=SHAPES, grouped=lambda params: params, **on_the_card):
         start = [spread(i, *shape, dtype=dtype, low=-2, high=0) for i, shape in enumerate(shapes)]
@@ -91,13 +91,13 @@ class Twins:
         self.shapes, self.dtype = shapes, dtype
 
     def grads(self, grads):
-        """These for the next step, in memory of their own."""
+        """Set these gradients for the next step, in new memory."""
         for p, q, g in zip(self.host, self.there, grads, strict=True):
             p.grad, q.grad = (None, None) if g is None else (g, on_card(g))
         return self
 
     def write(self, grads):
-        """The same numbers, where the gradients lie."""
+        """Write these values into the existing gradients."""
         for p, q, g in zip(self.host, self.there, grads, strict=True):
             p.grad.copy_(g)
             q.grad.copy_(g)
@@ -124,7 +124,7 @@ class Twins:
         return self
 
 
-# Bits
+# Bit-identity
 
 
 @pytest.mark.parametrize(("given", "dtype"), CASES, ids=str)
@@ -142,7 +142,7 @@ def test_many_small_tensors_have_the_bits_of_the_host():
 
 
 def test_gradients_of_new_addresses_each_step():
-    """As after zero_grad(set_to_none=True); those of the steps before are kept, so that no address comes again."""
+    """As after zero_grad(set_to_none=True). Old gradients are kept, so that no address comes back."""
     twins, kept = Twins({"momentum": 0.9}), []
     for seed in range(1, 6):
         for opt in (twins.mine, twins.its):
@@ -154,7 +154,7 @@ def test_gradients_of_new_addresses_each_step():
 
 
 def test_gradients_that_are_freed_at_once():
-    """Their memory is given to the next ones, behind the step that reads it."""
+    """Their memory is reused on the stream after the step that reads it."""
     twins = Twins({"momentum": 0.9}, shapes=[(1000, 1000)])
     for seed in range(1, 6):
         twins.grads(twins.draw(seed)).step()
@@ -219,7 +219,7 @@ def test_host_and_card_in_one_step():
     assert opt.why_not_fused() == {}
 
 
-# Beside torch's own class
+# Against torch's own class
 
 TORCHS = [{}, {"momentum": 0.9}, {"momentum": 0.5, "weight_decay": 0.1, "maximize": True}, {"alpha": 0.9, "eps": 0.1}]
 
@@ -227,7 +227,7 @@ TORCHS = [{}, {"momentum": 0.9}, {"momentum": 0.5, "weight_decay": 0.1, "maximiz
 @pytest.mark.parametrize("dtype", [F4, F8, C8], ids=str)
 @pytest.mark.parametrize("given", TORCHS, ids=str)
 def test_each_step_is_torchs_within_rounding(given, dtype):
-    """From the same start; the bounds are those of torch_twins.PART, which count the roundings of both."""
+    """From the same start. The bounds are those of torch_twins.PART, which count the roundings of both."""
     shapes = (7, 5), (33,), (3, 2, 4)
     start = [on_card(spread(i, *shape, dtype=dtype, low=-2.5, high=-1.5)) for i, shape in enumerate(shapes)]
     twins = OneStep(RMSprop, lambda cls, params: cls(params, **given), start)
@@ -259,7 +259,7 @@ def test_a_model_that_trains_takes_torchs_course():
             opt.step()
         ends.append(list(model.parameters()))
     for got, want in zip(ends[1], ends[0], strict=True):
-        assert_same_numbers(got, want, 1e-9)  # each step's rounding goes through the next gradient
+        assert_same_numbers(got, want, 1e-9)  # rounding in one step affects the next gradient
 
 
 def test_autograd_refuses_what_was_saved_before_a_step():
@@ -271,13 +271,13 @@ def test_autograd_refuses_what_was_saved_before_a_step():
         loss.backward()
 
 
-# Streams, memory, and the host
+# Streams, memory and the host
 
 
 @pytest.mark.parametrize("given", [{"momentum": 0.9}, SKIPPING], ids=str)
 @pytest.mark.parametrize("before", ["on the default stream", "on that stream"])
 def test_a_step_is_on_the_current_stream(before, given):
-    """The gradients come late there: a step on any other stream would read the old ones."""
+    """Gradients arrive late on that stream: a step on any other would read the old ones."""
     twins, stream = Twins(given).grads(draw(1)), torch.cuda.Stream(CARD)
     wait()
     with contextlib.nullcontext() if before == "on the default stream" else torch.cuda.stream(stream):
@@ -305,7 +305,7 @@ WAYS = {
 
 @pytest.mark.parametrize("given", WAYS.values(), ids=WAYS)
 def test_a_step_does_not_wait(given):
-    """Neither where torch looks for it, nor behind a kernel that spins; with new gradients, and another number."""
+    """Checked with torch's sync debug mode, and behind a spinning kernel. Gradients and learning rate change."""
     params = [torch.nn.Parameter(on_card(x)) for x in draw(0)]
     opt, grads = RMSprop(params, **given), [[on_card(g) for g in draw(seed)] for seed in range(1, 6)]
 
@@ -362,14 +362,14 @@ def test_steps_of_the_same_tensors_allocate_nothing():
 )
 @pytest.mark.parametrize("dtype", [F4, B2], ids=str)
 def test_replays_have_the_bits_of_the_host(given, dtype):
-    """With other numbers in the gradients, and another learning rate: powers of two, so that float32 holds them."""
+    """With other values in the gradients and another learning rate. Powers of two are exact in float32."""
     lr = on_card(torch.tensor(0.25))
     twins = Twins({"lr": 0.25, **given}, dtype, capturable=True, lr=lr)
     twins.grads(twins.draw(1)).step().check()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         twins.its.step()
-    twins.check()  # a capture is no step
+    twins.check()  # capturing takes no step
     for seed, rate in ((2, 0.25), (3, 0.125), (4, 0.5), (5, 0.5)):
         twins.write(twins.draw(seed))
         lr.fill_(rate)
@@ -377,7 +377,7 @@ def test_replays_have_the_bits_of_the_host(given, dtype):
         graph.replay()
         twins.mine.step()
         twins.check()
-    twins.write(twins.draw(6)).step().check()  # beside the graph
+    twins.write(twins.draw(6)).step().check()  # an eager step after the graph
     if "skip_nonfinite" in given:
         bad = twins.draw(7)
         bad[1][5] = torch.inf
@@ -394,12 +394,12 @@ def test_a_graph_lives_beside_steps_of_other_gradients():
         twins.its.step()
     twins.its.zero_grad()
     twins.grads(draw(2)).step().check()
-    twins.its.param_groups[0]["alpha"] = twins.mine.param_groups[0]["alpha"] = 0.5  # bound anew
+    twins.its.param_groups[0]["alpha"] = twins.mine.param_groups[0]["alpha"] = 0.5  # rebinds
     twins.grads(draw(3)).step().check()
     for p, g, old in zip(twins.host, draw(4), captured, strict=True):
         p.grad.copy_(g)
         old.copy_(g)
-    graph.replay()  # with the numbers that it was captured with
+    graph.replay()  # with the hyperparameters at capture
     twins.mine.param_groups[0]["alpha"] = 0.99
     twins.mine.step()
     twins.check()
@@ -424,7 +424,7 @@ def test_what_a_graph_could_not_keep_is_refused():
 
 
 def test_a_whole_iteration_is_captured():
-    """Forward, backward and step in one graph, as torch's notes on CUDA graphs have it."""
+    """Forward, backward and step in one graph, as in torch's notes on CUDA graphs."""
     ends, given = [], {"lr": 1e-3, "momentum": 0.9, "capturable": True}
     for captured in (False, True):
         model, x = network(), torch.zeros(32, 8, dtype=F8, device=CARD)
@@ -463,7 +463,7 @@ def test_a_whole_iteration_is_captured():
 @pytest.mark.parametrize("dtype", [F4, F8], ids=str)
 @pytest.mark.parametrize("given", [{"momentum": 0.9}, {"global_clipnorm": 1.0}], ids=str)
 def test_scaled_steps_have_the_bits_of_the_host(given, dtype, fused):
-    """One of them is spoiled: it is skipped and not counted. Fused, the host waits for nothing in any of them."""
+    """One step has an infinite gradient: it is skipped and not counted. With fused=True, the host never waits."""
     twins = Twins({"fused": fused, **given}, dtype)
     scalers = [torch.amp.GradScaler(device.type, init_scale=2.0**8) for device in (torch.device("cpu"), CARD)]
     ones = torch.ones(()), on_card(torch.ones(()))
@@ -523,7 +523,7 @@ def test_a_state_that_is_counted_on_the_card_is_saved_and_loaded_there(given):
 
 @pytest.mark.parametrize("given", [SKIPPING, {"capturable": True}], ids=str)
 def test_a_state_that_is_counted_on_the_card_goes_on_on_the_host(given):
-    """It is loaded as it was saved: torch moves all but the counters."""
+    """Counters load as they were saved: torch moves everything else."""
     twins = Twins({**given, "capturable": False}, **given)
     for seed in range(1, 3):
         twins.grads(twins.draw(seed)).step().check()
@@ -537,7 +537,7 @@ def test_a_state_that_is_counted_on_the_card_goes_on_on_the_host(given):
 
 
 def test_torchs_class_takes_over_and_hands_back():
-    """On the card; the state of one is that of the other."""
+    """On the card. Each loads the state of the other."""
     start = [on_card(x) for x in draw(0, F8, [(7, 5), (33,)])]
     params, twins = [[torch.nn.Parameter(x.clone()) for x in start] for _ in range(2)]
     ours, torchs = RMSprop(params, momentum=0.9), torch.optim.RMSprop(twins, momentum=0.9)
@@ -569,7 +569,7 @@ FEWER = [
 @pytest.mark.parametrize("given", FEWER, ids=str)
 @pytest.mark.parametrize("dtype", [F4, B2], ids=str)
 def test_fewer_bytes_have_the_bits_of_the_host(dtype, given, replayed):
-    """Codes, bases, remainders and dithered parameters; in replays with a key for each."""
+    """Codes, bases, remainders and stochastically rounded parameters. Each replay has its own key."""
     shapes, count = ((1000,), (37, 129), (5,)), 6
     start, grads = draw(0, dtype, shapes), [draw(step + 1, dtype, shapes) for step in range(count)]
     here = [torch.nn.Parameter(x.clone()) for x in start]
@@ -602,5 +602,5 @@ def test_fewer_bytes_have_the_bits_of_the_host(dtype, given, replayed):
     for p, q in zip(here, there, strict=True):
         same(p, q)
         for kind, x in host.state[p].items():
-            if kind != "step":  # which is a number on the host, and an array there
+            if kind != "step":  # it is a number on the host and an array there
                 same(x, card.state[q][kind])

@@ -1,6 +1,6 @@
-"""The class over tensors on a CUDA device, which here are torch's of the host in pinned memory: kernels reach it too.
+"""The class over tensors on a CUDA device. Here they are host tensors in pinned memory, which kernels can reach.
 
-What of torch needs a GPU is faked by CuPy's, see `device`; a step has the bits of the same step on the host.
+Where torch needs a GPU, CuPy stands in, see `device`. A step is bit-identical to the same step on the host.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from rmsprop_gpu.torch import RMSprop, arguments, bound, cuda_steps, gradients, 
 
 
 def at_once():
-    """Is all work done when it is enqueued? What torch would enqueue on a device runs on the host here."""
+    """Whether work is done as soon as it is enqueued. What torch would enqueue on a device runs on the host here."""
     properties = cupy.cuda.runtime.getDeviceProperties(0)
     return properties["name"].startswith(b"VGPU") and "VGPU_LAZY" not in os.environ
 
@@ -30,22 +30,22 @@ pytestmark = pytest.mark.gpu
 
 
 class Device:
-    """torch's tensors in pinned memory, as if it were a device's; and what was asked of torch."""
+    """Tensors of torch in pinned memory that stand in for a device's, and records of what torch was asked for."""
 
     def __init__(self):
         self.starts, self.uploads, self.allocations, self.recorded = {}, [], [], []
-        self.elsewhere = set()  # what lies on the second device
+        self.elsewhere = set()  # the addresses on the second device
 
     def empty(self, shape, dtype=torch.float32):
         count = int(np.prod(shape, dtype=np.int64))
         memory = cupy.cuda.alloc_pinned_memory(max(1, count * dtype.itemsize))
         flat = torch.frombuffer(memory, dtype=torch.uint8)[: count * dtype.itemsize]
-        self.starts[memory.ptr] = memory  # never freed: no address is another's
+        self.starts[memory.ptr] = memory  # never freed, so no address comes back
         self.allocations.append(count * dtype.itemsize)
         return flat.view(dtype).view(shape)
 
     def of(self, tensor):
-        """A copy of a tensor there, laid out as it is."""
+        """A copy of a tensor on the device, in the same layout."""
         if tensor is None:
             return None
         order = sorted(range(tensor.dim()), key=lambda i: -tensor.stride(i))
@@ -66,11 +66,11 @@ class Device:
 @pytest.fixture
 def device(monkeypatch):
     if not at_once():
-        pytest.skip("what torch would enqueue runs at once on the host here: not beside a device that works meanwhile")
+        pytest.skip("needs a device that runs work at once: what torch would enqueue runs on the host here")
     made = Device()
     for module in (arguments, bound, cuda_steps, gradients, rows, side):
         monkeypatch.setattr(module, "place", made.place)
-    _device_constructors()  # torch notes them once, the real ones
+    _device_constructors()  # torch caches this list, and must see the real functions
     real = {name: getattr(torch, name) for name in ("empty", "zeros", "empty_like")}
 
     def empty(*shape, dtype=None, device=None, pin_memory=False, **more):
@@ -121,7 +121,7 @@ def device(monkeypatch):
     monkeypatch.setattr(library.Torch, "errors", (runtime.CUDARuntimeError,))
 
     def stream(kind, number):
-        assert kind == 2  # DLPack's CUDA
+        assert kind == 2  # the number of CUDA in DLPack
         return cupy.cuda.get_current_stream(number).ptr
 
     monkeypatch.setattr(library, "current_stream", stream)
@@ -151,7 +151,7 @@ def tensors(seed, dtype=torch.float32, shapes=SHAPES):
 
 
 class Twins:
-    """The same optimizer over tensors of the host and over those of the device."""
+    """The same optimizer over tensors on the host and on the device."""
 
     def __init__(self, device, given, dtype=torch.float32, groups=None):
         self.device = device
@@ -246,7 +246,7 @@ def test_formats_of_fewer_bytes_have_the_bits_of_the_host(given, dtype, device):
         twins.grads(tensors(seed, dtype)).step().check()
     twins.grads([None, *tensors(4, dtype)[1:]]).step().check()
     at_random = "square_avg_dtype" in given or "bf16_stochastic_round" in given
-    for p in twins.there:  # what is rounded at random is made from the count, which the device has to know
+    for p in twins.there:  # stochastic rounding depends on the count, so the device has to have it
         assert device.place(twins.opts[1].state[p]["step"]) == (0 if at_random else None)
     twins.opts[1].load_state_dict(twins.opts[0].state_dict())
     move(twins)
@@ -254,7 +254,7 @@ def test_formats_of_fewer_bytes_have_the_bits_of_the_host(given, dtype, device):
 
 
 def move(twins):
-    """Have the state that was loaded on the device: torch's casts run on the host here."""
+    """Move a loaded state to the device. torch's casts run on the host here."""
     for p in twins.there:
         state = twins.opts[1].state[p]
         state.update({name: twins.device.of(x) for name, x in state.items()})
@@ -307,7 +307,7 @@ def test_steps_of_the_same_tensors_send_nothing_and_allocate_nothing(device):
     twins.grads(tensors(2))
     device.allocations.clear()
     twins.step()
-    assert (device.uploads, device.allocations) == ([8 * len(SHAPES)], [])  # the column
+    assert (device.uploads, device.allocations) == ([8 * len(SHAPES)], [])  # only the column
     for opt in twins.opts:
         opt.param_groups[0]["lr"] = 0.5
     twins.step().check()
@@ -329,7 +329,7 @@ def test_a_skipped_step_changes_nothing_and_counts_nothing(device):
     twins.grads(tensors(3)).step().check()
     counts = [twins.opts[1].state[p]["step"] for p in twins.there]
     assert [float(x) for x in counts] == [2.0] * len(SHAPES)
-    assert all(device.place(x) == 0 for x in counts)  # only the device knows what it skipped
+    assert all(device.place(x) == 0 for x in counts)  # only the device knows which steps it skipped
 
 
 @pytest.mark.parametrize("found", [0.0, 1.0])
@@ -349,7 +349,7 @@ def test_what_grad_scaler_tells_goes_into_the_pass(found, device):
 
 
 def test_counters_go_where_they_belong(device):
-    """A state of the host is taken on, and one that was counted on the device goes back."""
+    """A state from the host continues on the device, and counters on the device go back."""
     p = torch.nn.Parameter(device.of(torch.ones(3)))
     p.grad = device.of(torch.ones(3))
     opt = RMSprop([p])
@@ -372,7 +372,7 @@ def test_counters_go_where_they_belong(device):
 
 @pytest.mark.parametrize("where", ["host", "second"])
 def test_a_counter_may_come_from_another_device(where, device):
-    """In a state dict that is loaded as it is: torch moves all but the counters."""
+    """From a state dict loaded as it is: torch moves everything but the counters."""
     given = {"skip_nonfinite": True, "bias_correction": True}
     twins = Twins(device, given)
     twins.grads(tensors(1)).step()
@@ -407,7 +407,7 @@ def test_a_rate_on_the_device_is_not_asked_by_the_host(device, monkeypatch):
     cupy.cuda.get_current_stream().synchronize()
 
     def asked(self):
-        raise AssertionError("the host waits")
+        raise AssertionError("the host waited")
 
     for name in ("item", "__float__", "__bool__", "tolist", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, asked)
@@ -442,7 +442,7 @@ def test_a_rate_on_the_device_times_a_decay_is_rounded_once(device):
     host, there = (torch.nn.Parameter(x) for x in (torch.ones(5), device.of(torch.ones(5))))
     mine, its = RMSprop([host], **given), RMSprop([there], lr=lr, capturable=True, **given)
     host.grad, there.grad = torch.full((5,), 0.5), device.of(torch.full((5,), 0.5))
-    for i in range(1, 40):  # so large that the last bit of the product is seen in the parameter
+    for i in range(1, 40):  # so large that the product's last bit shows in the parameter
         host.data.fill_(1)
         there.data.fill_(1)
         mine.param_groups[0]["lr"] = 7.77 * i
@@ -512,7 +512,7 @@ def test_a_rate_on_the_device_stays_there(device):
     host.grad, there.grad = torch.full((5,), 0.5), device.of(torch.full((5,), 0.5))
     for rate in (0.25, 0.125, 0.5):
         mine.param_groups[0]["lr"] = rate
-        lr.fill_(rate)  # a power of two: its product with the decay is exact
+        lr.fill_(rate)  # the product of a power of two and the decay is exact
         mine.step()
         its.step()
         cupy.cuda.get_current_stream().synchronize()
@@ -526,7 +526,7 @@ def test_a_rate_on_the_device_stays_there(device):
 
 
 class Captured:
-    """An optimizer that may be captured, with a learning rate on the device, and a stream of its own."""
+    """An optimizer that can be captured, with its learning rate on the device and its own stream."""
 
     def __init__(self, device, **given):
         self.lr = device.of(torch.tensor(0.25))
@@ -562,22 +562,22 @@ def test_a_captured_step_is_replayed(device):
         one.stream.synchronize()
     counted = [float(it.opt.state[p]["step"]) for p in it.params]
     graph = it.capture()
-    # torch's own operations are part of it: here they run at once, and no replay repeats them.
+    # The graph includes torch's own operations. Here they run at once, and replays do not repeat them.
     assert [float(it.opt.state[p]["step"]) - n for p, n in zip(it.params, counted, strict=True)] == [1.0] * len(SHAPES)
     read = [weakref.ref(p.grad) for p in it.params]
     it.opt.zero_grad()
     it.take(tensors(2))
     with it.stream:
-        it.opt.step()  # other gradients, beside the graph
+        it.opt.step()  # eagerly, with other gradients
         graph.launch(it.stream)
     it.stream.synchronize()
     held = weakref.ref(it.opt._bound)
-    it.opt.param_groups[0]["alpha"] = 0.5  # bound anew: the tables of the graph live on
+    it.opt.param_groups[0]["alpha"] = 0.5  # rebinds; the graph's tables must live on
     it.opt._step()
     assert held() is not it.opt._bound
     gc.collect()
     assert held() is not None
-    assert all(x() is not None for x in read)  # the graph reads them
+    assert all(x() is not None for x in read)  # because the graph reads them
     with it.stream:
         graph.launch(it.stream)
     it.stream.synchronize()
@@ -600,7 +600,7 @@ def test_each_replay_rounds_by_the_count_that_it_finds(moment, device):
         one.stream.synchronize()
     graph = it.capture()
     for count in (1, 2, 3):
-        for p in it.params:  # what torch adds is in the graph on a card: here it ran at once, and is not repeated
+        for p in it.params:  # on a card the graph contains torch's addition; here it ran at once, and is not repeated
             it.opt.state[p]["step"].fill_(count)
         with it.stream:
             graph.launch(it.stream)
@@ -633,7 +633,7 @@ def test_what_a_graph_could_not_keep_is_refused(device):
     refused("its numbers differ from those of the last step")
     it.opt.param_groups[0]["lr"] = it.lr
     it.opt.grad_scale = device.of(torch.tensor(2.0))
-    refused("its tensors are not those of an earlier step")  # they count elsewhere
+    refused("its tensors are not those of an earlier step")  # counters would move to the device
     del it.opt.grad_scale
     it.opt.step()
     assert it.capture()
@@ -728,7 +728,7 @@ def test_a_launch_that_fails_beside_updated_parameters_says_so(device):
     with pytest.raises(RuntimeError, match="other parameters were updated earlier in this step: restore all of them"):
         opt.step()
     steps._calls[-1] = launch
-    opt.param_groups[0]["alpha"] = 0.9  # bound anew, and still broken
+    opt.param_groups[0]["alpha"] = 0.9  # rebinds, and is still broken
     with pytest.raises(RuntimeError, match="restore all of them, then load_state_dict"):
         opt.step()
     opt.load_state_dict(opt.state_dict())
@@ -776,15 +776,15 @@ def test_a_launch_that_fails_is_one_error(device, monkeypatch):
     with pytest.raises(RuntimeError, match="between two steps"):
         opt.step()
     assert all(map(torch.equal, twins.there, kept))
-    opt.load_state_dict(twins.opts[0].state_dict())  # it says so
-    for state in opt.state.values():  # where torch would have put it
+    opt.load_state_dict(twins.opts[0].state_dict())  # as the error says
+    for state in opt.state.values():  # on a card torch would put it there
         state.update({name: device.of(x) for name, x in state.items() if name != "step"})
     twins.step().check()
 
 
 @pytest.mark.parametrize("size", [0, 3])
 def test_torch_is_asked_for_memory_and_for_copies(size, device):
-    """The maker of torch's: pinned memory is taken anew for each copy, and may be taken again when that is made."""
+    """Through torch's library: each copy gets new pinned memory, which is reusable when the copy is done."""
     torchs = library.TORCH
     block = torchs.zeros(8 * size)
     assert block.owner.tolist() == [0] * 8 * size
@@ -801,7 +801,7 @@ def test_torch_is_asked_for_memory_and_for_copies(size, device):
 
 
 def test_cupy_is_not_needed():
-    """Steps over tensors on devices import numba-cuda's target, and no CuPy."""
+    """Steps over tensors on devices import numba-cuda's target, but not CuPy."""
     run(
         "import sys\n"
         "sys.modules['cupy'] = None\n"

@@ -1,4 +1,4 @@
-"""torch.amp.GradScaler: torch's way by default, and with ``fused=True`` the scale and what it found inside the pass."""
+"""torch.amp.GradScaler: by default as with torch's class, and with ``fused=True`` inside the pass."""
 
 import pytest
 
@@ -13,12 +13,12 @@ WAYS = pytest.mark.parametrize("fused", [None, True])
 
 
 def scaler(**given):
-    """A power of two, of which nothing is rounded."""
+    """The scale is a power of two, so nothing is rounded."""
     return torch.amp.GradScaler("cpu", **({"init_scale": 2.0**8} | given))
 
 
 def steps(run, scaled, n=4, spoiled=(), unscale=False, change=lambda run: None):
-    """Steps with scaled gradients through a scaler, some of them spoiled; gradients as backward would leave them."""
+    """Take steps through a scaler, with gradients as backward leaves them: scaled, and some of them spoiled."""
     for step in range(n):
         run.give()
         for i, p in enumerate(run.params.values()):
@@ -68,7 +68,7 @@ def test_gradients_may_be_unscaled_and_clipped_first(fused):
 
 
 def test_only_fused_is_handed_the_scale():
-    """As by torch's fused Adam: the attributes are there during the step, and gradients stay scaled."""
+    """As with torch's fused Adam: the attributes exist during the step, and gradients stay scaled."""
     for fused in (None, False, True):
         run, seen = Run(RMSprop, fused=fused, **GIVEN), []
 
@@ -88,7 +88,7 @@ def test_only_fused_is_handed_the_scale():
 
 
 def test_the_scale_is_torchs_fused_contract():
-    """Set by hand, as trainers do that have no GradScaler: what is found is 1.0, whatever the gradients."""
+    """Set by hand, as trainers without GradScaler do. A found_inf of 1.0 skips whatever the gradients."""
     run = Run(RMSprop, fused=True, **GIVEN).step()
     kept = {name: p.detach().clone() for name, p in run.params.items()}
     run.give()
@@ -106,7 +106,7 @@ def test_the_scale_is_torchs_fused_contract():
 
 
 def test_halves_are_unscaled_in_the_pass():
-    """float16 parameters: GradScaler refuses to unscale their gradients, a fused step does not need it to."""
+    """float16 parameters: GradScaler refuses to unscale their gradients, and a fused step does not need it to."""
     run = Run(RMSprop, dtype=torch.float16, fused=True, lr=0.05)
     twin = Run(RMSprop, dtype=torch.float16, fused=True, lr=0.05).step(2)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Checkpoints: from torch's class to ours and back, of old versions, through hooks, pickles and copies."""
+"""Checkpoints: from torch's class to ours and back, from old versions, through hooks, pickles and copies."""
 
 import io
 import pickle
@@ -28,7 +28,7 @@ HALVES = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=st
 
 
 def move(run, to, given):
-    """A run of another class that goes on from here: the same parameters' values, and the state as it was saved."""
+    """Continue a run with another class, from the same parameter values and the saved state."""
     other = Run(to, **given)
     for name, p in run.params.items():
         other.params[name].data.copy_(p.detach())
@@ -62,7 +62,7 @@ def test_a_run_may_move_between_the_classes(given, way, left):
 
 @EACH
 def test_torchs_state_gets_the_neutral_values(given):
-    """It lacks our arguments, whatever ours was built with: torch's rule goes on."""
+    """It lacks our arguments. Whatever ours was built with, torch's rule continues."""
     run = Run(torch.optim.RMSprop, **given).step(2)
     ours = move(run, RMSprop, given | {"nesterov": True, "eps_in_sqrt": True, "initial_scale": 1.0, "clipnorm": 1.0})
     assert {name: ours.group[name] for name in OURS} == OURS
@@ -81,7 +81,7 @@ def test_ours_stand_in_the_groups_and_travel():
 @CLASSES
 @EACH
 def test_state_dict_deterministic(cls, given):
-    """PyTorch's: a copy goes on exactly as the original does, and what was loaded is not written to."""
+    """As in PyTorch: a copy continues exactly like the original, and the loaded dict is not written to."""
     run = Run(cls, **given).step(3)
     saved = run.opt.state_dict()
     kept = deepcopy(saved)
@@ -90,7 +90,7 @@ def test_state_dict_deterministic(cls, given):
         other.params[name].data.copy_(p.detach())
     other.opt.load_state_dict(saved)
     assert_equal(saved, kept)
-    other.opt.load_state_dict(deepcopy(saved))  # or both would count in one tensor
+    other.opt.load_state_dict(deepcopy(saved))  # otherwise both would share counters
     other.taken = run.taken
     run.step(3), other.step(3)
     assert_equal(run.opt.state_dict(), other.opt.state_dict())
@@ -99,7 +99,7 @@ def test_state_dict_deterministic(cls, given):
 
 
 def assert_equal(a, b):
-    """Of state dicts, to the bit."""
+    """The state dicts are bit-identical."""
     assert a["param_groups"] == b["param_groups"]
     assert a["state"].keys() == b["state"].keys()
     for key, state in a["state"].items():
@@ -109,7 +109,7 @@ def assert_equal(a, b):
 
 @EACH
 def test_what_is_saved_is_what_torch_saves(given):
-    """Index by index, the same names and dtypes; in the groups, torch's keys and ours."""
+    """The same names and dtypes for each index. Groups have torch's keys and ours."""
     torchs, ours = (Run(cls, **given).step(2).opt.state_dict() for cls in (torch.optim.RMSprop, RMSprop))
     assert ours["state"].keys() == torchs["state"].keys()
     for key, state in torchs["state"].items():
@@ -123,7 +123,7 @@ def test_what_is_saved_is_what_torch_saves(given):
 @EACH
 @pytest.mark.parametrize("flag", LATE_FLAGS)
 def test_can_load_older_state_dict(cls, given, flag):
-    """PyTorch's: without a flag that came later."""
+    """As in PyTorch: flags that were added later are missing."""
     run = Run(cls, **given).step(2)
     saved = run.opt.state_dict()
     for group in saved["param_groups"]:
@@ -136,7 +136,7 @@ def test_can_load_older_state_dict(cls, given, flag):
 @CLASSES
 @EACH
 def test_can_load_from_torch_1(cls, given):
-    """All flags missing, the count an integer, no momentum_buffer where there is no momentum."""
+    """All flags are missing, the count is an integer, and there is no momentum_buffer without momentum."""
     run = Run(torch.optim.RMSprop, **given).step(2)
     saved = deepcopy(run.opt.state_dict())
     for group in saved["param_groups"]:
@@ -152,13 +152,13 @@ def test_can_load_from_torch_1(cls, given):
     for name in run.params:
         step = other.state(name)["step"]
         assert (step.dtype, step.shape, step.item()) == (torch.float32, (), 2)
-    other.group["maximize"] = run.group["maximize"]  # which was among what is missing
+    other.group["maximize"] = run.group["maximize"]  # it was among the missing flags
     assert_same_run(other.step(2), run.step(2))
 
 
 @CLASSES
 def test_load_nontensor_step(cls):
-    """PyTorch's, with a float."""
+    """As in PyTorch, with a float."""
     run = Run(cls, **GIVEN).step(3)
     saved = run.opt.state_dict()
     for state in saved["state"].values():
@@ -177,7 +177,7 @@ def test_save_load_equality_with_weights_only(cls, given):
 
 @CLASSES
 def test_can_load_from_to_named_state_dict(cls):
-    """PyTorch's: names are neither wanted nor in the way, and a dict's own replace those that are there."""
+    """As in PyTorch: names are optional, and those in the dict replace the optimizer's."""
     for named in (True, False):
         for other_named in (True, False):
             p, q = (Parameter(spread(1, 3, low=-2, high=-1)) for _ in range(2))
@@ -212,7 +212,7 @@ def test_a_state_of_another_shape_is_torchs_error(cls, change):
 
 @CLASSES
 def test_hooks_of_state_dicts(cls):
-    """PyTorch's tests of state_dict's and load_state_dict's hooks: in their order, and each may replace the dict."""
+    """As in PyTorch's tests of these hooks: they run in order, and each may replace the dict."""
     run, said = Run(cls, **GIVEN).step(), []
 
     def note(word):
@@ -256,7 +256,7 @@ def test_pickling(cls, protocol):
 
 @CLASSES
 def test_deepcopy(cls):
-    """Of an optimizer alone: it has parameters of its own, and steps of neither are seen by the other."""
+    """A copied optimizer has its own parameters, and neither sees the other's steps."""
     run = Run(cls, **GIVEN).step(2)
     copy = deepcopy(run)
     assert_same_run(run.step(2), Run(torch.optim.RMSprop, **GIVEN).step(4))
@@ -264,7 +264,7 @@ def test_deepcopy(cls):
 
 
 def test_an_optimizer_of_torch_becomes_ours_by_its_pickle():
-    """What __setstate__ gets may be the dict of torch's class."""
+    """__setstate__ may get the dict of torch's class."""
     run = Run(torch.optim.RMSprop, **GIVEN).step(2)
     opt = RMSprop.__new__(RMSprop)
     opt.__setstate__(run.opt.__getstate__())
@@ -283,7 +283,7 @@ def half_run(cls, half, **given):
 @HALVES
 @pytest.mark.parametrize("rule", [{}, {"centered": True, "bias_correction": True}], ids=str)
 def test_the_state_of_halves_is_float32_and_stays_it(rule, half):
-    """Where torch keeps halves, and casts what is loaded to them."""
+    """torch keeps state in halves there, and casts loaded state to them."""
     run = half_run(RMSprop, half, **rule)
     other = move(run, RMSprop, GIVEN | rule | {"dtype": half})
     kept = ["step", "square_avg", "momentum_buffer", *["grad_avg", "bias_weight"] * bool(rule)]
@@ -301,7 +301,7 @@ def test_the_state_of_halves_is_float32_and_stays_it(rule, half):
 
 @HALVES
 def test_state_in_halves_is_widened(half):
-    """torch's own: it is loaded with the values that it has, and goes on in float32."""
+    """State in halves from torch's class loads with its values, and continues in float32."""
     run = half_run(torch.optim.RMSprop, half)
     assert run.state("weight")["square_avg"].dtype == half
     other = move(run, RMSprop, GIVEN | {"dtype": half})
@@ -313,7 +313,7 @@ def test_state_in_halves_is_widened(half):
 
 @HALVES
 def test_torch_takes_our_state_of_halves(half):
-    """Its load_state_dict casts it."""
+    """torch's load_state_dict casts it."""
     other = move(half_run(RMSprop, half), torch.optim.RMSprop, GIVEN | {"dtype": half})
     assert other.state("weight")["square_avg"].dtype == half
     other.step(2)
@@ -321,7 +321,7 @@ def test_torch_takes_our_state_of_halves(half):
 
 @HALVES
 def test_users_hooks_see_what_counts(half):
-    """Theirs run before ours on the way in, and behind it on the way out."""
+    """Theirs run before ours when loading, and after ours when saving."""
     run = half_run(RMSprop, half)
     saved, seen = run.opt.state_dict(), []
 
@@ -357,7 +357,7 @@ def test_loaded_state_of_halves_is_a_copy(half):
 # ------------------------------------------------------------------------------------------ layouts
 @pytest.mark.parametrize("contiguous_first", [True, False])
 def test_a_checkpoint_may_lie_otherwise_than_the_model(contiguous_first, left):
-    """A channels_last model and a contiguous checkpoint, or the other way around: the state is laid out anew, once."""
+    """A channels_last model and a contiguous checkpoint, or the reverse. The layout of the state is changed once."""
     images = torch.channels_last
     first, second = (torch.contiguous_format, images) if contiguous_first else (images, torch.contiguous_format)
     runs = []
@@ -382,7 +382,7 @@ def test_a_checkpoint_may_lie_otherwise_than_the_model(contiguous_first, left):
 
 
 def test_a_checkpoint_with_expanded_state():
-    """Every element at one address, as a user's script may make it."""
+    """All elements share one address, as a user's script may do."""
     runs = []
     for cls in (torch.optim.RMSprop, RMSprop):
         run = Run(cls, lr=0.05).step()
@@ -414,7 +414,7 @@ def test_defaults_that_change_are_those_of_later_groups(cls):
 
 @CLASSES
 def test_add_param_group(cls):
-    """A tensor, a list, an iterator; a parameter that is there, or is no leaf, is torch's error."""
+    """A tensor, a list, an iterator. For a parameter that is already there or is no leaf, the error is torch's."""
     opt = cls([p := Parameter(torch.ones(2))], lr=0.05)
     opt.add_param_group({"params": Parameter(torch.ones(3)), "alpha": 0.5})
     opt.add_param_group({"params": iter([Parameter(torch.ones(3))])})

@@ -1,4 +1,4 @@
-"""Our own switches and presets: the same bits as `rmsprop_gpu.RMSProp` on NumPy arrays."""
+"""Our own switches and presets: bit-identical to `rmsprop_gpu.RMSProp` on NumPy arrays."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from torch_twins import spread  # noqa: E402
 from rmsprop_gpu import RMSProp  # noqa: E402
 from rmsprop_gpu.torch import RMSprop  # noqa: E402
 
-# What torch's class has by default, and ours over arrays has otherwise.
+# torch's defaults where our class for arrays has others.
 TORCHS = {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8}
 SHAPES = [(7, 5), (1100,), (), (0, 2), (3, 1, 2)]
 SWITCHES = {
@@ -35,7 +35,7 @@ DTYPES = [torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.c
 
 
 def array(t):
-    """The numbers of a tensor as NumPy's array of reals, of their own memory."""
+    """A tensor's values as an array of reals in new memory."""
     t = t.detach().clone()
     if t.is_complex():
         t = torch.view_as_real(t)
@@ -47,14 +47,14 @@ def start(dtype):
 
 
 def grads(step, dtype):
-    """Every third step one of them is missing."""
+    """In every third step, one of them is missing."""
     low, high = (-2, 1) if dtype in (torch.float16, torch.bfloat16) else (-4, 1)
     drawn = [spread(100 * step + i, *s, dtype=dtype, low=low, high=high) for i, s in enumerate(SHAPES, 1)]
     return [None if step % 3 == 1 and i == 1 else g for i, g in enumerate(drawn)]
 
 
 def assert_same_bits_as_over_arrays(build, twin, params, dtype, steps=4, grads=grads):
-    """`build` makes ours of tensors, `twin` RMSProp of arrays: equal parameters and state after each step."""
+    """`build` makes our optimizer over tensors, `twin` the RMSProp over arrays. They must match after each step."""
     arrays = [array(p) for p in params]
     opt, over_arrays = build(params), twin(arrays)
     for step in range(steps):
@@ -98,7 +98,7 @@ def test_torchs_configurations(given):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("given", [{}, ALL], ids=["plain", "all"])
 def test_dtypes(given, dtype):
-    """Complex numbers are pairs of reals; halves have state of float32."""
+    """Complex numbers are pairs of reals. Halves have float32 state."""
     opt, _ = compare(given, dtype)
     state_dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     for state in opt.state.values():
@@ -145,7 +145,7 @@ def test_a_step_that_is_skipped_changes_and_counts_nothing(value):
     assert all(opt.state[p]["step"] == 3 for p in params)
 
 
-# Each preset with arguments that matter to it, in its own words.
+# Each preset with arguments that matter to it, under its framework's names.
 PRESETS = {
     "hinton": [{"lr": 0.01}, {"lr": 0.01, "alpha": 0.8}],
     "graves": [{}, {"lr": 1e-3, "momentum": 0.5}],
@@ -183,7 +183,7 @@ def test_presets(name, given):
 
 
 def test_presets_say_what_they_do_not_know():
-    """In the words of `rmsprop_gpu.RMSProp`."""
+    """With the messages of `rmsprop_gpu.RMSProp`."""
     cases = [("nobody", {}), ("torch", {"learning_rate": 1}), ("hinton", {}), ("timm", {"caution": True})]
     for name, given in cases:
         said = []
@@ -195,7 +195,7 @@ def test_presets_say_what_they_do_not_know():
 
 
 class FromStableBaselines:
-    """RMSpropTFLike of Stable-Baselines3, common/sb2_compat/rmsprop_tf_like.py, in its order of operations."""
+    """RMSpropTFLike from common/sb2_compat/rmsprop_tf_like.py of Stable-Baselines3, in its order of operations."""
 
     def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0, momentum=0, centered=False):
         self.params, self.h = params, (lr, alpha, eps, weight_decay, momentum, centered)
@@ -220,7 +220,7 @@ class FromStableBaselines:
     "given", [{}, {"alpha": 0.9, "eps": 1e-3}, {"momentum": 0.9, "weight_decay": 0.1}, {"centered": True}], ids=str
 )
 def test_stable_baselines3_is_timm_with_lr_out_of_momentum(given):
-    """Of which alpha is 0.99 and eps 1e-8 by default, and the root holds eps as timm's does."""
+    """With defaults of 0.99 for alpha and 1e-8 for eps. Eps is inside the root, as in timm."""
     params = start(torch.float64)
     twins = [p.detach().clone() for p in params]
     theirs = FromStableBaselines(twins, **given)
@@ -290,7 +290,7 @@ def test_what_decides_for_the_whole_step_is_the_same_in_all_groups(own):
 
 @pytest.mark.parametrize("given", [case for name, case in SWITCHES.items() if name != "initial_scale"], ids=str)
 def test_a_row_that_only_torch_could_take_is_refused_with_a_switch_on(given, left):
-    """torch's step has none of them; nothing is written, and the error names the switch and the parameter."""
+    """torch's step has no such switches. Nothing is written, and the error names the switch and the parameter."""
     good, strided = torch.ones(3, requires_grad=True), torch.ones(6)[::2].requires_grad_()
     opt = RMSprop([("good", good), ("strided", strided)], **given)
     good.grad, strided.grad = torch.ones(3), torch.ones(3)

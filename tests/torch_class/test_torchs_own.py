@@ -1,8 +1,8 @@
-"""The cases of PyTorch's test/test_optim.py that concern RMSprop, for its class and for ours.
+"""The cases in PyTorch's test/test_optim.py that concern RMSprop, for torch's class and ours.
 
-One of them cannot hold for ours: `test_defaults_changed_to_foreach` replaces `_multi_tensor_rmsprop` in the module of
-the class and expects the step to call it. What it is for, that ``foreach`` is off by default on the CPU, is torch's.
-Those of numbers, dtypes and schedulers are in test_numbers.py, those of state dicts in test_state_dicts.py.
+One cannot hold for ours: `test_defaults_changed_to_foreach` replaces `_multi_tensor_rmsprop` in the module of the class
+and expects the step to call it. What it checks, that ``foreach`` is off by default on the CPU, is torch's. Cases of
+numbers, dtypes and schedulers are in test_numbers.py, those of state dicts in test_state_dicts.py.
 """
 
 import inspect
@@ -31,7 +31,7 @@ def rosenbrock(x, y):
 
 
 def layer():
-    """A small layer, and the closure of a loss that decreases where the optimizer goes the right way."""
+    """A small layer, and a closure whose loss decreases if the optimizer goes the right way."""
     weight, bias = (Parameter(spread(i, *shape, low=-1, high=0)) for i, shape in enumerate([(10, 5), (10,)]))
     x = spread(3, 5, low=-1, high=0)
 
@@ -59,7 +59,7 @@ def test_errors(cls, error):
 @CLASSES
 @pytest.mark.parametrize("given", [{"lr": -1.0}, {"eps": -1.0}, {"weight_decay": -1.0}, {"alpha": -1.0}], ids=str)
 def test_more_errors(cls, given):
-    """Of which PyTorch has no test."""
+    """PyTorch does not test these."""
     with pytest.raises(ValueError, match=r"Invalid .* -1\.0"):
         cls([Parameter(torch.ones(1))], **given)
 
@@ -109,7 +109,7 @@ def test_param_groups(cls, own):
 @CLASSES
 @EACH
 def test_complex(cls, given):
-    """A complex parameter moves as the real one of its pairs does."""
+    """A complex parameter moves like the pairs of reals that it consists of."""
     z = spread(4, 5, 5, dtype=torch.complex128, low=-2, high=0).requires_grad_()
     pairs = torch.view_as_real(z).detach().clone().requires_grad_()
     opts = [cls([p], **given) for p in (z, pairs)]
@@ -127,7 +127,7 @@ def test_complex(cls, given):
 @CLASSES
 @EACH
 def test_complex_2d(cls, given):
-    """A function of a complex number, and the same of its two parts."""
+    """A function of complex numbers, and the same function of their parts."""
     start = torch.tensor([0.3 + 0.7j, -0.4 + 0.2j], dtype=torch.complex128)
     z, x, y = start.clone().requires_grad_(), start.real.clone().requires_grad_(), start.imag.clone().requires_grad_()
     opts = [cls([z], **given), cls([x, y], **given)]
@@ -191,7 +191,7 @@ def test_non_empty_state(cls, given):
 
 @CLASSES
 def test_step_iteration(cls):
-    """The count is in the state, a number for each parameter, on the CPU."""
+    """The count is in the state, one number per parameter, on the CPU."""
     run = Run(cls).step(5)
     for name in run.params:
         step = run.state(name)["step"]
@@ -202,7 +202,7 @@ def test_step_iteration(cls):
 @pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05), torch.tensor([0.05])], ids=["number", "0-d", "1-d"])
 @pytest.mark.parametrize("foreach", [False, True])
 def test_tensor_lr(cls, lr, foreach):
-    """The same steps as with a number, and the tensor stays the group's own."""
+    """The steps are the same as with a number, and the group keeps the tensor itself."""
     runs = [Run(cls, lr=x, foreach=foreach).step(3) for x in (lr, float(lr))]
     assert runs[0].group["lr"] is lr
     for name, p in runs[0].params.items():
@@ -211,7 +211,7 @@ def test_tensor_lr(cls, lr, foreach):
 
 @CLASSES
 def test_closures(cls):
-    """It runs with gradients on, once, before anything is written, and step returns its loss."""
+    """The closure runs once, with gradients enabled, before anything is written. The step returns its loss."""
     weight, bias, loss_of = layer()
     opt = cls([weight, bias])
     closure, calls = loss_of(opt), []
@@ -298,7 +298,7 @@ def test_zero_grad(cls, set_to_none):
 
 
 def test_a_subclass_of_ours_works():
-    """PyTorch's _test_derived_optimizers, for one that adds an argument."""
+    """PyTorch's _test_derived_optimizers, for a subclass that adds an argument."""
 
     class Derived(RMSprop):
         def __init__(self, params, note, **given):
@@ -340,7 +340,7 @@ def test_methods_may_be_called_by_keyword(name):
 
 @pytest.mark.parametrize("words", [{"differentiable": True}, {"foreach": True}], ids=str)
 def test_fused_excludes_what_torchs_fused_classes_exclude(words):
-    """With the words of torch's Adam."""
+    """With the messages of torch's Adam."""
     said = []
     for cls in (torch.optim.Adam, RMSprop):
         with pytest.raises(RuntimeError) as error:
@@ -350,7 +350,7 @@ def test_fused_excludes_what_torchs_fused_classes_exclude(words):
 
 
 def test_fused_true_names_every_parameter_that_it_cannot_take(left):
-    """Before it writes any; torch's test_fused_error_on_params_on_meta is a case of it."""
+    """Before it writes to any. This covers torch's test_fused_error_on_params_on_meta."""
     dense, away, strided = Parameter(torch.ones(2)), Parameter(torch.ones(2, device="meta")), torch.ones(4)[::2]
 
     def step():

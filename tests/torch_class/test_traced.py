@@ -1,4 +1,4 @@
-"""Where operations become a graph or go to a mode, all rows are torch's: bare addresses would leave no trace."""
+"""Where operations are traced or go to a mode, torch updates all rows: our kernels would leave no trace."""
 
 import pytest
 
@@ -16,7 +16,7 @@ CLASSES = pytest.mark.parametrize("cls", [torch.optim.RMSprop, RMSprop], ids=["t
 
 
 def test_make_fx_sees_the_update(left):
-    """One step of a functional form, as functional trainers write it; the graph alone then makes the update."""
+    """One step in functional form, as functional trainers write it. The graph alone then makes the update."""
 
     def update_of(cls):
         def update(p, grad, square_avg):
@@ -42,7 +42,7 @@ def test_make_fx_sees_the_update(left):
 
 
 class Counting(TorchDispatchMode):
-    """Sees every operation."""
+    """Records every operation."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ def test_a_mode_sees_every_operation(left):
 
 @CLASSES
 def test_fake_tensors_take_steps(cls):
-    """As tools do that ask how much memory a training step takes: nothing real is read or written."""
+    """Tools do this to find out how much memory a training step takes. Nothing real is read or written."""
     with FakeTensorMode():
         p = torch.nn.Parameter(torch.ones(4, 3))
         opt = cls([p], momentum=0.9)
@@ -87,7 +87,7 @@ def test_fake_tensors_take_steps(cls):
 
 @CLASSES
 def test_fake_tensors_take_steps_outside_their_mode(cls, left):
-    """They hand out an address that is nobody's."""
+    """Their address is not valid."""
     with FakeTensorMode():
         p = torch.nn.Parameter(torch.ones(4, 3))
         p.grad = torch.ones_like(p)
@@ -98,7 +98,7 @@ def test_fake_tensors_take_steps_outside_their_mode(cls, left):
 
 
 def compiled(run, backend):
-    """Its step compiled, taken twice between steps that are not, after which it takes others again."""
+    """Take two compiled steps between two others."""
     step = torch.compile(run.opt.step, backend=backend)
     run.step()
     for _ in range(2):
@@ -108,7 +108,7 @@ def compiled(run, backend):
     return run.step()
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about what it does
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about its own work
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_step_is_torchs(backend, left):
     torch._dynamo.reset()
@@ -121,7 +121,7 @@ def test_a_compiled_step_is_torchs(backend, left):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_step_leaves_nothing_out_of_its_graph(left):
-    """The parameters' update is in the graphs that a backend gets."""
+    """The graphs that a backend gets contain the update of the parameters."""
     torch._dynamo.reset()
     graphs = []
 
@@ -138,7 +138,7 @@ def test_a_compiled_step_leaves_nothing_out_of_its_graph(left):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_training_step_runs_our_step_between_its_graphs(left):
-    """The usual way: model and loss are compiled, the optimizer's step is not."""
+    """The usual way: model and loss are compiled, but not the optimizer's step."""
     torch._dynamo.reset()
     ends = []
     for cls in (torch.optim.RMSprop, RMSprop):
@@ -158,7 +158,7 @@ def test_a_compiled_training_step_runs_our_step_between_its_graphs(left):
 
 
 def test_vmap_and_grad_are_left_alone():
-    """A step inside them is no use that torch's class has; one beside them is as always."""
+    """A step inside them is not supported by torch's class. A step beside them works as always."""
     run, torchs = Run(RMSprop, **GIVEN), Run(torch.optim.RMSprop, **GIVEN)
     for r in (run, torchs):
         r.step()

@@ -1,4 +1,4 @@
-"""Saved by any number of ranks, loaded by any other, to the bit; what fails does so on all, and changes nothing."""
+"""Saved by any number of ranks, loaded by any other, bit-identical. A failure is raised on all, and changes nothing."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from rmsprop_gpu.state import container, folder, pieces, replacing
 RANK, N = WORLD.rank, WORLD.size
 LAST = N - 1
 ODD = RANK == LAST
-FOLDER = Path(os.environ["FOLDER"])  # which all ranks share
+FOLDER = Path(os.environ["FOLDER"])  # all ranks share this folder
 
 FULL = {"momentum": 0.9, "centered": True, "use_ema": True, "bias_correction": True, "no_decay": ["one"]}
 KINDS = {
@@ -26,13 +26,13 @@ KINDS = {
 
 
 def the_first_ranks(count):
-    """A communicator of so many; None on the others."""
+    """A communicator of the first `count` ranks. None on the others."""
     comm = WORLD.Split(0 if count > RANK else 1, RANK)
     return comm if count > RANK else None
 
 
 def alone(plain, hypers, steps, params=None):
-    """What one process does with the gradients that rank 0 has."""
+    """One process that steps with rank 0's gradients."""
     p = drawn(1, dtypes=HALVES) if params is None else params
     opt = plain(p, **hypers)
     for step in range(steps):
@@ -46,7 +46,7 @@ def together(kind, hypers, comm, params=None, bucket_bytes=20_000):
 
 
 def take(opt, comm, step):
-    """Rank 0 alone has gradients, so that their sum is the same on any number of ranks."""
+    """Only rank 0 has gradients, so that the sum is the same on any number of ranks."""
     mine = drawn((7, step), dtypes=HALVES)
     opt.step(mine if comm.rank == 0 else dict.fromkeys(mine))
 
@@ -80,7 +80,7 @@ def check_any_number_loads_what_any_other_saved():
             comm = the_first_ranks(count)
             for saved in ["one", *range(1, N + 1)] if comm else []:
                 p = {k: x.copy() for k, x in params.items()}
-                # Built with other numbers, cut in other places, and with state of its own that has to go.
+                # Built with other hyperparameters and cuts, and with state that has to be replaced.
                 opt, _ = together(kind, {**hypers, "lr": 0.5, "weight_decay": 0.3}, comm, p, 10_000 * count)
                 assert opt.load(FOLDER / f"{name}-{saved}") == ([], [])
                 same_state(opt, twin)
@@ -102,18 +102,18 @@ def check_the_folder_is_one_file_a_rank():
     opt, _ = together(ShardedRMSProp, FULL, WORLD)
     for step in range(2):
         take(opt, WORLD, step)
-        opt.save(FOLDER / "a")  # the second removes what the first wrote
+        opt.save(FOLDER / "a")  # the second save removes the files of the first
     names = sorted(path.name for path in (FOLDER / "a").iterdir())
     assert len(names) == N + 1
     for rank, name in enumerate(names[1:]):
         assert name.startswith("step-00000002-")
         assert name.endswith(f"-rank-{rank:05d}.safetensors")
     sizes = [path.stat().st_size for path in (FOLDER / "a").glob("*.safetensors")]
-    assert max(sizes) < 0.75 * sum(sizes)  # nobody writes what is another's
+    assert max(sizes) < 0.75 * sum(sizes)  # each rank writes only its own part
 
 
 def check_what_is_read():
-    """The bytes of the state, once in all, and no rank reads another's; averages are looked at before they count."""
+    """All ranks together read the state once, and no rank reads another's part. Averages are checked before use."""
     if not os.path.exists("/proc/self/io"):
         return
     shapes, dtypes = {"w": (700, 1000), "v": (300_000,)}, {"w": F32, "v": F64}
@@ -121,7 +121,7 @@ def check_what_is_read():
         opt = ShardedRMSProp(drawn(1, shapes, dtypes), WORLD, bucket_bytes=1 << 20, **hypers)
         opt.step(drawn(2, shapes, dtypes))
         opt.save(FOLDER / "b")
-        opt.load(FOLDER / "b")  # what is imported and read but once
+        opt.load(FOLDER / "b")  # so that imports and first reads are not counted
         WORLD.barrier()
         before = read()
         opt.load(FOLDER / "b")
@@ -233,7 +233,7 @@ def check_what_a_rank_has_not():
         key, _, span = name.rpartition("[")
         start, stop = map(int, span[:-1].split(":"))
         same_bytes(name, x, averages[key].reshape(-1)[start:stop])
-        x[...] = 3  # the state itself
+        x[...] = 3  # a view of the state itself
         assert opt.state[name]["ema"].tobytes() == x.tobytes()
     with pytest.raises(KeyError, match="'w'; this rank has"):
         opt.state["w"]
@@ -256,7 +256,7 @@ def check_what_a_rank_has_not():
 
 @contextmanager
 def failing(module, name, error, when=lambda *given: True):
-    """A function that raises on this rank."""
+    """Make a function raise on this rank."""
     before = getattr(module, name)
 
     def fails(*given, **others):
@@ -296,7 +296,7 @@ def check_a_save_that_fails_leaves_the_one_before():
             else:
                 opt.save(path)
         as_before()
-    with refused(RanksDisagree, "rank 0: OSError: ", "No space left", opt=opt):  # the index, behind all files
+    with refused(RanksDisagree, "rank 0: OSError: ", "No space left", opt=opt):  # the index, after all files
         if RANK == 0:
             with failing(folder, "write_index", full):
                 opt.save(path)
@@ -333,7 +333,7 @@ def check_a_save_that_fails_leaves_the_one_before():
 
 
 def check_an_index_that_is_there_keeps_its_files():
-    """Its rename has gone through, and the sync behind it has not: it is the checkpoint."""
+    """If its rename succeeds but the sync after it fails, the new index is the checkpoint."""
     path = FOLDER / "f"
     opt, _ = together(ShardedRMSProp, FULL, WORLD)
     take(opt, WORLD, 0)
@@ -355,7 +355,7 @@ def check_an_index_that_is_there_keeps_its_files():
 
 
 def check_what_was_tried_on_one_rank_does_not_stay():
-    """A switch that one rank had by mistake, until it was refused, is in no checkpoint."""
+    """A switch that one rank set by mistake, and that was refused, is in no checkpoint."""
     opt, _ = together(ShardedRMSProp, {}, WORLD)
     take(opt, WORLD, 0)
     opt.param_groups[0]["use_ema"] = ODD
@@ -368,7 +368,7 @@ def check_what_was_tried_on_one_rank_does_not_stay():
     with refused(ValueError, "no parameter has 'ema'"):
         opt.gather("ema")
     opt.param_groups[0]["use_ema"] = True
-    opt.save(FOLDER / "g")  # with averages as they start
+    opt.save(FOLDER / "g")  # with initial averages
     opt.load(FOLDER / "g")
     for k, x in opt.gather("ema").items():
         same_bytes(k, x, opt.param_groups[0]["params"][list(SHAPES).index(k)].astype(x.dtype))
@@ -378,7 +378,7 @@ def check_what_was_tried_on_one_rank_does_not_stay():
 
 
 def damage(path, how):
-    """The same folder, with this done to the file of the last rank."""
+    """A copy of the folder, with the last rank's file damaged."""
     if RANK == 0:
         shutil.rmtree(FOLDER / "damaged", ignore_errors=True)
         shutil.copytree(path, FOLDER / "damaged")
@@ -410,7 +410,7 @@ def check_a_load_that_fails_changes_nothing():
         opt.load(FOLDER / "nothing" if ODD else path)
     other, _ = together(ShardedRMSProp, FULL, WORLD)
     take(other, WORLD, 5)
-    other.save(FOLDER / "i")  # of another run, with as many steps
+    other.save(FOLDER / "i")  # from another run with the same number of steps
     with refused(RanksDisagree, "its files is step-00000001-", f"on rank {LAST} and step-00000001-", opt=opt):
         opt.load(FOLDER / "i" if ODD else path)
     opt.load(path)
@@ -418,7 +418,7 @@ def check_a_load_that_fails_changes_nothing():
 
 
 def check_a_load_that_is_cut_off():
-    """On one rank the file fails behind all checks: no rank takes a step until a load goes through."""
+    """On one rank, a file fails after all checks. No rank can take a step until a load succeeds."""
     path = FOLDER / "j"
     opt, p = together(ShardedRMSProp, FULL, WORLD)
     take(opt, WORLD, 0)

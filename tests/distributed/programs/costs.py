@@ -1,4 +1,4 @@
-"""What a rank holds: its share of the state, a slice of gradients, two buckets; counted, and as Python allocates it."""
+"""What a rank keeps: its share of the state, a slice of gradients, two buckets. Counted, and as Python allocates it."""
 
 import tracemalloc
 
@@ -28,23 +28,23 @@ def check_the_share_of_the_state():
                 max(1, -(-sum(params[k].nbytes for k in SHAPES if dtypes[k] == dtype) // bucket_bytes))
                 for dtype in set(dtypes.values())
             )
-            kinds = 4  # of state, of 8 bytes at most
+            kinds = 4  # kinds of state, of at most 8 bytes
             assert state_bytes(opt) <= whole / N + buckets * BLOCK * kinds * 8
             if dtypes["b"] == F32:
                 assert state_bytes(opt) <= whole / N + buckets * BLOCK * kinds * 4
             assert WORLD.allreduce(state_bytes(opt)) == whole
-            # The gradients of a slice, and two buckets; each with a block a rank to spare.
+            # The gradients of a slice, and two buckets. Each has one block per rank to spare.
             model, largest = sum(x.nbytes for x in params.values()), max(x.itemsize for x in params.values())
             two = 2 * (min(bucket_bytes, model) + N * BLOCK * largest)
             assert opt._transport.nbytes <= model / N + buckets * BLOCK * largest + two
 
 
 def check_what_python_allocates():
-    """In building it and in steps, beside parameters and gradients; the peak of all of it."""
+    """In building the optimizer and in steps, beyond parameters and gradients: what is kept, and the peak."""
     shapes = {"w": (1000, 2000), "v": (500_000,)}
     dtypes = dict.fromkeys(shapes, F32)
     small = drawn(1, {"w": (9,), "v": (9000,)}, dtypes)
-    warm = ShardedRMSProp(small, WORLD, bucket_bytes=9000, clipnorm=1.0, momentum=0.9)  # what is kept of any
+    warm = ShardedRMSProp(small, WORLD, bucket_bytes=9000, clipnorm=1.0, momentum=0.9)  # fills all caches
     for _ in range(2):
         warm.step({k: x.copy() for k, x in small.items()})
     params, grads = drawn(1, shapes, dtypes), drawn(2, shapes, dtypes)

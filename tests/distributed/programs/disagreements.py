@@ -1,4 +1,4 @@
-"""What must be equal and is not, and what one rank refuses: one error on all ranks, no byte changed, and on it goes."""
+"""Ranks that differ, or one that refuses: the same error on all ranks, no byte changed, and the next step works."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ RANK, N = WORLD.rank, WORLD.size
 LAST = N - 1
 ODD = RANK == LAST  # the rank that differs
 
-# Of every hyperparameter two values.
+# Two values for every hyperparameter.
 VALUES = {
     "lr": (0.1, 0.2),
     "alpha": (0.9, 0.8),
@@ -47,7 +47,7 @@ VALUES = {
 
 
 def either(odd, other):
-    """What the one rank has, and what the others."""
+    """The odd rank's value, or that of the others."""
     return odd if ODD else other
 
 
@@ -57,7 +57,7 @@ def either(odd, other):
 def check_every_hyperparameter_when_built():
     assert VALUES.keys() == {*RMSPROP}
     for name, (one, other) in VALUES.items():
-        p = {"w": np.ones(6, F32)} if name == "square_avg_dtype" else drawn(1)  # no codes of float64
+        p = {"w": np.ones(6, F32)} if name == "square_avg_dtype" else drawn(1)  # float64 has no codes
         texts = f'param_groups[0]["{name}"] is {one!r} on rank {LAST} and {other!r} on rank 0', "nothing was changed"
         with refused(RanksDisagree, *texts, arrays=p.values()):
             ShardedRMSProp(p, WORLD, **{name: either(one, other)})
@@ -157,12 +157,12 @@ def check_what_is_no_communicator():
 
 
 class Stepping(Twins):
-    """Behind every refusal a good step, which is that of one process."""
+    """After every refusal comes a valid step, which must match one process."""
 
     count = 0
 
     def refuses(self, kind, *texts, mine=None, **given):
-        """A step that this rank takes with these gradients, and the others with good ones."""
+        """A step is refused if this rank takes it with these gradients and the others with valid ones."""
         good = grads(self.count)[RANK]
         mine = good if mine is None else mine
         arrays = [x for x in (mine.values() if isinstance(mine, dict) else []) if isinstance(x, np.ndarray)]
@@ -198,7 +198,7 @@ def check_rates_of_schedules():
     twins.refuses(RanksDisagree, f"rank {LAST}: ValueError: lr(1): lr is -1.0")
     rate[0] = -1.0
     twins.refuses(ValueError, "lr(1): lr is -1.0")
-    rate[0] = 1e300  # what float32 has not; nothing may have moved, nor a gradient been zeroed
+    rate[0] = 1e300  # infinite in float32; nothing may move, and no gradient may be zeroed
     twins.refuses(ValueError, "lr is 1e+300, which is infinite in float32", zero_grads=True)
     rate[0] = 0.2
     twins.goes_on()
@@ -232,7 +232,7 @@ def check_arguments_of_a_step():
     twins.refuses(RanksDisagree, f"rank {LAST}: TypeError: found_inf is a str", found_inf=either("yes", None))
     twins.refuses(ValueError, "grad_scale is 0", grad_scale=0)
     twins.refuses(ValueError, "reciprocal", grad_scale=1e-39)
-    twins.opt.step(grads(1)[RANK], grad_scale=either(np.array(2.0, F32), 2), zero_grads=False)  # one number
+    twins.opt.step(grads(1)[RANK], grad_scale=either(np.array(2.0, F32), 2), zero_grads=False)  # same number
     twins.twin.step({k: sum_of(grads(1), k) for k in twins.wanted}, grad_scale=2 * N)
     twins.same()
     twins.count = 2
@@ -346,7 +346,7 @@ def check_a_step_within_a_step_is_refused():
 
 
 def check_handlers_within_a_step_are_refused():
-    """What is collective, in a signal handler of one rank, would meet what the others do in their step."""
+    """A collective call in one rank's signal handler would be mixed up with the other ranks' step."""
     twins, found = Stepping(momentum=0.9), []
     twins.goes_on()
 
@@ -375,7 +375,7 @@ def check_handlers_within_a_step_are_refused():
 
 
 def check_a_step_that_was_cut_off():
-    """Of all ranks, or of one behind its last message: no step, no checkpoint, until one is loaded."""
+    """On all ranks, or on one after its last message: no step and no checkpoint until a state is loaded."""
     folder = os.environ["FOLDER"]
     for cut_off in (True, ODD):
         twins = Stepping(momentum=0.9)
@@ -408,7 +408,7 @@ def check_a_step_that_was_cut_off():
 
 
 def check_compilation():
-    """A step after it compiles nothing, and it refuses what it refuses in one process."""
+    """A step after compiling compiles nothing. It refuses what it refuses in one process."""
     asked = {"grad_scale": True, "found_inf": True, "zero_grads": True}
     for average in (True, False):
         for told, given in (({}, {}), (asked, {"grad_scale": 2.0, "found_inf": False, "zero_grads": True})):
@@ -436,7 +436,7 @@ def check_compilation():
 
 
 def check_nothing_is_asked_of_whom_is_alone():
-    """One rank: no bucket, no agreement; a step is that of one process."""
+    """One rank has no buckets and no agreement, and its step matches one process."""
     from mpi4py import MPI
 
     p, q = drawn(1), drawn(1)
@@ -445,7 +445,7 @@ def check_nothing_is_asked_of_whom_is_alone():
     assert opt._engine is None
 
     class Alone:
-        size = 1  # and nothing else
+        size = 1  # and no other attribute
 
     comm, opt._comm = opt._comm, Alone()
     before = agreement.agree
@@ -471,7 +471,7 @@ def check_communicators_are_duplicated_once():
     assert own != comm
     assert MPI.Comm.Compare(own, comm) == MPI.CONGRUENT
     assert all(opt._comm is own for opt in opts)
-    pending = comm.irecv(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG)  # which gets no message of ours
+    pending = comm.irecv(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG)  # it must not receive any of our messages
     for opt in opts:
         opt.step(grads(0, comm)[RANK])
         opt.gather("step")

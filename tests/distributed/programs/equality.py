@@ -1,4 +1,4 @@
-"""On every number of ranks: the bits of one process that steps with the sum of all gradients."""
+"""On every number of ranks: bit-identical to one process that steps with the sum of all gradients."""
 
 import contextlib
 from fractions import Fraction
@@ -73,12 +73,12 @@ def check_none_here_and_there():
         twins = Twins(**hypers)
         given = [grads(step) for step in range(6)]
         for rank in range(N):
-            given[0][rank]["m"] = None  # from all
+            given[0][rank]["m"] = None  # missing on all ranks
             given[1][rank]["e" if rank % 2 else "big"] = None
             given[2][rank]["s"] = None
             given[2][rank]["e"] = None
         given[1][0]["w"] = None
-        given[3][LAST] = dict.fromkeys(SHAPES)  # it has run out of data
+        given[3][LAST] = dict.fromkeys(SHAPES)  # this rank is out of data
         given[4] = [dict.fromkeys(SHAPES) for _ in range(N)]
         for name in ("w", "b", "big"):
             for rank in range(1, N):
@@ -90,7 +90,7 @@ def check_none_here_and_there():
 
 
 def check_a_zero_of_none_is_one_that_is_added():
-    """-0.0 + 0.0 is 0.0: the sign of what nothing follows stays, and no other."""
+    """-0.0 + 0.0 is 0.0: a sign only stays if nothing is added after it."""
     twins = Twins(lambda: {"w": np.zeros(8, F32)}, average=False)
     of_ranks = [{"w": np.full(8, -0.0, F32)} for _ in range(N)]
     of_ranks[0]["w"] = None if N > 1 else of_ranks[0]["w"]
@@ -108,11 +108,11 @@ def check_a_nan_of_one_rank_skips_on_all():
         twins.same()
     assert twins.opt.skipped_steps == 2
     huge = grads(9)
-    for rank in range(N):  # each is finite, and their sum is not
+    for rank in range(N):  # each is finite, but their sum is not
         huge[rank]["w"][1] = 3e38
     twins.step(huge)
     twins.same()
-    assert twins.opt.skipped_steps == 3  # one rank's alone has a norm that is not
+    assert twins.opt.skipped_steps == 3  # on one rank, the square is not finite
 
 
 def check_found_inf_of_one_rank_skips_on_all():
@@ -141,7 +141,7 @@ def check_grad_scale():
 
 
 def check_a_scale_in_an_array_may_be_anything():
-    """As in one process, which reads it when the step runs: it skips by what comes out."""
+    """As in one process, which reads it when the step runs, and skips by the result."""
     for scale in (0.0, np.inf, np.nan, -2.0):
         twins = Twins(skip_nonfinite=True)
         twins.opt.step(grads(1)[RANK], grad_scale=np.array(scale, F32))
@@ -174,15 +174,15 @@ def check_zeros_into_gradients():
             of_ranks = grads(step)
             if step == 1:
                 of_ranks[LAST]["m"] = None
-            if step == 2:  # in every other order, and of another dtype
+            if step == 2:  # in other layouts, and another dtype
                 for rank in range(N):
                     of_ranks[rank]["big"] = np.asfortranarray(of_ranks[rank]["big"])
                     of_ranks[rank]["b"] = np.repeat(of_ranks[rank]["b"], 2)[::2]
                     of_ranks[rank]["m"] = of_ranks[rank]["m"].astype(BF16)
                     of_ranks[rank]["w"] = of_ranks[rank]["w"].astype(F16)[::-1]
-            said = [rank == 0 for rank in range(N)] if step == 3 else None  # also where it is skipped
+            said = [rank == 0 for rank in range(N)] if step == 3 else None  # also if the step is skipped
             twins.step([{**one} for one in of_ranks], zero_grads=(True, np.True_)[step % 2], found_inf=said)
-            # Added up before they became zeros, which the other ranks' are not here.
+            # Gradients are summed before they are zeroed, and the other ranks' are intact here.
             others = grads(step)
             if step == 2:
                 for rank in range(N):
@@ -213,7 +213,7 @@ def check_gradients_of_any_layout_and_of_halves():
     for step, dtype in enumerate([F16, BF16, F32, F16]):
         of_ranks = grads(step)
         for rank, given in enumerate(of_ranks):
-            given["m"] = given["m"].astype(dtype if rank % 2 == 0 else BF16)  # each rank as it likes
+            given["m"] = given["m"].astype(dtype if rank % 2 == 0 else BF16)  # each rank chooses its own
             given["big"] = np.asfortranarray(given["big"].astype(dtype))
             given["b"] = np.repeat(given["b"], 3)[::3]
             given["w"] = given["w"].astype(dtype)[::-1]
@@ -348,7 +348,7 @@ def check_presets():
 
 
 def check_structures():
-    """Lists, single arrays, numbers of mappings in other orders: as in one process."""
+    """A single array, and a list with a mapping in it: as in one process."""
     a, b = np.ones(9000), np.ones(9000)
     opt, twin = ShardedRMSProp(a, WORLD, bucket_bytes=30_000), RMSProp(b)
     total = sum_of([{"x": np.full(9000, rank + 0.1)} for rank in range(N)], "x")

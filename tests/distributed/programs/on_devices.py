@@ -1,6 +1,6 @@
 """What ranks do with parameters on devices: ``python -m mpi4py on_devices.py NAME ...`` runs these functions.
 
-Each rank has a device of its own where there are as many; the twin is one process that steps over host memory.
+Each rank has its own device if there are enough. The twin is one process that steps over host memory.
 """
 
 import json
@@ -18,7 +18,7 @@ RANK, RANKS = COMM.rank, COMM.size
 FOLDER = Path(COMM.bcast(tempfile.mkdtemp() if RANK == 0 else None))
 STATISTICS = FOLDER / f"launches{RANK}.jsonl"
 if "VGPU_LAZY" in os.environ or "VGPU_DEVICES" in os.environ:
-    os.environ["VGPU_STATS"] = str(STATISTICS)  # before CUDA is there
+    os.environ["VGPU_STATS"] = str(STATISTICS)  # before CUDA is initialised
 
 import cupy  # noqa: E402
 import ml_dtypes  # noqa: E402
@@ -30,7 +30,7 @@ from rmsprop_gpu.distributed import RanksDisagree, ShardedAdaGrad, ShardedRMSPro
 from rmsprop_gpu.extras import MissingExtraError  # noqa: E402
 
 F4, F8, F2, BF = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
-# Two of float32 that several ranks share, fewer elements than ranks, none at all; and other dtypes between them.
+# Two float32 parameters that several ranks share, one with fewer elements than ranks, an empty one, and other dtypes.
 SHAPES = {
     "a": ((3,), F4),
     "b": ((100, 77), F4),
@@ -60,7 +60,7 @@ def there(arrays):
 
 
 def total(grads):
-    """The sum in the order of the ranks, halves in float32 and rounded once."""
+    """The sum in rank order. Halves are summed in float32 and rounded once."""
     (dtype,) = {x.dtype for x in grads if x is not None} or {None}
     if dtype is None:
         return None
@@ -74,19 +74,19 @@ def total(grads):
 
 
 def wait_for_all():
-    """A barrier that leaves the processor to those who are awaited."""
+    """A barrier that leaves the processor to the ranks still at work."""
     barrier = COMM.Ibarrier()
     while not barrier.Test():
         time.sleep(0.01)
 
 
 class Twins:
-    """A sharded optimizer on devices and one of one process on the host, which take the same steps."""
+    """A sharded optimizer on devices, and a single process on the host that takes the same steps."""
 
     def __init__(self, given, shapes=SHAPES, adagrad=False, **sharded):
         self.shapes, self.host = shapes, draw(0, shapes)
         self.params = there(self.host)
-        if RANK == 0:  # compiles, and the others find the kernels on disk
+        if RANK == 0:  # compiles, so that the others find the kernels on disk
             for params in self.params, self.host:
                 (AdaGrad if adagrad else RMSProp)(params, **given).compile(grad_scale=RANKS > 1)
         wait_for_all()
@@ -99,7 +99,7 @@ class Twins:
         return [draw([7, t, rank], self.shapes, 10) for rank in range(RANKS)]
 
     def step(self, grads, *, mine=None, scale=None, scale_of=lambda x: x, found=None, found_of=None, zero_grads=False):
-        """With these gradients of all ranks; `mine` are ours as they are given, `found` is what is said on any rank."""
+        """Step with all ranks' gradients. `mine` are ours in another form, `found` is what any rank reports."""
         mine = there(grads[RANK]) if mine is None else mine
         told = {} if found is None else {"found_inf": found_of}
         told |= {} if scale is None else {"grad_scale": scale_of(scale)}
@@ -133,7 +133,7 @@ def raised(call):
 
 
 def on_all(call, kind, *texts):
-    """The same error on every rank."""
+    """Every rank raises the same error."""
     error = raised(call)
     assert type(error) is kind, f"{type(error)}: {error}"
     assert len(set(COMM.allgather(str(error)))) == 1, error
@@ -141,12 +141,12 @@ def on_all(call, kind, *texts):
         assert text in str(error), error
 
 
-# What is run
+# The functions to run
 
 
 def bits():
-    """Switches, dtypes, buckets, gradients that are not there, a NaN on one rank."""
-    two = {k: SHAPES[k] for k in "bch"}  # few kernels are compiled
+    """Switches, dtypes, buckets, missing gradients, a NaN on one rank."""
+    two = {k: SHAPES[k] for k in "bch"}  # so that few kernels are compiled
     for given, shapes, bucket in (ALL, SHAPES, None), (ALL, SHAPES, 30_000), (CLIPPED, two, 30_000), ({}, SINGLE, 4096):
         twins = Twins(given, shapes, bucket_bytes=bucket, adagrad=not given)
         for t in range(4):
@@ -168,13 +168,13 @@ def bits():
 
 
 def told():
-    """`grad_scale`, `found_inf` and `zero_grads`, as numbers and on the device, on one rank or on all."""
+    """`grad_scale`, `found_inf` and `zero_grads`, as numbers and on the device, on one rank or all."""
     twins = Twins({"momentum": 0.83}, SINGLE)
     number = cupy.asarray
     for scale, scale_of in (
         (1024.0, lambda x: x),
         (1 / 3, lambda x: number(x, F8)),
-        (F4(0.001), number),  # three times this is no float32
+        (F4(0.001), number),  # three times this is not exact in float32
         (Fraction(5, 2), lambda x: x),
     ):
         twins.step(twins.grads(1), scale=scale, scale_of=scale_of)
@@ -201,7 +201,7 @@ def told():
 
 
 def zeros():
-    """Zeros into gradients that lie as their parameters, otherwise, and that are narrower."""
+    """Zeroing gradients with their parameters' layout, another layout, or a narrower dtype."""
     twins = Twins({"momentum": 0.83}, SINGLE, bucket_bytes=20_000)
     for t, zero_grads in enumerate((True, False, True)):
         grads = twins.grads(t)
@@ -219,7 +219,7 @@ def zeros():
 
 
 def streams():
-    """What is computed on a stream is stepped with there, and what is enqueued behind sees the gathered parameters."""
+    """Gradients computed on a stream are used in order, and later work on that stream sees the gathered parameters."""
     twins = Twins(NORM, SINGLE, bucket_bytes=20_000)
     cupy.cuda.Device().synchronize()
     mine = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
@@ -229,7 +229,7 @@ def streams():
             ours = there(grads[RANK])
             twins.step(grads, mine={k: x * 1 for k, x in ours.items()})  # freed at once
             seen = {k: x.copy() for k, x in twins.params.items()}
-            other = [cupy.full(5000, np.nan, F4) for _ in range(5)]  # in the memory of what was freed
+            other = [cupy.full(5000, np.nan, F4) for _ in range(5)]  # reuses freed memory
             stream.synchronize()
         assert len(other) == 5
         for k, x in seen.items():
@@ -255,7 +255,7 @@ def streams():
 
 
 def files():
-    """Saved by all ranks, loaded by them, by one process on a device and on the host, and the other way."""
+    """Saved by all ranks and loaded by them, by one process on a device or on the host, and the other way around."""
     given = {**ALL, "lr": 0.01}
     twins = Twins(given, bucket_bytes=30_000)
     for t in range(2):
@@ -284,7 +284,7 @@ def files():
 
 
 def one_rank():
-    """Of one rank, which packs nothing and needs no NCCL."""
+    """A single rank packs nothing and needs no NCCL."""
     twins = Twins(ALL, SINGLE, nccl=None)
     for t in range(2):
         twins.step(twins.grads(t))
@@ -331,7 +331,7 @@ def refused():
 
 
 def fails():
-    """NCCL fails: at the latest at the next step all ranks say that the optimizer is between two."""
+    """NCCL fails. By the next step at the latest, all ranks report that the optimizer is between two steps."""
     twins = Twins({"momentum": 0.83}, SINGLE)
     nccl, folder = twins.opt._nccl, FOLDER / "before"
     twins.step(twins.grads(0))
@@ -345,7 +345,7 @@ def fails():
     working = nccl.allgather
 
     class OddError(Exception):
-        """As NCCL's: of no base that is known."""
+        """Like NCCL's, not derived from any known class."""
 
     def failing(*args, **kwargs):
         working(*args, **kwargs)
@@ -368,7 +368,7 @@ def fails():
 
 
 def connects():
-    """Where none is given, a communicator is made of the id that rank 0 has, once for all optimizers of the ranks."""
+    """By default, a communicator is made from rank 0's id, once for all optimizers of the ranks."""
     import types
 
     made, ready = [], StandIn(COMM)
@@ -419,7 +419,7 @@ def connects():
 
 
 def deaf():
-    """A communication stream that does not wait for the packing, or is not waited for: the bits are others."""
+    """If the communication stream does not wait for packing, or is not waited for, the bits differ."""
 
     class Deaf:
         def __init__(self, stream):
@@ -449,12 +449,12 @@ def deaf():
 
 
 def launched():
-    """The names of the kernels that a virtual device has run for this rank."""
+    """The names of the kernels that a virtual device ran for this rank."""
     return [json.loads(line)["kernel"] for line in STATISTICS.read_text().splitlines()] if STATISTICS.exists() else []
 
 
 def launches():
-    """Three launches a bucket and step, and two where partial sums are exchanged."""
+    """Three launches per bucket and step, and two where partial sums are exchanged."""
     for given, bucket, exchanged in ({"momentum": 0.83}, 20_000, 0), (NORM, None, 2):
         twins = Twins(given, SINGLE, bucket_bytes=bucket)
         grads = there(twins.grads(0)[RANK])
@@ -474,7 +474,7 @@ def launches():
 
 
 class Mute(StandIn):
-    """Sends nothing, and waits for nothing."""
+    """Sends nothing and waits for nothing."""
 
     def reduce_scatter(self, sendbuf, recvbuf, op, *, stream):
         self.calls.append("reduce_scatter")
@@ -484,7 +484,7 @@ class Mute(StandIn):
 
 
 def waits():
-    """Where work is as late as it may be, a step does none of it: the host has not waited."""
+    """If work is deferred as long as possible, a step does none of it: the host does not wait."""
     twins = Twins(NORM, SINGLE, bucket_bytes=20_000, nccl=Mute(COMM))
     grads = there(twins.grads(0)[RANK])
     told = {"grad_scale": cupy.asarray(2.0), "found_inf": cupy.asarray(False)}
@@ -500,7 +500,7 @@ def waits():
 
 
 def behind():
-    """Behind work that does not end, a step returns all the same, whatever it is told on the device."""
+    """A step returns even though earlier work on the stream has not ended, whatever its arguments on the device."""
     twins = Twins(NORM, SINGLE, bucket_bytes=20_000, nccl=Mute(COMM))
     told = {"grad_scale": cupy.asarray(2.0), "found_inf": cupy.asarray(False)}
     several = [there(twins.grads(t)[RANK]) for t in range(3)]
@@ -513,7 +513,7 @@ def behind():
                 twins.opt.step(grads, zero_grads=zero_grads, **told)
 
     with stream:
-        assert is_held(stream, steps), "the host has waited for the device"
+        assert is_held(stream, steps), "the host waited for the device"
 
 
 if __name__ == "__main__":

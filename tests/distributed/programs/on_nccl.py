@@ -1,7 +1,7 @@
 """NCCL itself, through nccl4py: ``mpiexec -n N python -m mpi4py on_nccl.py`` on a machine with a card.
 
-Of one rank, the buckets are made and sent as if there were several, which a sharded optimizer does not do then. Of
-several, each with a card, whole steps are taken; ranks that share a card NCCL may refuse, and what it says is printed.
+With one rank, buckets are made and sent as if there were several, which a sharded optimizer would not do. With several
+ranks and a card each, whole steps are taken. NCCL may refuse ranks that share a card, and its message is printed.
 """
 
 import signal
@@ -49,7 +49,7 @@ def same(a, b):
 
 
 def alone():
-    """One rank: what comes back is what was sent, in every bucket, though the streams are busy."""
+    """One rank gets back what it sent, in every bucket, even on busy streams."""
     order = Order([DEVICE])
     engine = NCCLEngine(0, 1, DEVICE, order)
     engine.connect(COMM)
@@ -84,13 +84,13 @@ def alone():
         assert float(sent.times_ranks(cupy.asarray(np.float32(0.1)))) == float(np.float32(0.1))
         column = np.array([x.data.ptr for x in grads], np.int64)
         held = is_held(stream, lambda: (sent.reduce(column, zeros=False), sent.gather()))
-        assert held, "the host has waited for the device"
+        assert held, "the host waited for the device"
     engine.error()
     say(f"of one rank all bits are right, in {time.perf_counter() - begin:.1f} s, and the host waits for nothing")
 
 
 def together():
-    """Several ranks: steps in which ranks agree to the bit, and whose sums are those of small integers."""
+    """On several ranks, steps are bit-identical, and norms match sums of small integers."""
     weights = {"w": cupy.zeros((300, 1001), "f4"), "h": cupy.zeros(7000, "f2")}
     try:
         opt = ShardedRMSProp(weights, COMM, lr=0.5, momentum=0.5, global_clipnorm=1e9, bucket_bytes=100_000)
@@ -112,6 +112,6 @@ def together():
 
 
 if __name__ == "__main__":
-    signal.alarm(75)  # ranks that wait for each other in NCCL hear of nothing else
+    signal.alarm(75)  # ranks that wait for each other in NCCL cannot be interrupted otherwise
     alone() if COMM.size == 1 else together()
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""Steps and saves for ever, until somebody is killed; or kills itself in the middle of a step."""
+"""Steps and saves until a rank is killed, or kills itself in the middle of a step."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The bytes that ranks send over TCP in a step, as the system counts them on the loopback interface."""
+"""The bytes that ranks send over TCP in a step, as counted by the system on the loopback interface."""
 
 import os
 import time
@@ -13,13 +13,13 @@ STEPS, TRIES = 3, 6
 
 
 def sent():
-    """What has left by this interface; there, each byte arrives once too."""
+    """The bytes sent on this interface. On loopback, each byte also arrives once."""
     (line,) = [x for x in Path("/proc/net/dev").read_text().splitlines() if x.strip().startswith("lo:")]
     return int(line.partition(":")[2].split()[8])
 
 
 def counted(call):
-    """The bytes while all ranks do this."""
+    """The bytes sent while all ranks make this call."""
     WORLD.barrier()
     time.sleep(0.05)
     before = sent()
@@ -36,13 +36,13 @@ def main():
     grads = {k: np.full_like(x, 0.5) for k, x in params.items()}
     model = sum(x.nbytes for x in params.values())
     opt = ShardedRMSProp(params, WORLD, bucket_bytes=1 << 21, momentum=0.9, **eval(os.environ["HYPERS"]))
-    opt.step(grads)  # connections are made
+    opt.step(grads)  # opens the connections
 
     def steps():
         for _ in range(STEPS):
             opt.step(grads)
 
-    # Others may use the interface too: the least is ours.
+    # Others may use the interface, so the minimum is ours.
     found = min(counted(steps) for _ in range(TRIES)) / STEPS
     probe = np.ones(1 << 18)
     arrives = min(counted(lambda: WORLD.Bcast(probe)) for _ in range(TRIES))

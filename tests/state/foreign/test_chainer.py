@@ -1,6 +1,6 @@
 """States of chainer: a run continues here, or is refused.
 
-The keys are those that chainer 7.8.1 writes with serializers.save_npz, of an optimizer and of a trainer.
+The keys are those that serializers.save_npz of chainer 7.8.1 writes for an optimizer and for a trainer.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ KEYS = ("ms", "n", "g", "delta")
 
 
 def optimizer(run):
-    """The file of save_npz(optimizer) after a run."""
+    """What save_npz(optimizer) writes after a run."""
     entries = {"t": np.int64(SWITCH), "epoch": np.int64(0)}
     for name, s in run.state.items():
         entries |= {f"{name}/t": np.int64(SWITCH), **{f"{name}/{n}": s[n] for n in KEYS if n in s}}
@@ -22,7 +22,7 @@ def optimizer(run):
 
 
 def trainer(run, before="updater/optimizer:main/predictor/"):
-    """The file of save_npz(trainer) after a run, of a chainer.links.Classifier around the model."""
+    """What save_npz(trainer) writes after a run, with a chainer.links.Classifier around the model."""
     own = optimizer(run)
     inside = {f"{before if '/' in key else before.removesuffix('predictor/')}{key}": x for key, x in own.items()}
     iterator = {"updater/iterator:main/epoch": np.int64(1), "updater/iterator:main/order": np.array(None)}
@@ -50,7 +50,7 @@ def test_a_file_of_numpy_is_such_a_mapping(tmp_path):
     run = Formula("chainer").run(range(SWITCH))
     np.savez(tmp_path / "trainer.npz", **trainer(run))
     opt = RMSProp(run.params)
-    with np.load(tmp_path / "trainer.npz") as file:  # without pickle, though another entry needs it
+    with np.load(tmp_path / "trainer.npz") as file:  # no pickle, although another entry would need it
         opt.load_foreign("chainer", file)
     assert (opt.steps, opt.state["w"]["square_avg"].tolist()) == (SWITCH, run.state["w"]["ms"].tolist())
 
@@ -58,7 +58,7 @@ def test_a_file_of_numpy_is_such_a_mapping(tmp_path):
 @pytest.mark.parametrize("before", ["", "/", "updater/optimizer:main/", "/updater/optimizer:main/predictor/"])
 @pytest.mark.parametrize("key", ["l1/W", "l1.W", "predictor/l1/W"])
 def test_names_of_chainer(before, key):
-    """In the other order here; a leading slash, as namedparams() has it, is no part of a name."""
+    """The parameters come in another order here. The leading slash of namedparams() is not part of a name."""
     names = [key, key[:-1] + "b"]
     theirs = "predictor/" * (key.startswith("predictor") and "predictor" not in before)
     state = {f"{before.removesuffix('predictor/')}t": 3}

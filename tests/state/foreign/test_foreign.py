@@ -1,4 +1,4 @@
-"""States of any other framework: what is refused of each, averages that start anew, and runs that go on on a device."""
+"""States of any other framework: what is refused, averages that start anew, and runs that continue on a device."""
 
 import warnings
 
@@ -65,7 +65,7 @@ def test_steps_is_a_count(steps):
 @pytest.mark.parametrize("late", [False, True], ids=["", "late"])
 @pytest.mark.parametrize("framework", ["torch", "optax"])
 def test_averages_that_the_framework_lacks_start_anew(framework, late):
-    """From the parameters as they are, whatever was averaged before; a late parameter's first step sets its own."""
+    """They start from the current parameters. The average of a late parameter starts at its first step."""
     given = LIKE_OPTAX if framework == "optax" else {"alpha": 0.9}
     half = Oracle(**given).run(range(SWITCH), late=late and framework == "torch")
     opt = here(RMSProp(two_groups(half.params), **given, use_ema=True, ema_momentum=0.75), range(3))
@@ -75,7 +75,7 @@ def test_averages_that_the_framework_lacks_start_anew(framework, late):
         assert_same_bits(opt.ema[name], begun[name])
     here(opt, [SWITCH])
     for name in SHAPES:
-        first = framework == "optax" or (late and name == "b")  # optax's state has no count here
+        first = framework == "optax" or (late and name == "b")  # the optax state here has no count
         want = half.params[name] if first else 0.75 * begun[name] + 0.25 * half.params[name]
         np.testing.assert_allclose(opt.ema[name], want, rtol=1e-15, atol=1e-16)
 
@@ -147,7 +147,7 @@ def test_no_state_is_loaded_into_a_graph():
 
 @pytest.mark.parametrize("use_ema", [False, True])
 def test_a_parameter_that_was_reshaped_in_place_takes_nothing(use_ema):
-    """Averages that start anew are copies of the parameters: the first would be loaded, the second could not be."""
+    """New averages are copies of the parameters: the first would load before the second is refused."""
     params = [np.ones((2, 3)), np.ones((2, 2))]
     opt = RMSProp(params, use_ema=use_ema)
     state = {i: {"step": 3.0, "square_avg": np.full(x.shape, 0.25)} for i, x in enumerate(params)}
@@ -161,7 +161,7 @@ def test_a_parameter_that_was_reshaped_in_place_takes_nothing(use_ema):
         "params": [0, 1],
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy deprecates it
+        warnings.simplefilter("ignore")  # NumPy deprecates setting the shape
         params[1].shape = (4,)
     with refused(ValueError, "params[1] was changed in place: it has shape (4,)", of=[opt, *params]):
         opt.load_foreign("torch", {"state": state, "param_groups": [{**group, "params": [0, 1]}]})

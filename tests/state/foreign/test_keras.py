@@ -25,7 +25,7 @@ LIKE_KERAS = {"eps": 1e-7, "eps_in_sqrt": True, "lr_in_momentum": True}
 
 
 class Variable:
-    """A variable of Keras, as far as it is read."""
+    """A stand-in for a variable of Keras, with only what is read from it."""
 
     def __init__(self, path, value):
         self.path, self.value = path, value
@@ -102,7 +102,7 @@ LOSS_SCALE = {"iteration": 0, "learning_rate": 0.0, "step_counter": 7, "dynamic_
 
 @pytest.mark.parametrize("name", ["loss_scale_optimizer", "adam"])
 def test_the_optimizer_in_a_loss_scale_optimizer_continues_here(name):
-    """The wrapper's own count stays 0, and its learning rate."""
+    """The wrapper's own count stays 0, and so does its learning rate."""
     given = {**LIKE_KERAS, "momentum": 0.9}
     whole, half = (Oracle(**given).run(range(steps), lr=lambda name: 0.125) for steps in (END, SWITCH))
     opt = RMSProp(half.params, lr=7.0, **given)
@@ -113,7 +113,7 @@ def test_the_optimizer_in_a_loss_scale_optimizer_continues_here(name):
     assert_same_end(half.params, whole.params, start())
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, about itself
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own warning
 def test_a_loss_scale_optimizer_of_keras_itself_continues_here(keras):
     """One gradient overflows, so that its step is skipped and the scale is halved."""
 
@@ -208,7 +208,7 @@ def test_variables_of_keras_that_cannot_be_mapped_are_named(case):
 
 
 def test_variables_of_adam_are_refused():
-    """They are a momentum and a velocity too, of another meaning."""
+    """They are called momentum and velocity, too, but mean something else."""
     half = Oracle(**LIKE_KERAS, momentum=0.9).run(range(2))
     variables = {v.path.replace("rm_sprop", "adamw_1"): np.asarray(v) for v in keras_variables(half)}
     opt = RMSProp(half.params, **LIKE_KERAS, momentum=0.9)

@@ -76,7 +76,7 @@ def test_trees_of_optax_match_by_path_or_in_the_order_of_jax(params):
     names = {"slash": ["b", "a/k", "a/c"], "dot": ["b", "a.k", "a.c"]}
     if params == "one":
         opt, tree, want = RMSProp(np.ones(2)), np.full(2, 3.0), [3]
-    elif params == "order":  # of jax.tree.leaves: keys are sorted
+    elif params == "order":  # jax.tree.leaves sorts the keys
         opt, tree, want = RMSProp([np.ones(2) for _ in range(3)]), leaves, [2, 1, 3]
     else:
         opt, tree, want = RMSProp({name: np.ones(2) for name in names[params]}), leaves, [3, 1, 2]
@@ -107,13 +107,13 @@ def test_a_tree_matches_parameters_nested_alike(case):
     assert [opt.state[i]["square_avg"][0] for i in range(3)] == [0.5, 1.0, 1.5]
 
 
-LAYERS = [f"Dense_{i}" for i in range(11)]  # Dense_10 comes before Dense_2, as text
+LAYERS = [f"Dense_{i}" for i in range(11)]  # as text, Dense_10 sorts before Dense_2
 TREE = {layer: {"kernel": np.full(2, i + 1.0)} for i, layer in enumerate(LAYERS)}
 IN_ORDER_OF_JAX = [1, 2, 11, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
 def averages(opt):
-    """Which layer each was of."""
+    """For each parameter, the number of the layer whose average it got."""
     return [int(opt.state[i]["square_avg"][0]) for i in range(len(opt.state))]
 
 
@@ -127,7 +127,7 @@ def test_layers_of_other_names_are_refused_unless_order_is_asked_for():
 
 
 def test_a_list_does_not_take_layers_that_are_sorted_as_text_unasked():
-    """Whoever made the list may have counted."""
+    """The list may be in numeric order."""
     opt = RMSProp([np.ones(2) for _ in LAYERS])
     with refused(ValueError, '"Dense_10/kernel" before "Dense_2/kernel"', 'or match="order"', of=[opt]):
         opt.load_foreign("optax", (ScaleByRmsState(TREE), EmptyState()))

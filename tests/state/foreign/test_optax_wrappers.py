@@ -43,7 +43,7 @@ def multi_steps(inner, mini_step=0, gradient_step=SWITCH):
 
 
 def of_one(oracle, name, lr=None):
-    """The state of a part of a partition that holds this parameter; the others are holes."""
+    """The state of the part of a partition that holds this parameter. The other parameters are holes."""
 
     def masked(x):
         tree = getattr(x, "nu", None) or getattr(x, "trace", None)
@@ -85,7 +85,7 @@ def test_multi_steps_of_optax_itself_continues_here(k):
 
     def steps(params, state, steps):
         for step in steps:
-            for i in range(k):  # of mean gradient(step)
+            for i in range(k):  # their mean is gradient(step)
                 part = {name: g * (i + 1) * 2 / (k + 1) for name, g in gradient(step).items()}
                 updates, state = rule.update(part, state, params)
                 params = optax.apply_updates(params, updates)
@@ -109,7 +109,7 @@ def test_multi_steps_of_optax_itself_continues_here(k):
 
 @pytest.mark.parametrize("kind", ["PartitionState", "MultiTransformState"])
 def test_the_parts_of_a_partition_are_merged_by_name(kind):
-    """Each with a learning rate of its own, and momentum for one of them alone."""
+    """Each part has its own learning rate, and only one has momentum."""
     slow, fast = ({**LIKE_OPTAX, **more} for more in ({}, {"momentum": 0.9}))
     whole, half = (
         {"w": Oracle(**slow).run(range(steps), lr=rates), "b": Oracle(**fast).run(range(steps), lr=rates)}
@@ -154,7 +154,7 @@ def test_a_rate_that_is_injected_around_a_partition_is_of_all_its_parts():
 
 
 def averages_of(holes):
-    """The part of a partition over a list whose arrays count from 1; 0 is a hole."""
+    """A part of a partition over a list. Its arrays are filled with their number from 1, and 0 is a hole."""
     return MaskedState((ScaleByRmsState([np.full(2, float(x)) if x else MaskedNode() for x in holes]), EmptyState()))
 
 
@@ -167,7 +167,7 @@ def test_the_parts_of_a_partition_are_merged_in_the_order_of_the_tree():
 
 @pytest.mark.parametrize("match", ["name", "order"])
 def test_a_buffer_of_some_parameters_goes_to_the_same_ones(match):
-    """Of a list, where momentum is the second's alone."""
+    """In a list, where only the second parameter has momentum."""
     part = MaskedState(
         (ScaleByRmsState([MaskedNode(), np.ones(2)]), EmptyState(), TraceState([MaskedNode(), np.ones(2)]))
     )

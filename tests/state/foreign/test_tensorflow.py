@@ -1,6 +1,6 @@
 """States of TensorFlow 1 and of tf.keras up to 2.10: a run continues here, or is refused.
 
-The names are those that their sources make: slot_creator.py, trackable_utils.py and optimizer_v2.py.
+The names are built as in TensorFlow's sources: slot_creator.py, trackable_utils.py and optimizer_v2.py.
 """
 
 import numpy as np
@@ -20,13 +20,13 @@ VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def model(run, ending=""):
-    """The model's own variables, which a checkpoint holds too."""
+    """The model's own variables, which a checkpoint also contains."""
     more = {"dense/gamma": np.ones(2), "save_counter": np.int64(3), "_CHECKPOINTABLE_OBJECT_GRAPH": b"graph"}
     return {**{f"{name}{ending}": p for name, p in run.params.items()}, **more}
 
 
 def saver(run, optimizer="RMSProp"):
-    """A checkpoint of names after a run of TensorFlow 1: the mean square, then the mean if centered, then momentum."""
+    """A name-based checkpoint of TensorFlow 1 after a run: mean square, mean if centered, momentum."""
     variables = {**model(run), "global_step": np.int64(SWITCH)}
     for name, s in run.state.items():
         for i, slot in enumerate(n for n in ("ms", "mg", "mom") if n in s):
@@ -38,12 +38,12 @@ SLOTS = {"ms": "rms", "rms": "rms", "mg": "mg", "mom": "momentum"}
 
 
 def slots_of(s):
-    """The slots of a parameter; a legacy RMSprop has momentum with momentum alone."""
+    """The slots of a parameter. A legacy RMSprop has a momentum slot only with momentum."""
     return {SLOTS[n]: x for n, x in s.items() if n in SLOTS}
 
 
 def objects(run, optimizer="optimizer", **own):
-    """A checkpoint of objects after a run."""
+    """An object-based checkpoint after a run."""
     slots = {
         f"{name}/.OPTIMIZER_SLOT/{optimizer}/{slot}{VALUE}": x
         for name, s in run.state.items()
@@ -53,7 +53,7 @@ def objects(run, optimizer="optimizer", **own):
 
 
 class Variable:
-    """A variable of TensorFlow, as far as it is read."""
+    """A stand-in for a variable of TensorFlow, with only what is read from it."""
 
     def __init__(self, name, value):
         self.name, self.value = name, value
@@ -78,7 +78,7 @@ def listed(run, scope="RMSprop/", **own):
 @pytest.mark.parametrize("optimizer", ["RMSProp", "adam_like"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_of_tf1_continues_here(case, optimizer):
-    """The slot of momentum is there without momentum too."""
+    """TensorFlow 1 has a momentum slot even without momentum."""
     opt = assert_continues("tf1", lambda run: saver(run, optimizer), **CASES[case])
     assert ("momentum_buffer" in opt.state["w"]) == ("momentum" in CASES[case])
 
@@ -231,7 +231,7 @@ def test_the_learning_rate_and_names_of_any_scope(scope):
 
 @pytest.mark.parametrize("way", [listed, objects])
 def test_decay_goes_on_from_the_count(way):
-    """With its variables or without, as in optimizer.variables()."""
+    """With or without the hyperparameters' own variables: optimizer.variables() leaves them out."""
     given = {"learning_rate": 0.1, "decay": 0.125, "momentum": 0.5}
     said = {"decay": np.float32(0.125), "learning_rate": np.float32(0.1)}
     for own in ({}, said):

@@ -1,4 +1,4 @@
-"""States of torch: a run continues here, and goes back."""
+"""States of torch: a run continues here, and can go back."""
 
 import sys
 from itertools import permutations
@@ -30,7 +30,7 @@ def test_a_run_of_torch_continues_here(case, late):
     given = {"alpha": 0.97, **TORCH[case]}
     whole = Oracle(**given).run(range(END), late, rates)
     half = Oracle(**given).run(range(SWITCH), late, rates)
-    # What is different in this optimizer is loaded: lr, alpha, eps and where they stand.
+    # Whatever differs in this optimizer is overwritten by the load: lr, alpha, eps and their placement.
     opt = RMSProp(
         two_groups(half.params), lr=9.0, alpha=0.5, eps=0.5, eps_in_sqrt=True, lr_in_momentum=True, nesterov=True
     )
@@ -76,9 +76,9 @@ def test_torch_itself_continues_here_and_we_continue_there(case, late):
 
     params = start()
     opt = here(RMSProp(two_groups(params), alpha=0.99, **TORCH[case]), range(SWITCH), late=late)
-    there, optimizer = torch_run({"alpha": 0.5, "eps": 7, "lr": 7}, params)  # all of which is loaded
+    there, optimizer = torch_run({"alpha": 0.5, "eps": 7, "lr": 7}, params)  # all of these are overwritten
     optimizer.load_state_dict(opt.to_foreign("torch"))
-    here(opt, [77])  # what torch got are copies
+    here(opt, [77])  # torch got copies
     torch_steps(there, optimizer, range(SWITCH, END), late)
     assert_same_end(params_of(there), params_of(whole), start())
 
@@ -124,7 +124,7 @@ def test_bias_weight_is_what_so_many_steps_leave():
 
 @pytest.mark.parametrize("way", ["param_names", "params"])
 def test_names_of_torch_go_before_order(way):
-    """The same two shapes, in another order there: names tell them apart."""
+    """The parameters have the same shape and come in another order there. Names tell them apart."""
     group = {"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
     ids = {"param_names": {"params": [0, 1], "param_names": ["y", "x"]}, "params": {"params": ["y", "x"]}}[way]
     state = {k: {"step": 1, "square_avg": np.full(2, v)} for k, v in zip(ids["params"], [2.0, 1.0], strict=True)}
@@ -145,7 +145,7 @@ def test_names_of_torch_go_before_order(way):
 
 
 def named_groups(*groups):
-    """A state_dict of torch of one element a parameter, whose average counts the parameters from 1."""
+    """A state dict of torch with one element per parameter, whose averages count up from 1."""
     h = {"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "weight_decay": 0, "momentum": 0, "centered": False}
     ids = iter(range(9))
     made = [{**h, "params": [next(ids) for _ in names], "param_names": names} for names in groups]
@@ -158,7 +158,7 @@ WRAPPERS = ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod.
 
 @pytest.mark.parametrize(("theirs", "ours"), list(permutations(WRAPPERS, 2)))
 def test_what_wrappers_put_before_all_names_does_not_count(theirs, ours):
-    """Of the same shape and in another order here."""
+    """The parameters have the same shape and come in another order here."""
     opt = RMSProp([{"params": {f"{ours}{name}": np.ones(1) for name in names}} for names in ("cab", "d")])
     opt.load_foreign("torch", named_groups([f"{theirs}{name}" for name in "abc"], [f"{theirs}d"]))
     assert [opt.state[f"{ours}{name}"]["square_avg"][0] for name in "abcd"] == [1, 2, 3, 4]

@@ -37,7 +37,7 @@ WRAPPED = "__bnb_optimizer_quant_state__"  # as bitsandbytes 0.50.2 writes it
 
 
 def timm_state(run, **changed):
-    """The state_dict of timm.optim.RMSpropTF after this run, with NumPy's arrays in the place of tensors."""
+    """The state_dict of timm.optim.RMSpropTF after this run, with NumPy arrays in place of tensors."""
     names = {"square_avg": "square_avg", "grad_avg": "grad_avg", "buf": "momentum_buffer"}
     state = {
         i: {"step": np.float32(SWITCH), **{names[n]: x for n, x in run.state[name].items() if n in names}}
@@ -47,7 +47,7 @@ def timm_state(run, **changed):
 
 
 def bitsandbytes_state(run, wrapped=True, **changed):
-    """The state_dict of bitsandbytes.optim.RMSprop after this run; earlier versions wrap nothing."""
+    """The state_dict of bitsandbytes.optim.RMSprop after this run. Earlier versions wrap nothing."""
     state = {}
     for i, name in enumerate(SHAPES):
         arrays = {"state1": run.state[name]["state1"]}
@@ -70,7 +70,7 @@ def test_a_run_of_bitsandbytes_continues_here(decay, wrapped):
 
 @pytest.mark.parametrize("framework", ["timm", "bitsandbytes"])
 def test_hyperparameters_come_from_the_state(framework):
-    """Whatever this optimizer was built with."""
+    """It does not matter what this optimizer was built with."""
     run = Formula(framework).run(range(SWITCH))
     state = {"timm": timm_state, "bitsandbytes": bitsandbytes_state}[framework](run, initial_lr=0.5)
     others = {"momentum": 0.5, "centered": True, "nesterov": True, "bias_correction": True, "maximize": True}
@@ -82,7 +82,7 @@ def test_hyperparameters_come_from_the_state(framework):
 
 
 def test_a_parameter_without_state_begins_as_in_timm():
-    """With averages of 1."""
+    """Averages start at 1."""
     saved = timm_state(Formula("timm").run(range(SWITCH)))
     del saved["state"][1]
     opt = RMSProp(start())
@@ -160,7 +160,7 @@ def test_no_8_bits_in_the_wrapping_either():
         opt.load_foreign("bitsandbytes", saved)
 
 
-# The packages themselves
+# The real packages
 
 
 def steps_of(tensors, optimizer, steps, dtype):
@@ -194,7 +194,7 @@ def test_timm_itself_continues_here(case):
 
 
 def test_bitsandbytes_itself_continues_here():
-    """In float32, the only state that it has: each of the steps rounds the parameter on both sides, by half an ulp."""
+    """Its only state is float32. In each step both sides round the parameter, by up to half an ulp."""
     rmsprop = pytest.importorskip("bitsandbytes").optim.RMSprop
     tensors, optimizer = begun(lambda groups: rmsprop(groups, weight_decay=0.1), np.float32)
     steps_of(tensors, optimizer, range(SWITCH), np.float32)

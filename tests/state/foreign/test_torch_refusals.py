@@ -1,4 +1,4 @@
-"""States of torch that cannot be mapped, and what torch does not have."""
+"""States of torch that cannot be mapped, and features that torch lacks."""
 
 import sys
 
@@ -11,7 +11,7 @@ from rmsprop_gpu import AdaGrad, RMSProp
 
 
 def put(*path):
-    """A change of a state_dict: the last entry of the path is put, or with None taken away, at the place before it."""
+    """A change to a state dict: set the last item of the path at the place before it, or remove it if None."""
 
     def change(saved):
         *way, key, value = path
