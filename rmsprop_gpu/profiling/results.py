@@ -58,13 +58,43 @@ class Times:
 
 @dataclass(frozen=True)
 class Code:
-    """Facts about the machine code of a CUDA kernel."""
+    """What `profile` says of a kernel as it is loaded on a CUDA device: ``launch.code``, which is None on the CPU.
 
-    registers: int  # per thread
-    local_bytes: int  # of local memory per thread: the stack, and spilled registers
-    spill_bytes: int | None  # stores and loads of spilled registers; None if ptxas is not installed
+    Attributes
+    ----------
+    registers : int
+        Per thread.
+    local_bytes : int
+        Of local memory per thread: the stack, and spilled registers.
+    spill_bytes : int or None
+        Of spilled registers, per thread: stores and loads together. None if ptxas or nvdisasm is not installed.
+    blocks_per_multiprocessor : int
+        The most that can be resident at a time.
+    occupancy : float
+        The threads resident on a multiprocessor, as a fraction of the most possible.
+    instructions_of : str
+        Where instructions are counted: the loop over vectors in the machine code or, without those tools, all of the
+        PTX.
+    instructions : mapping from str to int
+        Their number by purpose, the most frequent first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> from rmsprop_gpu.profiling import profile
+    >>> (launch,) = profile(RMSProp(np.ones(1000)), np.ones(1000), repeats=3).launches
+    >>> print(launch.code)
+    None
+    >>> Code(32, 0, 0, 8, 1.0, "the whole kernel in PTX", {"float32": 30, "memory": 9}).occupancy
+    1.0
+    """
+
+    registers: int
+    local_bytes: int
+    spill_bytes: int | None
     blocks_per_multiprocessor: int
-    occupancy: float  # threads resident on a multiprocessor, as a fraction of the most possible
+    occupancy: float
     instructions_of: str
     instructions: Mapping[str, int]
 
