@@ -1,4 +1,5 @@
-"""Figures in sentences and hand-made tables: each is what a committed result says, and its section links that result.
+"""Figures in sentences and hand-made tables: each is what a committed result says, and its section links that result,
+or follows from the code or a formula.
 
 Generated tables are compared with their results by `tests/test_benchmarks.py`.
 """
@@ -8,23 +9,38 @@ import math
 import re
 import sys
 from functools import cache
+from itertools import chain
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from pages import PAGES, named
 from paths import ROOT
 
 sys.path.append(str(ROOT))  # last, as in test_benchmarks.py
 
+from benchmarks import scaling_model as model
 from benchmarks.busy import SIZES
+from benchmarks.contenders_torch import traffic
 from benchmarks.report import digits, duration
 from benchmarks.workloads import ASSIGNED, C_OPENMP, DROP_IN, OURS, PLAIN, TORCH
+from rmsprop_gpu import RMSProp, hyper
+from rmsprop_gpu.kernels import disk
+from rmsprop_gpu.state.pieces import PIECE
 
 GENERATED = re.compile(r"<!-- figures of .*?<!-- end of figures -->", re.DOTALL)
 FENCED = re.compile(r"^(`{3,}|:{3,}).*?^\1\s*$", re.DOTALL | re.MULTILINE)
-FIGURE = re.compile(r"(?<![\w.^])\d[\d.,]*\s(?:ns|us|ms|s|GB/s|TB/s|times|x|%)(?!\w)")
+UNITS = "ns|us|ms|s|GB/s|TB/s|times|x|%|[KMGT]i?B|M|bytes|ulp|cases|tests|registers|instructions"
+FIGURE = re.compile(rf"(?<![\w.^])\d[\d.,]*\s(?:{UNITS})(?!\w)")
 LINKS = ("benchmarks/results/", "benchmarks/shapes.json", "measured/")
-# Of a recipe, a condition of a measurement, a bound of a test, and the sizes of a matrix.
-NOT_MEASURED = ("0.97 times the rate", "1 ms of other work", "at most 1.05 times its share", "50,257 x 768")
+NOT_MEASURED = {
+    "a published recipe": ["0.97 times the rate"],
+    "a condition of a measurement": ["1 ms of other work", "with 25 M elements", "of 25 M elements", "Off by 4 bytes"],
+    "a bound that a test checks": ["From 5 M elements on", "at most 1.05 times its share"],
+    "what the project wants": ["64 registers and 64 instructions", "more than 64 instructions"],
+    "bytes of a float32, or of a code": ["five times 4 bytes", "4 bytes per float32 element on top", "in 2 bytes or 1"],
+}
+MIB = 2**20
 
 
 @cache
@@ -123,18 +139,51 @@ def of_traffic():
 
 
 def of_sass():
-    """Instructions beyond the limit."""
+    """Registers and instructions beyond the limit."""
     rows = {(r["dtype"], r["grad_dtype"], r["cc"]): r for r in result("sass")["rows"]}
     most = (rows["bfloat16", "bfloat16", cc]["most_instructions"]["instructions"] for cc in ("10.0", "12.0"))
-    return f"on 10.0 and 12.0 ({' and '.join(map(digits, most))} instructions"
+    yield f"on 10.0 and 12.0 ({' and '.join(map(digits, most))} instructions"
+    kernels = [(kernel, row["cc"]) for row in result("sass")["formats"] for kernel in row["kernels"]]
+    ((registers, cc),) = [(kernel["registers"], cc) for kernel, cc in kernels if kernel["registers"] > 64]
+    yield f"one with every switch has {registers} registers on {cc}"
+    yield f"instructions per element, at most {max(kernel['instructions'] for kernel, _ in kernels)}"
+
+
+@cache
+def gpt2():
+    """The shapes of its parameters."""
+    return json.loads((ROOT / "benchmarks" / "shapes.json").read_text())["gpt2"]["shapes"]
 
 
 def of_whole_tensors():
     """The part of GPT-2 that its largest tensor is."""
-    shapes = json.loads((ROOT / "benchmarks" / "shapes.json").read_text())["gpt2"]["shapes"]
-    sizes = [math.prod(shape) for shape in shapes]
-    yield f"{100 * max(sizes) / sum(sizes):.0f} % of the state instead of {100 / 8} %"
-    yield f"{sum(sizes):_}"
+    (rows, columns), total = max(gpt2(), key=math.prod), sum(map(math.prod, gpt2()))
+    yield f"{rows:,} x {columns} of {total / 1e6:.0f} M elements"
+    yield f"{100 * rows * columns / total:.0f} % of the state instead of {100 / 8} %"
+    yield f"{total:_}"
+
+
+def of_sharding():
+    """What a rank holds besides parameters and gradients, for GPT-2."""
+    size = sum(map(math.prod, gpt2()))
+    for ranks in (1, 2, 4, 8):
+        held = ((model.held(ranks, size, kind) - model.WHOLE) * size / MIB for kind in (model.PLAIN, model.EVERYTHING))
+        yield f"| {ranks} | {' | '.join(f'{x:,.0f} MiB' for x in held)} |"
+    yield f"{model.LEAST // MIB} MiB, or {model.LEAST_A_RANK // MIB} MiB per rank where that is more"
+
+
+def of_uploads():
+    """Bytes of an address, and of the hyperparameters that a kernel reads."""
+    group = RMSProp(np.ones(1, np.float32)).param_groups[0].hyper()
+    address, scalars = np.int64(), np.asarray(hyper.scalars(group, group["lr"], np.dtype(np.float32)))
+    return f"a copy of {address.nbytes} bytes per tensor, new hyperparameters one of {scalars.nbytes} bytes"
+
+
+def of_passes():
+    """Bytes per element that torch's RMSprop moves, by the passes in its source."""
+    switches = {}, {"momentum": 0.9}, {"momentum": 0.9, "centered": True}
+    plain, momentum, both = (traffic(SimpleNamespace(hyper=given)) for given in switches)
+    return f"moves {plain} bytes per element, {momentum} with momentum, and {both} with momentum and centered"
 
 
 FIGURES = {
@@ -153,12 +202,21 @@ FIGURES = {
         f"instead of {faster_mode('cpu', 'one-25m'):.3g} (the table above)",
         f"takes {us('cpu-schedules', 'scheduled-30', OURS):.3g} us",
         f"{faster_mode('cpu-schedules', 'scheduled-30'):.3g} times as long",
+        f"moves {row('cpu', 'one-25m', TORCH[0])['bytes_per_element']} bytes per element, not {model.PLAIN.moved}",
     ],
     "docs/measured/torch.md": list(of_iterations()),
     "docs/measured/gpu.md": list(of_a_card()),
     "docs/understand/same_bits.md": list(of_a_card())[:1],
     "docs/understand/one_pass.md": list(of_traffic()),
-    "docs/reference/limits.md": [of_sass()],
+    "docs/reference/limits.md": list(of_sass()),
+}
+# Not from a result, but from the code or a formula.
+CALCULATED = {
+    "docs/howto/arrays.md": [of_uploads()],
+    "docs/howto/checkpoints.md": [f"in pieces of {PIECE // MIB} MiB"],
+    "docs/howto/many_processes.md": list(of_sharding()),
+    "docs/howto/threads.md": [f"At most {disk.LIMIT // MIB} MiB are kept"],
+    "docs/understand/one_pass.md": [of_passes()],
 }
 
 
@@ -167,20 +225,30 @@ def flat(text):
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize("page", FIGURES)
+def prose(page):
+    """What is written by hand, without code."""
+    return FENCED.sub("", GENERATED.sub("", page.read_text()))
+
+
+@pytest.mark.parametrize("page", sorted({*FIGURES, *CALCULATED}))
 def test_sentences_say_what_the_results_say(page):
     text = flat((ROOT / page).read_text())
-    assert [figure for figure in FIGURES[page] if figure not in text] == []
+    assert [figure for kind in (FIGURES, CALCULATED) for figure in kind.get(page, []) if figure not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_figure_in_a_sentence_is_of_a_result(page):
-    for section in re.split(r"^#+ ", FENCED.sub("", GENERATED.sub("", page.read_text())), flags=re.MULTILINE):
+    for section in re.split(r"^#+ ", prose(page), flags=re.MULTILINE):
         left = flat(section)
         for figure in FIGURES.get(named(page), []):
             if figure in left:
                 assert any(link in section for link in LINKS), figure
             left = left.replace(figure, "")
-        for figure in NOT_MEASURED:
+        for figure in [*CALCULATED.get(named(page), []), *chain(*NOT_MEASURED.values())]:
             left = left.replace(figure, "")
         assert FIGURE.findall(left) == []
+
+
+def test_what_is_not_measured_occurs():
+    text = " ".join(flat(prose(page)) for page in PAGES)
+    assert [figure for figures in NOT_MEASURED.values() for figure in figures if figure not in text] == []
