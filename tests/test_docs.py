@@ -1,5 +1,6 @@
 """Docstrings: their examples run, and public names have one; the table of presets says what they are."""
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -12,6 +13,7 @@ import pytest
 from paths import ROOT
 
 import rmsprop_gpu
+from rmsprop_gpu import profiling
 from rmsprop_gpu.conventions.preset import REQUIRED
 from rmsprop_gpu.conventions.presets import PRESETS
 
@@ -153,6 +155,17 @@ def test_reference_lists_every_class_that_a_user_gets_in_hand(module):
         if not any(name == cls.__name__ and cls.__module__.startswith(where) for where, name in listed)
     }
     assert missing == set()
+
+
+def test_fields_are_documented():
+    classes = in_hand(getattr(profiling, name) for name in profiling.__all__)
+    fields = {
+        cls: [field.name for field in dataclasses.fields(cls)] for cls in classes if dataclasses.is_dataclass(cls)
+    }
+    assert {profiling.Report, profiling.Launch} <= set(fields)
+    for cls, names in fields.items():
+        said = inspect.getdoc(cls).partition("Attributes\n----------\n")[2].partition("Examples\n-")[0]
+        assert re.findall(r"\w+", " ".join(re.findall(r"^(\w.*?) : ", said, re.MULTILINE))) == names, cls
 
 
 def test_the_reference_has_what_methods_return_and_raise():
