@@ -20,36 +20,72 @@ State: TypeAlias = dict[str, Array]
 def effective_gradient(
     grad: Array, param: Array, maximize: bool = False, clipvalue: float | None = None, weight_decay: float = 0.0
 ) -> Array:
-    """What the averages see: the gradient with its sign, clipped, with coupled decay added."""
+    """What the averages see: the gradient with its sign, clipped, with coupled decay added.
+
+    Examples
+    --------
+    >>> effective_gradient(np.array([3.0, -0.5]), np.array([1.0, 2.0]), clipvalue=1.0, weight_decay=0.25)
+    array([1.25, 0.  ])
+    """
     g = -grad if maximize else grad
     g = np.clip(g, -clipvalue, clipvalue) if clipvalue else g
     return g + weight_decay * param if weight_decay else g
 
 
 def clip_factor(grads: Sequence[Array], most: float = np.inf) -> float:
-    """The factor that shortens these gradients, taken together, to a norm of `most`."""
+    """The factor that shortens these gradients, taken together, to a norm of `most`.
+
+    Examples
+    --------
+    >>> clip_factor([np.array([3.0]), np.array([4.0])], most=1.0)  # their norm is 5
+    0.2
+    """
     norm = float(np.sqrt(sum(np.sum(g**2) for g in grads)))
     return 1.0 if norm <= most else most / norm
 
 
 def moving_average(average: Array, value: Array, alpha: float, one_minus_alpha: float) -> Array:
-    """The decaying average: of g^2 for square_avg, of g for grad_avg, of 1 for bias_weight, of p for ema."""
+    """The decaying average: of g^2 for square_avg, of g for grad_avg, of 1 for bias_weight, of p for ema.
+
+    Examples
+    --------
+    >>> moving_average(np.array([1.0]), np.array([5.0]), 0.75, 0.25)
+    array([2.])
+    """
     return alpha * average + one_minus_alpha * value
 
 
 def second_moment(square_avg: Array, grad_avg: Array | None = None, bias_weight: Array | float = 1.0) -> Array:
-    """The value under the root, without eps: v, or centered v - m^2 (never below 0), divided by the bias weight."""
+    """The value under the root, without eps: v, or centered v - m^2 (never below 0), divided by the bias weight.
+
+    Examples
+    --------
+    >>> second_moment(np.array([5.0]), grad_avg=np.array([1.0]), bias_weight=0.5)
+    array([8.])
+    """
     d = square_avg if grad_avg is None else np.maximum(square_avg - grad_avg**2, 0.0)
     return d / bias_weight
 
 
 def denominator(d: Array, eps: float, eps_in_sqrt: bool = False) -> Array:
-    """sqrt(d) + eps, or sqrt(d + eps)."""
+    """sqrt(d) + eps, or sqrt(d + eps).
+
+    Examples
+    --------
+    >>> denominator(np.array([4.0]), 5.0), denominator(np.array([4.0]), 5.0, eps_in_sqrt=True)
+    (array([7.]), array([3.]))
+    """
     return np.sqrt(d + eps) if eps_in_sqrt else np.sqrt(d) + eps
 
 
 def ratio(g: Array, r: Array) -> Array:
-    """G / r; 0 where r is 0 (only without eps: nothing was seen yet, so nothing moves)."""
+    """G / r; 0 where r is 0 (only without eps: nothing was seen yet, so nothing moves).
+
+    Examples
+    --------
+    >>> ratio(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+    array([0.5, 0. ])
+    """
     return np.divide(g, r, out=np.zeros_like(g), where=r != 0)
 
 
@@ -139,7 +175,21 @@ def adagrad(
     maximize: bool = False,
     clipvalue: float | None = None,
 ) -> tuple[Array, State]:
-    """One AdaGrad step: the average of RMSProp replaced by the sum. State: ``sum``.
+    """One AdaGrad step: the average of RMSProp replaced by the sum; nothing is changed in place.
+
+    Parameters
+    ----------
+    param, grad : array_like
+        Of one shape; computed with as float64.
+    state : mapping, optional
+        ``sum``, as this function returned it; without it, the sum starts at `initial_scale`.
+    lr, eps, ... : float or bool
+        As in :class:`rmsprop_gpu.AdaGrad`.
+
+    Returns
+    -------
+    param : ndarray
+    state : dict
 
     Examples
     --------

@@ -1,15 +1,20 @@
 """Docstrings: their examples run, public names have one, and the table of presets is correct."""
 
+import dataclasses
 import doctest
 import importlib
 import inspect
 import pkgutil
 import re
+import sys
+from typing import get_args
 
 import pytest
 from paths import ROOT
 
 import rmsprop_gpu
+from rmsprop_gpu import profiling
+from rmsprop_gpu import reference as mathematics
 from rmsprop_gpu.conventions.preset import REQUIRED
 from rmsprop_gpu.conventions.presets import PRESETS
 
@@ -53,14 +58,24 @@ PUBLIC = ("rmsprop_gpu", "rmsprop_gpu.profiling", "rmsprop_gpu.distributed", "rm
 
 
 def without_example(cls):
-    """The methods of a class that are defined here without an example. For optimizers, properties too."""
-    for name, x in inspect.getmembers_static(cls):
-        function = x.fget if isinstance(x, property) else getattr(x, "__func__", x)
-        ours = inspect.isfunction(function) and function.__module__.startswith("rmsprop_gpu")
-        if name.startswith("_") or not ours or (isinstance(x, property) and "profiling" in cls.__module__):
-            continue
-        if ">>> " not in (inspect.getdoc(function) or ""):
+    """The methods of a class that are ours and have no example. For optimizers, properties too."""
+    for name, x, function in methods(cls):
+        exempt = isinstance(x, property) and "profiling" in cls.__module__
+        if not exempt and ">>> " not in (inspect.getdoc(function) or ""):
             yield name
+
+
+# The classes of which the reference shows no constructor and only these methods.
+SHOWN = dict(re.findall(r'"(\w+)": "(\w*)"', (ROOT / "docs/_templates/autosummary/class.rst").read_text()))
+
+
+def methods(cls):
+    """Those of a class that are ours and for users, and its properties, each also as a function."""
+    for name, x in inspect.getmembers_static(cls):
+        function = inspect.unwrap(x.fget if isinstance(x, property) else getattr(x, "__func__", x))
+        ours = inspect.isfunction(function) and function.__module__.startswith("rmsprop_gpu")
+        if ours and not name.startswith("_") and name in (SHOWN.get(cls.__name__) or name):
+            yield name, x, function
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -97,12 +112,72 @@ RETURNED = [name for name in referenced() if name.rpartition(".")[0] not in (*PU
 @pytest.mark.parametrize("name", RETURNED)
 def test_what_is_returned_and_raised_has_an_example(name):
     module, _, name = name.rpartition(".")
-    assert ">>> " in inspect.getdoc(getattr(importlib.import_module(module), name))
+    if module.startswith("rmsprop_gpu.distributed"):
+        pytest.importorskip("mpi4py")
+    cls = getattr(importlib.import_module(module), name)
+    assert ">>> " in inspect.getdoc(cls)
+    assert list(without_example(cls)) == []
+
+
+def of_annotations(*annotations, scope):
+    """The classes of ours that these annotations name, also by way of an alias for several."""
+    for word in re.findall(r"\w+", " ".join(map(str, annotations))):
+        for x in (scope.get(word), *get_args(scope.get(word))):
+            if inspect.isclass(x) and x.__module__.startswith("rmsprop_gpu"):
+                yield x
+
+
+def in_hand(public):
+    """The classes of ours that these functions and classes are, return or have as fields, and so on from there."""
+    found, left = set(), list(public)
+    while left:
+        x = left.pop()
+        functions = [function for *_, function in methods(x)] if inspect.isclass(x) else [inspect.unwrap(x)]
+        for function in functions:
+            left += of_annotations(function.__annotations__.get("return", ""), scope=function.__globals__)
+        for base in inspect.getmro(x) if inspect.isclass(x) else ():
+            fields = [text for name, text in inspect.get_annotations(base).items() if name[0] != "_"]
+            left += of_annotations(*fields, scope=vars(sys.modules[base.__module__]))
+        found |= {x} if inspect.isclass(x) else set()
+        left = [x for x in left if x not in found]
+    return found
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_reference_lists_every_class_that_a_user_gets_in_hand(module):
+    if module.endswith((".torch", ".distributed")):
+        pytest.importorskip({"torch": "torch", "distributed": "mpi4py"}[module.split(".")[1]])
+    found = importlib.import_module(module)
+    listed = {tuple(name.rsplit(".", 1)) for name in referenced()}
+    missing = {
+        cls
+        for cls in in_hand(getattr(found, name) for name in found.__all__)
+        if not any(name == cls.__name__ and cls.__module__.startswith(where) for where, name in listed)
+    }
+    assert missing == set()
+
+
+def test_reference_lists_the_mathematics():
+    functions = {name: x for name, x in inspect.getmembers(mathematics, inspect.isfunction) if name[0] != "_"}
+    assert {name for name, x in functions.items() if ">>> " not in inspect.getdoc(x)} == set()
+    listed = {name.rpartition(".")[2] for name in referenced() if name.startswith("rmsprop_gpu.reference.")}
+    assert listed == set(functions)
+
+
+def test_fields_are_documented():
+    classes = in_hand(getattr(profiling, name) for name in profiling.__all__)
+    fields = {
+        cls: [field.name for field in dataclasses.fields(cls)] for cls in classes if dataclasses.is_dataclass(cls)
+    }
+    assert {profiling.Report, profiling.Launch} <= set(fields)
+    for cls, names in fields.items():
+        said = inspect.getdoc(cls).partition("Attributes\n----------\n")[2].partition("Examples\n-")[0]
+        assert re.findall(r"\w+", " ".join(re.findall(r"^(\w.*?) : ", said, re.MULTILINE))) == names, cls
 
 
 def test_the_reference_has_what_methods_return_and_raise():
-    wanted = {"ParamGroup", "Explanation", "LoadReport", "CheckpointError", "MissingExtraError"}
-    assert {name.rpartition(".")[2] for name in RETURNED} == wanted
+    wanted = {"ParamGroup", "State", "Averages", "OwnState", "Explanation", "LoadReport", "Facts", "Code"}
+    assert {name.rpartition(".")[2] for name in RETURNED} == wanted | {"CheckpointError", "MissingExtraError"}
 
 
 def test_page_lists_every_preset_with_its_defaults():

@@ -32,9 +32,37 @@ from .transport import Transport
 
 
 class OwnState(Mapping[str, Mapping[str, Array]]):
-    """The state of the parts on this rank, by ``"<parameter>[<start>:<stop>]"``, with elements counted in C order.
+    """The state on this rank, ``opt.state`` of a sharded optimizer: a mapping from each part's name to its buffers.
 
-    The arrays are the state itself, with one axis; counters are 0-d.
+    A part is named ``"<parameter>[<start>:<stop>]"``, by elements of the parameter in C order. Its buffers are those in
+    :class:`~rmsprop_gpu.state.buffers.State`, with the same dtypes, where the parameter is; all have one axis, except
+    ``step`` and ``bias_weight``, which are 0-d. All mappings are read-only.
+
+    Raises
+    ------
+    KeyError
+        For a part that this rank does not have, with the names of those that it has.
+    TypeError
+        For an assignment to an entry: write into its array.
+
+    Notes
+    -----
+    Nothing here is collective, so one rank may read it alone; whole arrays come from `ShardedRMSProp.gather`. The
+    arrays are the state itself, not copies: the next step reads what you write into them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpi4py import MPI
+    >>> from rmsprop_gpu.distributed import ShardedRMSProp
+    >>> opt = ShardedRMSProp({"w": np.ones((2, 4)), "b": np.ones(4)}, MPI.COMM_SELF)
+    >>> opt.state
+    <state of 2 parts of parameters>
+    >>> {name: buffers["square_avg"].shape for name, buffers in opt.state.items()}  # a single rank has all of both
+    {'w[0:8]': (8,), 'b[0:4]': (4,)}
+    >>> opt.state["w"]
+    Traceback (most recent call last):
+    KeyError: "'w'; this rank has 2 parts: w[0:8], b[0:4]"
     """
 
     def __init__(self, state: Mapping[Any, Mapping[str, Array]], names: Mapping[str, str]) -> None:
@@ -77,7 +105,7 @@ class Kept(Optimizer):
         return {f"{self._whole[p.tensor].key}[{p.start}:{p.stop}]": (i, p) for i, p in own}
 
     @property
-    def state(self) -> Mapping[str, Mapping[str, Array]]:  # type: ignore[override]  # keyed by parts
+    def state(self) -> OwnState:  # type: ignore[override]  # keyed by parts
         """``opt.state["w[4096:40960]"]["square_avg"]``: the state itself, for the elements that this rank owns.
 
         Examples

@@ -78,6 +78,8 @@ class Stateful:
     def state(self) -> State:
         """``opt.state[name_or_index]["square_avg"]``: the state itself, arrays with the parameter's shape and place.
 
+        What it contains: :class:`~rmsprop_gpu.state.buffers.State`.
+
         Examples
         --------
         >>> import numpy as np

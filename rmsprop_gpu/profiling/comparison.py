@@ -20,6 +20,11 @@ Measured: TypeAlias = Report | Times
 class Comparison(Shown):
     """The profiles passed to `compare`, shown in comparison with the first.
 
+    Attributes
+    ----------
+    measured : dict from str to Report or Times
+        What was passed to `compare`.
+
     Examples
     --------
     >>> import numpy as np

@@ -23,6 +23,24 @@ CODES = ("launch", "grid x block", "registers", "spilled", "local memory", "occu
 class Report(Results, Shown):
     """What `profile` measured, and how it is shown.
 
+    Attributes
+    ----------
+    optimizer : str
+        The name of its class.
+    device : str
+        The processor, or the devices.
+    repeats : int
+        How often each was measured.
+    host, device_times : Times
+        Of a step: on a device ``host`` is the time of the calling thread, on the CPU
+        that of checking the arrays; ``device_times`` are those of the kernels.
+    launches : list of Launch
+        One for each kernel of a step.
+    before, after : Ceilings
+        Measured before the steps and after them.
+    skipped : int
+        Tensors without a gradient.
+
     Examples
     --------
     >>> import numpy as np

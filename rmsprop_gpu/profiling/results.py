@@ -15,7 +15,14 @@ Kind = TypeVar("Kind", bound="Results")
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the repeats: median, quartiles and extremes, and every single one in the order of measurement.
+    """Times of the repeats.
+
+    Attributes
+    ----------
+    median, q1, q3, min, max : float
+        In seconds: the median, the quartiles and the extremes.
+    each : tuple of float
+        Every single one, in the order of measurement.
 
     Examples
     --------
@@ -58,13 +65,43 @@ class Times:
 
 @dataclass(frozen=True)
 class Code:
-    """Facts about the machine code of a CUDA kernel."""
+    """What `profile` says of a kernel as it is loaded on a CUDA device: ``launch.code``, which is None on the CPU.
 
-    registers: int  # per thread
-    local_bytes: int  # of local memory per thread: the stack, and spilled registers
-    spill_bytes: int | None  # stores and loads of spilled registers; None if ptxas is not installed
+    Attributes
+    ----------
+    registers : int
+        Per thread.
+    local_bytes : int
+        Of local memory per thread: the stack, and spilled registers.
+    spill_bytes : int or None
+        Of spilled registers, per thread: stores and loads together. None if ptxas or nvdisasm is not installed.
+    blocks_per_multiprocessor : int
+        The most that can be resident at a time.
+    occupancy : float
+        The threads resident on a multiprocessor, as a fraction of the most possible.
+    instructions_of : str
+        Where instructions are counted: the loop over vectors in the machine code or, without those tools, all of the
+        PTX.
+    instructions : mapping from str to int
+        Their number by purpose, the most frequent first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> from rmsprop_gpu.profiling import profile
+    >>> (launch,) = profile(RMSProp(np.ones(1000)), np.ones(1000), repeats=3).launches
+    >>> print(launch.code)
+    None
+    >>> Code(32, 0, 0, 8, 1.0, "the whole kernel in PTX", {"float32": 30, "memory": 9}).occupancy
+    1.0
+    """
+
+    registers: int
+    local_bytes: int
+    spill_bytes: int | None
     blocks_per_multiprocessor: int
-    occupancy: float  # threads resident on a multiprocessor, as a fraction of the most possible
+    occupancy: float
     instructions_of: str
     instructions: Mapping[str, int]
 
@@ -72,6 +109,37 @@ class Code:
 @dataclass(frozen=True)
 class Launch:
     """A step's launch over the tensors that share device, dtypes and Variant (with a second, small kernel if needed).
+
+    Attributes
+    ----------
+    name : str
+        As in ``opt.kernels()``.
+    device : str
+        ``"cpu"``, or ``"cuda:0"``.
+    variant : str
+        The switches that are on.
+    dtype, grad_dtype, compute_dtype : str
+        The dtype of parameters, of gradients, and of the arithmetic.
+    tensors, elements : int
+        That have a gradient.
+    chunks : int
+        The pieces into which the elements are cut, each for one thread of the CPU or one block of a device.
+    grid, block : int or None
+        Blocks, and threads per block; None on the CPU.
+    bytes_per_element : float
+        Read and written, by the model of the streams that a step cannot do without.
+    bytes : int
+        Of the whole launch, by this model.
+    flops_per_element : int
+        Floating-point operations.
+    seconds : Times
+        Of the launch.
+    copies : Times
+        Of a copy, measured beside it.
+    copied : int
+        The bytes that this copy moved: as many as the launch, unless limited by the largest copy.
+    code : Code or None
+        The kernel's :class:`~rmsprop_gpu.profiling.results.Code`; None on the CPU.
 
     Examples
     --------
@@ -84,23 +152,23 @@ class Launch:
     """
 
     name: str
-    device: str  # "cpu", "cuda:0"
+    device: str
     variant: str
-    dtype: str  # of parameters
+    dtype: str
     grad_dtype: str
-    compute_dtype: str  # of the state and the arithmetic
-    tensors: int  # that have a gradient
+    compute_dtype: str
+    tensors: int
     elements: int
     chunks: int
-    grid: int | None  # blocks; None on the CPU
-    block: int | None  # threads
-    bytes_per_element: float  # by the model of traffic.py
+    grid: int | None
+    block: int | None
+    bytes_per_element: float  # by traffic.py
     bytes: int
     flops_per_element: int
     seconds: Times
-    copies: Times  # of a copy, measured beside it
-    copied: int  # bytes that this copy moved: as many, unless limited by the largest copy
-    code: Code | None  # None on the CPU
+    copies: Times
+    copied: int
+    code: Code | None
 
     @property
     def copy_rate(self) -> float:
@@ -132,6 +200,15 @@ class Launch:
 class Ceilings:
     """The best that memory and arithmetic allow.
 
+    Attributes
+    ----------
+    memory_rate : float
+        Bytes per second of the fastest copy that is too large for any cache.
+    flop_rates : dict from str to float
+        Operations per second of fused multiply-adds, by compute dtype.
+    processors : float or None
+        The fraction of the threads' time in which they had a processor; None on devices.
+
     Examples
     --------
     >>> import numpy as np
@@ -142,9 +219,9 @@ class Ceilings:
     (True, ['float64'])
     """
 
-    memory_rate: float  # bytes per second of the fastest copy that is too large for any cache
-    flop_rates: dict[str, float]  # operations per second by compute dtype, of fma
-    processors: float | None  # the fraction of the threads' time in which they had a processor; None on devices
+    memory_rate: float
+    flop_rates: dict[str, float]
+    processors: float | None
 
 
 @dataclass(frozen=True)
@@ -157,9 +234,9 @@ class Results:
     host: Times
     device_times: Times
     launches: list[Launch]
-    before: Ceilings  # measured before the steps
-    after: Ceilings  # and after them
-    skipped: int  # tensors without a gradient
+    before: Ceilings
+    after: Ceilings
+    skipped: int
 
     @property
     def memory_rate(self) -> float:

@@ -20,6 +20,13 @@ from .units import seconds, size
 class Sizes(Shown):
     """What `profile_sizes` measured: one report per size.
 
+    Attributes
+    ----------
+    sizes : tuple of int
+        As they were given.
+    reports : tuple of Report
+        One for each size.
+
     Examples
     --------
     >>> import numpy as np

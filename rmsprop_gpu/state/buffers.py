@@ -26,10 +26,62 @@ if TYPE_CHECKING:
 
 
 class State(Mapping[str | int, Mapping[str, Array]]):
-    """By name or index of a parameter: its ``step``, ``square_avg``, ... as arrays, in the same place as the parameter.
+    """The state of an optimizer, ``opt.state``: for each parameter a mapping from names of buffers to arrays.
 
-    The arrays are the state itself, not copies. A buffer is made when it is first needed and then stays. On a device,
-    the current stream waits for earlier steps, so what it does with the arrays comes after them.
+    ``opt.state["w"]``, or ``opt.state[0]`` by index, is what is kept for a parameter. Iteration goes over the names of
+    parameters; without names they are ``"0"``, ``"1"``, ... All mappings are read-only. The arrays are where the
+    parameter is: NumPy's in host memory, CuPy's on its device. There can be:
+
+    ``step``
+        int64, 0-d: how many steps have updated the parameter, without skipped ones and those that got no gradient
+    ``square_avg`` (`AdaGrad`: ``sum``)
+        the second moment; with a `square_avg_dtype` (`sum_dtype`) of ``"uint16"`` or ``"uint8"`` codes of that dtype
+    ``square_avg_base`` (``sum_base``)
+        with ``"uint8"``: uint16, 1-d, a base for each 128 elements in the order of memory
+    ``bias_weight``
+        0-d: the sum of the weights in the averages, ``1 - alpha**step`` while alpha is constant; not in `AdaGrad`
+    ``grad_avg``, ``momentum_buffer``, ``ema``
+        with `centered`, with `momentum`, with `use_ema`
+    ``param_remainder``
+        with `store_param_remainders`: int16, what bfloat16 drops of a float32 parameter
+
+    Where nothing else is said, the dtype is float64 for float64 parameters and float32 for all others, and the shape
+    and memory layout are the parameter's.
+
+    Raises
+    ------
+    KeyError
+        For a name or index that no parameter has, with the names there are. Indices are not counted from the end.
+    TypeError
+        For an assignment to an entry: write into its array.
+
+    Notes
+    -----
+    The arrays are the state itself, not copies: they change with each step, and the next step reads what you write into
+    them, unchecked (below 0 a second moment has no root). `RMSProp.state_dict` returns copies, and
+    `RMSProp.decoded_state` the values that codes stand for.
+
+    A buffer is made when it is first needed and then stays, also when its switch is off again; a mapping that you hold
+    does not show buffers made later. On a device, ``opt.state[key]`` lets the current stream wait for earlier steps, so
+    what it does with the arrays comes after them; the host does not wait. Work on any other stream is yours to order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> weights = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
+    >>> opt = RMSProp(weights, momentum=0.9)
+    >>> opt.state
+    <state of 2 parameters, 96 bytes>
+    >>> list(opt.state), list(opt.state["w"])
+    (['w', 'b'], ['step', 'bias_weight', 'square_avg', 'momentum_buffer'])
+    >>> opt.step({"w": np.ones((2, 3), np.float32), "b": None})
+    >>> {name: int(buffers["step"]) for name, buffers in opt.state.items()}
+    {'w': 1, 'b': 0}
+    >>> opt.state["w"]["momentum_buffer"][...] = 0  # forget the momentum
+    >>> opt.state["bias"]
+    Traceback (most recent call last):
+    KeyError: "'bias'; there are 2 parameters: w, b"
     """
 
     def __init__(self, tensors: Sequence[Tensor], order: Order | None, moments: Sequence[str]) -> None:
@@ -73,6 +125,15 @@ class State(Mapping[str | int, Mapping[str, Array]]):
 
     @property
     def nbytes(self) -> int:
+        """The bytes of all buffers together, on the host and on devices.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from rmsprop_gpu import RMSProp
+        >>> RMSProp(np.ones(1000)).state.nbytes  # square_avg, and two numbers
+        8016
+        """
         return sum(buffer.nbytes for buffers in self.buffers for buffer in buffers.values())
 
     def ensure(self, names: Sequence[Sequence[str]], initial_scale: Sequence[float]) -> None:
@@ -225,7 +286,39 @@ class State(Mapping[str | int, Mapping[str, Array]]):
 
 
 class Averages(Mapping[str, Array]):
-    """The averaged parameters in a state, by name or index."""
+    """The moving averages of the parameters, ``opt.ema``: a read-only mapping from a parameter's name to its array.
+
+    It contains the parameters of groups with `use_ema`, also those in which that is off again, whose averages no longer
+    change. A parameter's index works, too. An average has its parameter's shape, memory layout and place. It is float64
+    for float64 parameters and float32 for all others.
+
+    Raises
+    ------
+    KeyError
+        For a parameter without an average, and for a name or index that no parameter has.
+    TypeError
+        For an assignment to an entry: write into its array.
+
+    Notes
+    -----
+    The arrays are those in `RMSProp.state` under ``"ema"``, not copies: the next step continues from what you write
+    into them. To evaluate a model with its averages, copy them into its parameters, and the parameters back before the
+    next step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_gpu import RMSProp
+    >>> weights = {"w": np.ones(3), "b": np.zeros(1)}
+    >>> opt = RMSProp([{"params": {"w": weights["w"]}, "use_ema": True}, {"params": {"b": weights["b"]}}])
+    >>> opt.ema
+    <averages of 1 parameters>
+    >>> list(opt.ema), np.shares_memory(opt.ema["w"], opt.state["w"]["ema"])
+    (['w'], True)
+    >>> opt.ema["b"]
+    Traceback (most recent call last):
+    KeyError: "'b' has no average; wanted a parameter of a group with use_ema=True"
+    """
 
     def __init__(self, state: State) -> None:
         self._state = state
