@@ -160,9 +160,9 @@ def joined(b: Any, p: Any, rest: Any) -> Any:
     If that is a NaN the result is the bfloat16: also a NaN, or a zero or infinity that a user has written beside the
     remainder of another number.
     """
-    bits = b.add(b.shl(p, _I32(16)), b.sext(b.trunc(rest, _I16), _I32))
+    alone = b.shl(p, _I32(16))
+    bits = b.add(alone, b.sext(b.trunc(rest, _I16), _I32))
     both = b.bitcast(bits, _F32)
-    alone = b.and_(b.add(bits, _I32(0x8000)), _I32(0xFFFF0000))  # recomputed: keeping it would cost a register
     return b.select(b.fcmp_unordered("uno", both, both), b.bitcast(alone, _F32), both)
 
 
