@@ -65,12 +65,12 @@ def without_example(cls):
             yield name
 
 
-# The classes of which the reference shows no constructor and only these methods.
+# Classes whose reference shows no constructor and only these methods.
 SHOWN = dict(re.findall(r'"(\w+)": "(\w*)"', (ROOT / "docs/_templates/autosummary/class.rst").read_text()))
 
 
 def methods(cls):
-    """Those of a class that are ours and for users, and its properties, each also as a function."""
+    """The package's public methods and properties of a class: name, member, function."""
     for name, x in inspect.getmembers_static(cls):
         function = inspect.unwrap(x.fget if isinstance(x, property) else getattr(x, "__func__", x))
         ours = inspect.isfunction(function) and function.__module__.startswith("rmsprop_gpu")
@@ -120,15 +120,15 @@ def test_what_is_returned_and_raised_has_an_example(name):
 
 
 def of_annotations(*annotations, scope):
-    """The classes of ours that these annotations name, also by way of an alias for several."""
+    """The package's classes in these annotations, also those behind an alias."""
     for word in re.findall(r"\w+", " ".join(map(str, annotations))):
         for x in (scope.get(word), *get_args(scope.get(word))):
             if inspect.isclass(x) and x.__module__.startswith("rmsprop_gpu"):
                 yield x
 
 
-def in_hand(public):
-    """The classes of ours that these functions and classes are, return or have as fields, and so on from there."""
+def received(public):
+    """The package's classes among these functions and classes, what they return and their fields, and so on."""
     found, left = set(), list(public)
     while left:
         x = left.pop()
@@ -144,14 +144,14 @@ def in_hand(public):
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_reference_lists_every_class_that_a_user_gets_in_hand(module):
+def test_reference_lists_every_class_that_a_user_receives(module):
     if module.endswith((".torch", ".distributed")):
         pytest.importorskip({"torch": "torch", "distributed": "mpi4py"}[module.split(".")[1]])
     found = importlib.import_module(module)
     listed = {tuple(name.rsplit(".", 1)) for name in referenced()}
     missing = {
         cls
-        for cls in in_hand(getattr(found, name) for name in found.__all__)
+        for cls in received(getattr(found, name) for name in found.__all__)
         if not any(name == cls.__name__ and cls.__module__.startswith(where) for where, name in listed)
     }
     assert missing == set()
@@ -165,7 +165,7 @@ def test_reference_lists_the_mathematics():
 
 
 def test_fields_are_documented():
-    classes = in_hand(getattr(profiling, name) for name in profiling.__all__)
+    classes = received(getattr(profiling, name) for name in profiling.__all__)
     fields = {
         cls: [field.name for field in dataclasses.fields(cls)] for cls in classes if dataclasses.is_dataclass(cls)
     }
