@@ -125,7 +125,7 @@ def shown(value: Any) -> str:
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r} (a {type(value).__name__}); wanted True or False")
+        raise TypeError(f"{name} is {written(value)} (a {type(value).__name__}); wanted True or False")
     return bool(value)
 
 
@@ -144,10 +144,10 @@ def _format(name: str, value: object) -> str:
     """The name of a format, given by name or as a dtype."""
     found: object = value
     if not isinstance(value, str) and value is not None:
-        with suppress(TypeError):
+        with suppress(TypeError, ValueError):
             found = np.dtype(value).name  # type: ignore[call-overload]  # whatever it is
-    if found not in FORMATS:
-        raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, FORMATS))}")
+    if not isinstance(found, str) or found not in FORMATS:
+        raise ValueError(f"{name} is {written(value)}; wanted one of {', '.join(map(repr, FORMATS))}")
     return str(found)
 
 

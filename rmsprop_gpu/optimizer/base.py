@@ -327,7 +327,7 @@ class Optimizer(Stateful):
     def _grad_dtype(self, x: Any) -> np.dtype[Any]:
         """The gradient dtype that was passed to `compile`."""
         wanted = list(dict.fromkeys(name for t in self._tensors for name in grad_dtypes(t.layout.dtype)))
-        with suppress(TypeError):
+        with suppress(TypeError, ValueError):
             dtype: np.dtype[Any] = np.dtype(x)
             if dtype.name in wanted and dtype.isnative:
                 return dtype

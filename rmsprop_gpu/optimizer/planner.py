@@ -308,6 +308,7 @@ class Planner:
         dtypes = tuple(others.get(tensor, dtype) for tensor, dtype in pairs)
         settings, written = plan.settings, self._written.get(plan) or self._groups.hypers()
         made = self._plan_for(settings, self._asked, dtypes, False)
+        made.write_seeds(self._seeds(written))
         made.write_scalars(settings)
         self._plan, self._grad_dtypes, self._written[made] = made, dtypes, written
         return made
@@ -329,7 +330,6 @@ class Planner:
             asked,
             self._parts,
         )
-        made.write_seeds(self._seeds(self._groups.look()))
         self._recent = [made, *([] if changed else self._recent)][:RECENT]
         if self._order:
             self._order.release()  # the memory of earlier plans

@@ -105,9 +105,9 @@ def names_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """The names of the parameters, by id: their own if the groups have names, else their first position."""
     names: dict[int, str] = {}
     for i, group in enumerate(groups):
+        own = _names_in(group)
         for j, p in enumerate(group["params"]):
-            name = group["param_names"][j] if "param_names" in group else f"param_groups[{i}]['params'][{j}]"
-            names.setdefault(id(p), name)
+            names.setdefault(id(p), own[j] if own else f"param_groups[{i}]['params'][{j}]")
     return names
 
 
@@ -116,10 +116,17 @@ def keys_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     keys: dict[int, str] = {}
     number = 0
     for group in groups:
+        own = _names_in(group)
         for j, p in enumerate(group["params"]):
-            keys.setdefault(id(p), group["param_names"][j] if "param_names" in group else str(number))
+            keys.setdefault(id(p), own[j] if own else str(number))
             number += 1
     return keys
+
+
+def _names_in(group: Mapping[str, Any]) -> Sequence[str]:
+    """The names of a group's parameters; none if it has fewer or more, since other code changed only the parameters."""
+    names = group.get("param_names")
+    return names if isinstance(names, (list, tuple)) and len(names) == len(group["params"]) else ()
 
 
 def hypers(values: tuple[Any, ...]) -> dict[str, Any] | str:

@@ -247,8 +247,12 @@ class RMSprop(torch.optim.RMSprop):  # type: ignore[misc]  # torch's types are i
         # The last hook before torch reads the dict, and the first after: users' hooks act on, and see, what counts.
         before = self.register_load_state_dict_pre_hook(take)
         behind = self.register_load_state_dict_post_hook(lambda _: self._keep_formats(*loaded[-1]), prepend=True)
+        kept = {name: getattr(self, name) for name in ("state", "param_groups", "_broken")}
         try:
             super().load_state_dict(state_dict)
+        except BaseException:  # torch replaces state and groups before it has read all of them
+            self.__dict__.update(kept)
+            raise
         finally:
             before.remove()
             behind.remove()

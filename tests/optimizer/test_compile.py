@@ -80,7 +80,9 @@ def test_gradients_to_come_may_be_halves(module, monkeypatch):
     assert set(compiling._compiled) == both
 
 
-@pytest.mark.parametrize("given", ["float", "int32", 3, np.dtype(">f2"), "nothing", ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "given", ["float", "int32", 3, np.dtype(">f2"), "nothing", {"w": "float16"}, ml_dtypes.bfloat16]
+)
 def test_what_is_no_dtype_of_its_gradients_is_refused(given):
     with pytest.raises(TypeError) as error:
         RMSProp([np.ones(3, np.float16)]).compile(grad_dtype=given)

@@ -182,6 +182,8 @@ def test_what_a_format_is_not_for_is_refused():
         r"square_avg_dtype is 'uint4'; wanted one of 'float32', 'uint16', 'uint8'",
         lambda: RMSProp(half, square_avg_dtype="uint4"),
     )
+    for given in ({"w": "uint16"}, np.array(["uint16", "uint8"]), 10**5000):
+        refused(r"^square_avg_dtype is .*; wanted one of", lambda x=given: RMSProp({"w": bf}, square_avg_dtype=x))
     with pytest.raises(TypeError, match="sum_dtype"):
         RMSProp(bf, sum_dtype="uint16")
     opt = RMSProp(np.ones(3, F4), square_avg_dtype=np.uint16)

@@ -256,6 +256,21 @@ def test_the_order_of_parameters_and_groups_changes_no_dither(module):
 
 
 @either
+def test_a_new_seed_reaches_every_kept_plan(module):
+    """Each dtype of gradients has a plan, which is kept while gradients have another."""
+    xp, rng = importlib.import_module(module), np.random.default_rng(3)
+    grads = rng.standard_normal((3, 700)).astype(np.float16)
+    p, q = xp.ones(700, F4), xp.ones(700, F4)
+    opt, twin = (RMSProp(x, square_avg_dtype="uint16") for x in (p, q))
+    for i, dtype in enumerate((F4, np.float16, F4)):
+        if i == 2:
+            opt.param_groups[0]["seed"] = twin.param_groups[0]["seed"] = 5
+        opt.step(xp.asarray(grads[i].astype(dtype)))
+        twin.step(xp.asarray(grads[i].astype(F4)))
+    assert to_host(opt.state[0]["square_avg"]).tobytes() == to_host(twin.state[0]["square_avg"]).tobytes()
+
+
+@either
 def test_adagrad_has_codes_of_its_sum(module):
     xp, rng = importlib.import_module(module), np.random.default_rng(4)
     p, ref = xp.ones(1000, F4), np.ones(1000, F4)

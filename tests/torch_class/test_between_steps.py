@@ -385,6 +385,19 @@ def test_the_same_parameter_in_a_second_group_by_hand(left):
     assert_same_run(runs[1], runs[0])
 
 
+def test_a_parameter_that_was_appended_to_a_group_with_names():
+    """Only the list of parameters has it, not that of names, which torch's step does not read."""
+    runs = [Run(cls, **GIVEN) for cls in (torch.optim.RMSprop, RMSprop)]
+    for run in runs:
+        run.params["late"] = torch.nn.Parameter(spread(7, 5))
+        run.group["params"].append(run.params["late"])
+        run.step(2)
+        run.opt.load_state_dict(run.opt.state_dict())
+        run.step()
+    assert_same_run(runs[1], runs[0])
+    assert runs[1].opt.why_not_fused() == {}
+
+
 def test_memory_that_was_given_up_is_an_error_before_anything_is_written():
     """FSDP resizes storages to zero. torch's own step crashes the process then."""
     run = Run(RMSprop, **GIVEN).step(2)

@@ -354,10 +354,10 @@ BAD = {
 }
 
 
-def refused(opt, saved, match):
+def refused(opt, saved, match, kind=ValueError):
     """This state is refused, and nothing changes."""
     groups, kept = deepcopy(opt.state_dict()["param_groups"]), deepcopy(opt.state_dict()["state"])
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(kind, match=match):
         opt.load_state_dict(saved)
     now = opt.state_dict()
     assert now["param_groups"] == groups
@@ -375,6 +375,17 @@ def test_codes_that_do_not_fit_are_refused(change):
     if change is reshape:  # or there would be too many bases
         saved["state"][1]["square_avg"] = saved["state"][1]["square_avg"].clone()
     refused(opt, saved, r"the loaded state of param_groups\[0\]\['params'\]\[1\] does not fit .*: its " + BAD[change])
+
+
+def test_a_load_that_torch_breaks_off_changes_nothing():
+    """torch casts a state to the parameters' dtype and puts it in place before it reads the counters."""
+    opt = RMSprop(parameters(dtype=BF), **options("uint8", "rest"))
+    step(opt, 0)
+    saved = deepcopy(opt.state_dict())
+    del saved["state"][1]["step"]
+    saved["param_groups"][0]["lr"] = 1.0
+    refused(opt, saved, "step", KeyError)
+    step(opt, 1)
 
 
 @pytest.mark.parametrize("moment", ["float32", "uint16", "uint8"])
