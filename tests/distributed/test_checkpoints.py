@@ -75,7 +75,7 @@ def test_what_hangs_is_killed_with_all_its_ranks():
     assert process.stdout.readline() == "ready\n"
     ranks = ranks_of(process)
     assert len(ranks) == 2
-    with pytest.raises(pytest.fail.Exception, match=r"it has not ended in 0.5 s"):
+    with pytest.raises(pytest.fail.Exception, match=r"the program did not end within 0.5 s"):
         ended(process, 0.5)
     end = time.monotonic() + 20
     while any(is_running(pid) for pid in ranks) and time.monotonic() < end:
