@@ -119,9 +119,8 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         *_table([r for r in result["rows"] if not r["said"]], "step", "streams"),
         "",
-        "Formats of fewer bytes (`square_avg_dtype`, `bf16_stochastic_round`, `store_param_remainders`), beside the "
-        "bytes that",
-        "are stated for them. What each block of threads reads in addition is a larger share of fewer bytes.",
+        "Formats of fewer bytes (`square_avg_dtype`, `bf16_stochastic_round`, `store_param_remainders`), beside the",
+        "bytes stated for them. What each block of threads reads in addition is a larger share of fewer bytes.",
         "",
         *_table([r for r in result["rows"] if r["said"]], "format", "said"),
     ]
