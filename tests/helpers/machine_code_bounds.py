@@ -41,7 +41,7 @@ def bounds_of_codes(variant):
     Each element adds instructions for its word of dither and the rounding. An 8-bit code adds its share of finding the
     block's largest element, and the two ends of a window. A remainder is joined and split, with two more for NaN.
     """
-    # A remainder adds two streams with an address each. With four buffers that is up to 66, on 12.0 and on Turing.
+    # A remainder adds two streams with an address each. With four buffers that is 66, on 12.0.
     registers = 64 + 2 * variant.remainder
     instructions = 64 + 3 * variant.ema + 4 * variant.zero_grads + 16 * variant.uint8 + 6 * variant.remainder
     return registers, instructions + 8 * (variant.uint16 or variant.stochastic_round)
