@@ -58,8 +58,8 @@ class State(Mapping[str | int, Mapping[str, Array]]):
     Notes
     -----
     The arrays are the state itself, not copies: they change with each step, and the next step reads what you write into
-    them, unchecked (below 0 a second moment has no root). `RMSProp.state_dict` returns copies, and
-    `RMSProp.decoded_state` the values that codes stand for.
+    them. It does not check them: a negative second moment can make the parameter NaN. `RMSProp.state_dict` returns
+    copies, and `RMSProp.decoded_state` the values that codes stand for.
 
     A buffer is made when it is first needed and then stays, also when its switch is off again; a mapping that you hold
     does not show buffers made later. On a device, ``opt.state[key]`` lets the current stream wait for earlier steps, so
@@ -309,12 +309,12 @@ class Averages(Mapping[str, Array]):
     --------
     >>> import numpy as np
     >>> from rmsprop_gpu import RMSProp
-    >>> weights = {"w": np.ones(3), "b": np.zeros(1)}
-    >>> opt = RMSProp([{"params": {"w": weights["w"]}, "use_ema": True}, {"params": {"b": weights["b"]}}])
+    >>> averaged, others = {"w": np.ones(3), "u": np.ones(3)}, {"b": np.zeros(1)}
+    >>> opt = RMSProp([{"params": averaged, "use_ema": True}, {"params": others}])
     >>> opt.ema
-    <averages of 1 parameters>
+    <averages of 2 parameters>
     >>> list(opt.ema), np.shares_memory(opt.ema["w"], opt.state["w"]["ema"])
-    (['w'], True)
+    (['w', 'u'], True)
     >>> opt.ema["b"]
     Traceback (most recent call last):
     KeyError: "'b' has no average; wanted a parameter of a group with use_ema=True"

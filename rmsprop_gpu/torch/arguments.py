@@ -124,7 +124,7 @@ def keys_of(groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 
 def _names_in(group: Mapping[str, Any]) -> Sequence[str]:
-    """The names of a group's parameters; none if it has fewer or more, since other code changed only the parameters."""
+    """The names of a group's parameters, or none if other code changed its parameters without their names."""
     names = group.get("param_names")
     return names if isinstance(names, (list, tuple)) and len(names) == len(group["params"]) else ()
 
